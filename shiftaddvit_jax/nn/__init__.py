@@ -1,0 +1,24 @@
+"""Flax modules made of ops: shift and MoE layers, attentions, MLPs, and the block that joins them."""
+
+from shiftaddvit_jax.nn.attention import ATTENTION_KINDS, make_attention
+from shiftaddvit_jax.nn.block import Block, DropPath
+from shiftaddvit_jax.nn.linear import LINEAR_KINDS, Primitives, make_linear
+from shiftaddvit_jax.nn.mlp import Mlp
+from shiftaddvit_jax.nn.moe import MoEDense, latency_aware_loss, load_probabilities, routing_loss
+from shiftaddvit_jax.nn.shift import ShiftDense
+
+__all__ = [
+    "ATTENTION_KINDS",
+    "LINEAR_KINDS",
+    "Block",
+    "DropPath",
+    "Mlp",
+    "MoEDense",
+    "Primitives",
+    "ShiftDense",
+    "latency_aware_loss",
+    "load_probabilities",
+    "make_attention",
+    "make_linear",
+    "routing_loss",
+]

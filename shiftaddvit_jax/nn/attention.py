@@ -1,0 +1,261 @@
+"""Every kind of attention, from softmax to codes in Hamming space.
+
+All share one call, ``(x [batch, tokens, channels], grid (height, width)) -> [batch, tokens, channels]``,
+and one base class with what they share: heads, projections and dropout. Shapes inside are
+[batch, heads, tokens, head_dim].
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from shiftaddvit_jax.nn.linear import Primitives, make_linear
+from shiftaddvit_jax.ops import (
+    KernelHash,
+    binarize,
+    depthwise_conv_1d,
+    hash_codes,
+    l2_normalize,
+    learn_hash,
+    matadd,
+)
+from shiftaddvit_jax.validation import check_choice
+
+HASH_BITS, HASH_ANCHORS = 16, 20  # EcoFormer's code length and number of anchors
+VALUE_KERNEL_SIZE = 9  # tokens that the depthwise convolution of V spans
+
+
+class Attention(nn.Module):
+    """What every kind of attention has.
+
+    Attributes:
+      num_heads: heads; must divide the channels.
+      projections: kind of the linear layers, see `make_linear`.
+      sr_ratio: by how much ``"sra"`` reduces each side of the grid; the other kinds ignore it.
+      dropout: rate on the output.
+      primitives: how shifts and additions are computed.
+      train: whether dropout and the routers' noise are on.
+    """
+
+    num_heads: int
+    projections: str = "dense"
+    sr_ratio: int = 1
+    dropout: float = 0.0
+    primitives: Primitives = Primitives()
+    train: bool = False
+
+    def linear(self, features: int, name: str) -> nn.Module:
+        """One of the attention's linear layers."""
+        return make_linear(self.projections, features, self.primitives, name=name, train=self.train)
+
+    def heads(
+        self, x: Float[Array, "batch tokens parts_channels"], parts: int = 1
+    ) -> list[Float[Array, "batch heads tokens head_dim"]]:
+        """``x`` cut into ``parts`` equal parts of its channels, each split into heads.
+
+        Raises:
+          ValueError: channels that the heads do not divide.
+        """
+        batch, tokens, width = x.shape
+        channels = width // parts
+        if channels % self.num_heads:
+            raise ValueError(
+                f"{channels} channels do not split into {self.num_heads} heads; choose a divisor as num_heads"
+            )
+        x = x.reshape(batch, tokens, parts, self.num_heads, channels // self.num_heads)
+        return list(x.transpose(2, 0, 3, 1, 4))
+
+    def output(
+        self, x: Float[Array, "batch heads tokens head_dim"]
+    ) -> Float[Array, "batch tokens channels"]:
+        """Heads joined, projected and dropped out."""
+        batch, heads, tokens, head_dim = x.shape
+        x = x.transpose(0, 2, 1, 3).reshape(batch, tokens, heads * head_dim)
+        x = self.linear(heads * head_dim, "proj")(x)
+        return nn.Dropout(self.dropout, deterministic=not self.train)(x)
+
+    def qkv(self, x: Float[Array, "batch tokens channels"]) -> list[Array]:
+        """Queries, keys and values of the same tokens, from one linear layer."""
+        return self.heads(self.linear(3 * x.shape[-1], "qkv")(x), parts=3)
+
+    def add_value_conv(
+        self,
+        x: Float[Array, "batch heads tokens head_dim"],
+        values: Float[Array, "batch heads tokens head_dim"],
+    ) -> Float[Array, "batch heads tokens head_dim"]:
+        """``x`` plus a depthwise convolution of the values over the tokens, one kernel a head."""
+        heads, head_dim = values.shape[1], values.shape[-1]
+        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=0, out_axis=())
+        kernel = self.param("dconv", init, (VALUE_KERNEL_SIZE, heads)).astype(values.dtype)
+        # [batch, tokens, heads * head_dim]: the channels of one head share their kernel.
+        channels = values.transpose(0, 2, 1, 3).reshape(values.shape[0], values.shape[2], -1)
+        y = depthwise_conv_1d(channels, jnp.repeat(kernel, head_dim, axis=1), self.primitives.implementation)
+        return x + y.reshape(*y.shape[:2], heads, head_dim).transpose(0, 2, 1, 3)
+
+    def linear_angular(self, q: Array, k: Array, v: Array) -> Float[Array, "batch heads tokens head_dim"]:
+        """Linear-angular attention (Castling-ViT, arXiv 2211.10526) of binary codes, by additions.
+
+        v / 2 + q (k^T v) / pi, over its norm along head_dim, plus the convolution of V over tokens.
+        """
+        implementation = self.primitives.implementation
+        context = matadd(k.swapaxes(-1, -2), v, implementation)
+        x = v / 2 + matadd(q, context, implementation) / math.pi
+        return self.add_value_conv(l2_normalize(x), v)
+
+
+def softmax_attention(
+    q: Float[Array, "batch heads tokens head_dim"],
+    k: Float[Array, "batch heads other head_dim"],
+    v: Float[Array, "batch heads other head_dim"],
+) -> Float[Array, "batch heads tokens head_dim"]:
+    """softmax(q k^T / sqrt(head_dim)) v."""
+    scores = jnp.einsum("bhnd,bhmd->bhnm", q, k) * q.shape[-1] ** -0.5
+    return jnp.einsum("bhnm,bhmd->bhnd", jax.nn.softmax(scores), v)
+
+
+class SoftmaxAttention(Attention):
+    """``"msa"``: multi-head self-attention."""
+
+    @nn.compact
+    def __call__(self, x, grid):
+        return self.output(softmax_attention(*self.qkv(x)))
+
+
+class SpatialReductionAttention(Attention):
+    """``"sra"``: keys and values come from a grid that a strided convolution made smaller (PVT)."""
+
+    @nn.compact
+    def __call__(self, x, grid):
+        batch, tokens, channels = x.shape
+        (q,) = self.heads(self.linear(channels, "q")(x))
+        if self.sr_ratio > 1:
+            window = (self.sr_ratio, self.sr_ratio)
+            x = nn.Conv(channels, window, window, "VALID", dtype=self.primitives.dtype, name="sr")(
+                x.reshape(batch, *grid, channels)
+            ).reshape(batch, -1, channels)
+            x = nn.LayerNorm(1e-5, dtype=self.primitives.dtype, name="norm")(x)
+        k, v = self.heads(self.linear(2 * channels, "kv")(x), parts=2)
+        return self.output(softmax_attention(q, k, v))
+
+
+class LinearAttention(Attention):
+    """``"linear"``: q (k^T v) / sqrt(head_dim), without a softmax."""
+
+    @nn.compact
+    def __call__(self, x, grid):
+        q, k, v = self.qkv(x)
+        context = jnp.einsum("bhnd,bhne->bhde", k, v) * q.shape[-1] ** -0.5
+        return self.output(jnp.einsum("bhnd,bhde->bhne", q, context))
+
+
+class HammingLinearAttention(Attention):
+    """``"hamming_linear"``: linear-angular attention of normalised queries and keys as codes {0, 1}."""
+
+    @nn.compact
+    def __call__(self, x, grid):
+        q, k, v = self.qkv(x)
+        q, k = (
+            binarize(l2_normalize(part), self.primitives.threshold, (0, 1), self.primitives.implementation)
+            for part in (q, k)
+        )
+        return self.output(self.linear_angular(q, k, v))
+
+
+class HammingQuadraticAttention(Attention):
+    """``"hamming_quadratic"``: softmax attention whose queries and keys are codes {-1, 1}.
+
+    A product of two codes is head_dim - 2 * their Hamming distance.
+    """
+
+    @nn.compact
+    def __call__(self, x, grid):
+        q, k, v = self.qkv(x)
+        implementation = self.primitives.implementation
+        q, k = (binarize(part, self.primitives.threshold, (-1, 1), implementation) for part in (q, k))
+        scores = matadd(q, k.swapaxes(-1, -2), implementation) * q.shape[-1] ** -0.5
+        return self.output(jnp.einsum("bhnm,bhmd->bhnd", jax.nn.softmax(scores), v))
+
+
+class HashedAttention(Attention):
+    """Attention with one set of tokens as queries and keys, hashed to codes {0, 1} by learned KSH.
+
+    The hash is in the collection ``"hash"``. Applying a model with ``mutable=["hash"]`` and a random
+    stream ``"hash"`` learns it from the tokens of that call, layer after layer.
+    """
+
+    def codes_and_values(self, x: Float[Array, "batch tokens channels"]) -> tuple[Array, Array]:
+        """Codes [batch, heads, tokens, HASH_BITS] and values [batch, heads, tokens, head_dim]."""
+        channels = x.shape[-1]
+        (shared,) = self.heads(self.linear(channels, "qk")(x))
+        (values,) = self.heads(self.linear(channels, "v")(x))
+        shared = l2_normalize(shared)
+        heads, head_dim = shared.shape[1], shared.shape[-1]
+        init = nn.initializers.normal(1.0)
+
+        def variable(name, shape):
+            return self.variable("hash", name, lambda: init(self.make_rng("params"), shape))
+
+        anchors = variable("anchors", (heads, HASH_ANCHORS, head_dim))
+        kernel_mean = variable("kernel_mean", (heads, HASH_ANCHORS))
+        projection = variable("projection", (heads, HASH_BITS, HASH_ANCHORS))
+        if self.is_mutable_collection("hash") and not self.is_initializing():
+            tokens = jax.lax.stop_gradient(shared.astype(jnp.float32))
+            learned = learn_hash(self.make_rng("hash"), tokens, HASH_BITS, HASH_ANCHORS)
+            anchors.value, kernel_mean.value, projection.value = learned
+        kernel_hash = jax.tree.map(
+            lambda leaf: jax.lax.stop_gradient(leaf.astype(shared.dtype)),
+            KernelHash(anchors.value, kernel_mean.value, projection.value),
+        )
+        return hash_codes(shared, kernel_hash), values
+
+
+class HammingKSHAttention(HashedAttention):
+    """``"hamming_ksh"``: linear-angular attention of hashed, shared queries and keys."""
+
+    @nn.compact
+    def __call__(self, x, grid):
+        codes, values = self.codes_and_values(x)
+        return self.output(self.linear_angular(codes, codes, values))
+
+
+class EcoformerAttention(HashedAttention):
+    """``"ecoformer"``: linear attention of hashed, shared queries and keys (arXiv 2209.09004).
+
+    With codes q of b bits, q_i^T k_j + b + 1 is positive: token i becomes
+    (sum_j (q_i^T k_j) v_j + (b + 1) v_i) / sum_j (q_i^T k_j + b + 1), as in the authors' code.
+    """
+
+    @nn.compact
+    def __call__(self, x, grid):
+        codes, values = self.codes_and_values(x)
+        implementation = self.primitives.implementation
+        tokens, bias = codes.shape[-2], codes.shape[-1] + 1
+        context = matadd(codes.swapaxes(-1, -2), values, implementation)
+        numerator = matadd(codes, context, implementation) + bias * values
+        denominator = jnp.sum(codes * jnp.sum(codes, axis=-2, keepdims=True), axis=-1, keepdims=True)
+        return self.output(numerator / (denominator + tokens * bias))
+
+
+_KINDS = {
+    "msa": SoftmaxAttention,
+    "sra": SpatialReductionAttention,
+    "linear": LinearAttention,
+    "ecoformer": EcoformerAttention,
+    "hamming_linear": HammingLinearAttention,
+    "hamming_ksh": HammingKSHAttention,
+    "hamming_quadratic": HammingQuadraticAttention,
+}
+ATTENTION_KINDS = tuple(_KINDS)
+
+
+def make_attention(kind: str, **arguments) -> Attention:
+    """An attention of one of `ATTENTION_KINDS`; the arguments are `Attention`'s.
+
+    Raises:
+      ValueError: unknown kind.
+    """
+    check_choice("kind of attention", kind, ATTENTION_KINDS)
+    return _KINDS[kind](**arguments)

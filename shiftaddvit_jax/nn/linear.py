@@ -1,0 +1,57 @@
+"""The three kinds of linear layer, chosen by name."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+
+from shiftaddvit_jax.nn.moe import MoEDense
+from shiftaddvit_jax.nn.shift import ShiftDense, kernel_init
+from shiftaddvit_jax.ops.activations import Activations
+from shiftaddvit_jax.ops.binarize import Threshold
+from shiftaddvit_jax.ops.implementation import Implementation
+from shiftaddvit_jax.validation import check_choice
+
+LINEAR_KINDS = ("dense", "shift", "moe")
+
+
+@dataclass(frozen=True)
+class Primitives:
+    """How a model computes its shifts and additions: the same for all its layers.
+
+    Attributes:
+      weight_bits: bits of a power-of-two weight.
+      activations: number format of what is shifted, see `shiftaddvit_jax.ops.matshift`.
+      threshold: where queries and keys are binarized, see `shiftaddvit_jax.ops.binarize`.
+      implementation: see `shiftaddvit_jax.ops`.
+      dtype: dtype of the computation, float32 by default; parameters are float32.
+    """
+
+    weight_bits: int = 5
+    activations: Activations = "float"
+    threshold: Threshold = "sample"
+    implementation: Implementation = None
+    dtype: Any = None
+
+
+def make_linear(
+    kind: str, features: int, primitives: Primitives, *, name: str, use_bias: bool = True, train: bool = False
+) -> nn.Module:
+    """A linear layer of the kind ``"dense"``, ``"shift"`` or ``"moe"``, to be called in a compact method.
+
+    Raises:
+      ValueError: unknown kind.
+    """
+    check_choice("kind of linear layer", kind, LINEAR_KINDS)
+    if kind == "dense":
+        return nn.Dense(features, use_bias, primitives.dtype, kernel_init=kernel_init, name=name)
+    settings = {
+        "weight_bits": primitives.weight_bits,
+        "activations": primitives.activations,
+        "implementation": primitives.implementation,
+        "dtype": primitives.dtype,
+        "name": name,
+    }
+    if kind == "shift":
+        return ShiftDense(features, use_bias, **settings)
+    return MoEDense(features, use_bias, train, **settings)

@@ -1,0 +1,60 @@
+"""The MLP of a block, with or without a depthwise convolution between its linear layers."""
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from shiftaddvit_jax.nn.linear import Primitives, make_linear
+from shiftaddvit_jax.ops import depthwise_conv_2d
+
+
+class DepthwiseConv(nn.Module):
+    """A 3x3 depthwise convolution over the grid of tokens, with a bias."""
+
+    primitives: Primitives = Primitives()
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch tokens channels"], grid: tuple[int, int]
+    ) -> Float[Array, "batch tokens channels"]:
+        channels = x.shape[-1]
+        # He initialisation for the fan-out of one kernel, as in PVTv2.
+        kernel = self.param("kernel", nn.initializers.normal((2 / 9) ** 0.5), (3, 3, channels))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.primitives.dtype)
+        image = x.reshape(x.shape[0], *grid, channels)
+        y = depthwise_conv_2d(image, kernel, self.primitives.implementation) + bias
+        return y.reshape(x.shape)
+
+
+class Mlp(nn.Module):
+    """Linear layer, depthwise convolution where asked for, GELU, linear layer.
+
+    Attributes:
+      hidden_features: width between the linear layers.
+      kind: kind of both linear layers, see `make_linear`.
+      depthwise: whether a 3x3 depthwise convolution over the grid of tokens comes before the GELU (PVTv2).
+      dropout: rate after the GELU and after the last layer.
+      primitives: how shifts are computed.
+      train: whether dropout and the router's noise are on.
+    """
+
+    hidden_features: int
+    kind: str = "dense"
+    depthwise: bool = False
+    dropout: float = 0.0
+    primitives: Primitives = Primitives()
+    train: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch tokens channels"], grid: tuple[int, int]
+    ) -> Float[Array, "batch tokens channels"]:
+        drop = nn.Dropout(self.dropout, deterministic=not self.train)
+        channels = x.shape[-1]
+        x = make_linear(self.kind, self.hidden_features, self.primitives, name="fc1", train=self.train)(x)
+        if self.depthwise:
+            x = DepthwiseConv(self.primitives, name="dwconv")(x, grid)
+        x = drop(jax.nn.gelu(x, approximate=False))
+        x = make_linear(self.kind, channels, self.primitives, name="fc2", train=self.train)(x)
+        return drop(x)

@@ -1,0 +1,204 @@
+"""A mixture of a multiplication expert and a shift expert, and the loss that balances it by latency."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from shiftaddvit_jax.nn.shift import ShiftDense, kernel_init
+from shiftaddvit_jax.ops import dispatch
+from shiftaddvit_jax.ops.activations import Activations
+from shiftaddvit_jax.ops.implementation import Implementation
+
+EXPERTS = ("dense", "shift")
+
+
+class MoEDense(nn.Module):
+    """A linear layer with two experts, ``dense`` and ``shift``, and a router that picks by token.
+
+    y = sum over the ``top_k`` most probable experts of p_i(x) E_i(x), where p = softmax(x W_router).
+    In training, Gaussian noise of standard deviation 1 / E is added to the router's logits and both
+    experts are computed for all tokens. Otherwise each token is dispatched: its experts alone compute it.
+
+    Where the collection ``"routing"`` is mutable, the layer stores there, as [experts] float32:
+    ``importance`` (the sum over tokens of p_i, without noise), ``load`` (the sum over tokens of q_i, see
+    `load_probabilities`) and ``tokens`` (how many tokens each expert computed).
+
+    Attributes:
+      features: number of outputs.
+      use_bias: whether the experts have biases; the router has none.
+      train: whether noise is added, from the stream ``"router"``.
+      top_k: experts a token, 1 or 2.
+      weight_bits: see `ShiftDense`.
+      activations: the shift expert's number format.
+      implementation: see `shiftaddvit_jax.ops`.
+      dtype: dtype of the experts; the router always computes in float32.
+    """
+
+    features: int
+    use_bias: bool = True
+    train: bool = False
+    top_k: int = 1
+    weight_bits: int = 5
+    activations: Activations = "float"
+    implementation: Implementation = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+        """Apply the layer.
+
+        Raises:
+          ValueError: ``top_k`` other than 1 or 2.
+        """
+        if not 1 <= self.top_k <= len(EXPERTS):
+            raise ValueError(f"top_k must be between 1 and {len(EXPERTS)}, got {self.top_k}")
+        tokens = x.reshape(-1, x.shape[-1])
+        router = self.param("router", _init_router, (x.shape[-1], len(EXPERTS)))
+        dense = nn.Dense(
+            self.features, self.use_bias, self.dtype, kernel_init=kernel_init, name="dense"
+        )
+        shift = ShiftDense(
+            self.features,
+            self.use_bias,
+            weight_bits=self.weight_bits,
+            activations=self.activations,
+            implementation=self.implementation,
+            dtype=self.dtype,
+            name="shift",
+        )
+
+        clean = tokens.astype(jnp.float32) @ router.astype(jnp.float32)
+        logits = clean
+        if self.train:
+            noise = jax.random.normal(self.make_rng("router"), clean.shape)
+            logits = clean + noise / len(EXPERTS)
+        probabilities = jax.nn.softmax(logits)
+        _, chosen = jax.lax.top_k(logits, self.top_k)
+        self._report(clean, chosen)
+
+        if self.train or self.is_initializing():
+            outputs = jnp.stack([dense(tokens), shift(tokens)], axis=1)
+            gates = probabilities * jnp.sum(jax.nn.one_hot(chosen, len(EXPERTS)), axis=1)
+            y = jnp.sum(gates[..., None].astype(outputs.dtype) * outputs, axis=1)
+        else:
+            weight = shift.weight()
+            dense_expert, dense_variables = dense.clone(parent=None), dense.variables
+            outputs = dispatch(
+                jnp.repeat(tokens, self.top_k, axis=0),
+                chosen.reshape(-1),
+                [
+                    lambda rows: dense_expert.apply(dense_variables, rows),
+                    lambda rows: shift.project(rows, weight),
+                ],
+                implementation=self.implementation,
+            ).reshape(-1, self.top_k, self.features)
+            gates = jnp.take_along_axis(probabilities, chosen, axis=1)
+            y = jnp.sum(gates[..., None].astype(outputs.dtype) * outputs, axis=1)
+        return y.reshape(*x.shape[:-1], self.features)
+
+    def _report(self, clean, chosen):
+        if not self.is_mutable_collection("routing") or self.is_initializing():
+            return
+        stats = {
+            "importance": jnp.sum(jax.nn.softmax(clean), axis=0),
+            "load": jnp.sum(load_probabilities(clean, self.top_k), axis=0),
+            "tokens": jnp.sum(jax.nn.one_hot(chosen, len(EXPERTS)), axis=(0, 1)),
+        }
+        for name, value in stats.items():
+            self.sow("routing", name, value, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+
+
+def _init_router(key, shape):
+    bound = 1 / math.sqrt(shape[0])
+    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+
+def load_probabilities(
+    logits: Float[Array, "*batch experts"], top_k: int = 1
+) -> Float[Array, "*batch experts"]:
+    """q_i(x): the probability that expert i is among the ``top_k`` under the router's noise.
+
+    The noise is Gaussian, independent for each expert, of standard deviation 1 / E (as the authors' code
+    and V-MoE read the paper's N(0, 1/E)). Given expert i's own noise t, each rival j is ahead with
+    probability Phi((l_j - l_i) E - t), independently of the others; so q_i is the integral over t of the
+    probability that fewer than ``top_k`` rivals are ahead. With two experts and top-1 it is
+    Phi((l_1 - l_2) E / sqrt 2). Differentiable, and sums to ``top_k`` over the experts.
+    """
+    experts = logits.shape[-1]
+    if experts == 2 and top_k == 1:
+        difference = logits[..., 0] - logits[..., 1]
+        first = jax.scipy.stats.norm.cdf(difference * experts / math.sqrt(2))
+        return jnp.stack([first, 1 - first], axis=-1)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(64)
+    q = []
+    for i in range(experts):
+        rivals = jnp.delete(logits, i, axis=-1)
+        margin = (rivals - logits[..., i : i + 1]) * experts
+        ahead = jax.scipy.stats.norm.cdf(margin[..., None] - nodes)
+        # counts[c]: the probability that c of the rivals seen so far are ahead.
+        counts = [jnp.ones_like(ahead[..., 0, :])]
+        for j in range(experts - 1):
+            p = ahead[..., j, :]
+            counts = [
+                (counts[c] * (1 - p) if c < len(counts) else 0) + (counts[c - 1] * p if c else 0)
+                for c in range(len(counts) + 1)
+            ]
+        q.append(sum(counts[:top_k]) @ (weights / weights.sum()))
+    return jnp.stack(q, axis=-1)
+
+
+def squared_coefficient_of_variation(x: Float[Array, "values"]) -> Float[Array, ""]:
+    """SCV: the unbiased variance over the squared mean; 0 for equal values."""
+    return jnp.var(x, ddof=1) / (jnp.square(jnp.mean(x)) + 1e-10)
+
+
+def latency_aware_loss(
+    importance: Float[Array, "experts"],
+    load: Float[Array, "experts"],
+    latencies: Sequence[float] | Float[Array, "experts"],
+) -> Float[Array, ""]:
+    """The latency-aware load-balancing loss: SCV(a * importance) + SCV(a * load), a = latency / sum.
+
+    It is 0 where each expert's share of the tokens is inversely proportional to its latency, so that
+    both take the same time.
+
+    Args:
+      importance: sum over tokens of p_i(x).
+      load: sum over tokens of q_i(x).
+      latencies: each expert's latency, in any unit; only their ratios count.
+
+    Raises:
+      ValueError: not one positive, finite latency for each expert.
+    """
+    shape = np.shape(latencies)
+    concrete = not isinstance(latencies, jax.core.Tracer)
+    if shape != importance.shape or (
+        concrete and not all(math.isfinite(latency) and latency > 0 for latency in np.asarray(latencies))
+    ):
+        raise ValueError(
+            f"latencies must be {importance.shape[0]} positive numbers, one for each expert "
+            f"({', '.join(EXPERTS)}), got {latencies}"
+        )
+    a = jnp.asarray(latencies, jnp.float32) / jnp.sum(jnp.asarray(latencies, jnp.float32))
+    return squared_coefficient_of_variation(a * importance) + squared_coefficient_of_variation(a * load)
+
+
+def routing_loss(routing: PyTree, latencies: Sequence[float]) -> Float[Array, ""]:
+    """The mean of `latency_aware_loss` over the MoE layers in a ``"routing"`` collection; 0 if none."""
+    losses = [
+        latency_aware_loss(layer["importance"], layer["load"], latencies) for layer in routing_layers(routing)
+    ]
+    return jnp.mean(jnp.stack(losses)) if losses else jnp.zeros(())
+
+
+def routing_layers(routing: PyTree) -> list[dict[str, Array]]:
+    """The statistics of each MoE layer in a ``"routing"`` collection, in the order of their names."""
+    if "importance" in routing:
+        return [routing]
+    return [layer for _, child in sorted(routing.items()) for layer in routing_layers(child)]

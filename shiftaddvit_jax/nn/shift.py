@@ -1,0 +1,97 @@
+"""A linear layer whose weights are powers of two (DeepShift, arXiv 1905.13298)."""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from shiftaddvit_jax.ops import (
+    additive_power_of_two,
+    fixed_point,
+    power_of_two,
+    power_of_two_codes,
+    power_of_two_weight,
+    shift_product,
+)
+from shiftaddvit_jax.ops.activations import Activations
+from shiftaddvit_jax.ops.implementation import Implementation
+from shiftaddvit_jax.validation import check_choice
+
+Quantizer = Literal["power_of_two", "additive_power_of_two"]
+kernel_init = nn.initializers.truncated_normal(0.02)
+
+
+class ShiftDense(nn.Module):
+    """``y = x W + b`` where every entry of W is sign * 2^exponent.
+
+    Attributes:
+      features: number of outputs.
+      use_bias: whether to add b; it is on the same fixed-point grid as ``x`` where that is on one.
+      mode: ``"q"`` keeps a dense ``kernel`` [inputs, outputs] and rounds it in every forward pass;
+        ``"ps"`` trains ``sign`` and ``exponent`` [inputs, outputs] themselves.
+      freeze_sign: in mode ``"ps"``, give ``sign`` no gradient.
+      quantizer: in mode ``"q"``, one power of two or the sum of two (APoT).
+      weight_bits: bits of a weight, which set the range of exponents: -14 to 0 at 5 bits.
+      activations: number format of ``x``, see `shiftaddvit_jax.ops.matshift`.
+      implementation: see `shiftaddvit_jax.ops`.
+      dtype: dtype of the computation; by default that of ``x`` and the parameters together.
+    """
+
+    features: int
+    use_bias: bool = True
+    mode: Literal["q", "ps"] = "q"
+    freeze_sign: bool = False
+    quantizer: Quantizer = "power_of_two"
+    weight_bits: int = 5
+    activations: Activations = "float"
+    implementation: Implementation = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+        """Apply the layer.
+
+        Raises:
+          ValueError: unknown mode or quantizer.
+        """
+        check_choice("shift mode", self.mode, ("q", "ps"))
+        check_choice("quantizer", self.quantizer, ("power_of_two", "additive_power_of_two"))
+        shape = (x.shape[-1], self.features)
+        if self.mode == "q":
+            self.param("kernel", kernel_init, shape)
+        else:
+            self.param("sign", _init_sign, shape)
+            self.param("exponent", _init_exponent, shape, self.weight_bits)
+        if self.use_bias:
+            self.param("bias", nn.initializers.zeros, (self.features,))
+        return self.project(x, self.weight())
+
+    def weight(self) -> Float[Array, "inputs outputs"]:
+        """The power-of-two weight, with its straight-through gradient."""
+        if self.mode == "ps":
+            sign = self.get_variable("params", "sign")
+            sign = jax.lax.stop_gradient(sign) if self.freeze_sign else sign
+            return power_of_two_weight(sign, self.get_variable("params", "exponent"), self.weight_bits)
+        round_weight = power_of_two if self.quantizer == "power_of_two" else additive_power_of_two
+        return round_weight(self.get_variable("params", "kernel"), self.weight_bits)
+
+    def project(
+        self, x: Float[Array, "*batch inputs"], weight: Float[Array, "inputs outputs"]
+    ) -> Float[Array, "*batch outputs"]:
+        """``x`` times a weight that `weight` returned, plus the bias."""
+        bias = self.get_variable("params", "bias") if self.use_bias else None
+        x, weight, bias = nn.dtypes.promote_dtype(x, weight, bias, dtype=self.dtype)
+        y = shift_product(x, weight, self.activations, self.implementation)
+        if bias is None:
+            return y
+        return y + (fixed_point(bias) if self.activations == "fixed_point" else bias)
+
+
+def _init_sign(key, shape):
+    return jnp.sign(kernel_init(key, shape))
+
+
+def _init_exponent(key, shape, weight_bits):
+    return power_of_two_codes(kernel_init(key, shape), weight_bits)[1].astype(jnp.float32)

@@ -1,0 +1,45 @@
+"""Arrays in, arrays out: the primitives of ShiftAddViT, one file an op.
+
+Every op takes ``implementation``: ``None`` (the best that runs here, never failing), ``"xla"`` (the
+reference, with gradients) or ``"tvm"`` (a clear error where no kernel exists).
+"""
+
+from shiftaddvit_jax.ops.activations import dynamic_int8, fixed_point, quantize_activations
+from shiftaddvit_jax.ops.binarize import binarize
+from shiftaddvit_jax.ops.depthwise_conv import depthwise_conv_1d, depthwise_conv_2d
+from shiftaddvit_jax.ops.dispatch import dispatch
+from shiftaddvit_jax.ops.hashing import KernelHash, hash_codes, learn_hash
+from shiftaddvit_jax.ops.matadd import matadd
+from shiftaddvit_jax.ops.matshift import matshift, shift_product
+from shiftaddvit_jax.ops.normalize import l2_normalize
+from shiftaddvit_jax.ops.power_of_two import (
+    additive_power_of_two,
+    additive_power_of_two_codes,
+    additive_power_of_two_levels,
+    power_of_two,
+    power_of_two_codes,
+    power_of_two_weight,
+)
+
+__all__ = [
+    "KernelHash",
+    "additive_power_of_two",
+    "additive_power_of_two_codes",
+    "additive_power_of_two_levels",
+    "binarize",
+    "depthwise_conv_1d",
+    "depthwise_conv_2d",
+    "dispatch",
+    "dynamic_int8",
+    "fixed_point",
+    "hash_codes",
+    "l2_normalize",
+    "learn_hash",
+    "matadd",
+    "matshift",
+    "power_of_two",
+    "power_of_two_codes",
+    "power_of_two_weight",
+    "quantize_activations",
+    "shift_product",
+]

@@ -1,0 +1,62 @@
+"""What a MatShift does to its activations before the shifts: nothing, fixed point, or int8."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from shiftaddvit_jax.validation import check_choice
+
+Activations = Literal["float", "fixed_point", "int8"]
+
+
+def fixed_point(
+    x: Float[Array, "*shape"], integer_bits: int = 16, fraction_bits: int = 16
+) -> Float[Array, "*shape"]:
+    """``x`` on a fixed-point grid: rounded down to a multiple of 2^-fraction_bits and clipped.
+
+    The range is [-2^(integer_bits - 1), 2^(integer_bits - 1) - 1], as in DeepShift. The gradient is
+    straight-through.
+    """
+    bound = 2.0 ** (integer_bits - 1)
+    scale = 2.0**fraction_bits
+    return _straight_through(x, jnp.clip(jnp.floor(x * scale) / scale, -bound, bound - 1))
+
+
+def dynamic_int8(
+    x: Float[Array, "*batch channels"],
+) -> tuple[Float[Array, "*batch channels"], Float[Array, "*batch 1"]]:
+    """Whole numbers in [-127, 127] and each token's scale, max |x| / 127: ``x`` is about their product.
+
+    A token of zeros has the scale 1.
+    """
+    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    scale = jnp.where(largest > 0, largest / 127, 1).astype(x.dtype)
+    return jnp.clip(jnp.round(x / scale), -127, 127), scale
+
+
+def quantize_activations(
+    x: Float[Array, "*batch channels"], activations: Activations
+) -> Float[Array, "*batch channels"]:
+    """``x`` as the named number format represents it, with a straight-through gradient.
+
+    ``"float"`` leaves it alone; ``"fixed_point"`` is `fixed_point` at 16.16; ``"int8"`` is `dynamic_int8`.
+    """
+    check_choice("activations", activations, ("float", "fixed_point", "int8"))
+    if activations == "float":
+        return x
+    if activations == "fixed_point":
+        return fixed_point(x)
+    whole, scale = dynamic_int8(x)
+    return _straight_through(x, whole * scale)
+
+
+@jax.custom_jvp
+def _straight_through(x, rounded):
+    return rounded.astype(x.dtype)
+
+
+@_straight_through.defjvp
+def _straight_through_jvp(primals, tangents):
+    return _straight_through(*primals), tangents[0]

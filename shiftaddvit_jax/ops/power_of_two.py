@@ -1,0 +1,201 @@
+"""Power-of-two weights: one power (MatShift) or the sum of two (APoT)."""
+
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from shiftaddvit_jax.validation import check_choice
+
+Rounding = Literal["deterministic", "stochastic"]
+
+
+def min_exponent(weight_bits: int) -> int:
+    """The smallest exponent of a power-of-two weight: -(2^(weight_bits - 1) - 2), so -14 at 5 bits.
+
+    With sign, zero and the exponents from there to 0, a weight has 2^weight_bits - 1 values.
+
+    Raises:
+      ValueError: ``weight_bits`` outside 2 to 8.
+    """
+    if not 2 <= weight_bits <= 8:
+        raise ValueError(f"weight_bits must be between 2 and 8, got {weight_bits}")
+    return -(2 ** (weight_bits - 1) - 2)
+
+
+def power_of_two_codes(
+    weight: Float[Array, "*shape"],
+    weight_bits: int = 5,
+    rounding: Rounding = "deterministic",
+    key: Array | None = None,
+) -> tuple[Int[Array, "*shape"], Int[Array, "*shape"]]:
+    """The sign (-1, 0, 1) and the exponent of the nearest power of two, both int8.
+
+    Nearest is measured on the logarithm, as in DeepShift: between 2^e and 2^(e+1) the border is
+    2^(e + 1/2). Stochastic rounding takes the upper power with probability (\\|w\\| - 2^e) / 2^e, so that
+    the expected weight is w itself wherever the range allows. Magnitudes outside the range take its
+    nearest end; an exact 0 has sign 0 and exponent 0.
+
+    Raises:
+      ValueError: ``weight_bits`` outside 2 to 8, unknown rounding, stochastic rounding without a key.
+    """
+    low = min_exponent(weight_bits)
+    check_choice("rounding", rounding, ("deterministic", "stochastic"))
+    magnitude = jnp.abs(weight.astype(jnp.float32))
+    # |w| = mantissa * 2^exponent with mantissa in [1/2, 1): no logarithm, so no error near a border.
+    mantissa, exponent = jnp.frexp(magnitude)
+    if rounding == "deterministic":
+        up = mantissa >= np.float32(np.sqrt(0.5))
+    else:
+        if key is None:
+            raise ValueError("stochastic rounding needs a random key: pass key=jax.random.key(...)")
+        up = jax.random.uniform(key, weight.shape) < 2 * mantissa - 1
+    exponent = jnp.clip(exponent - jnp.where(up, 0, 1), low, 0)
+    sign = jnp.sign(weight).astype(jnp.int8)
+    return sign, jnp.where(sign == 0, 0, exponent).astype(jnp.int8)
+
+
+def power_of_two(
+    weight: Float[Array, "*shape"],
+    weight_bits: int = 5,
+    rounding: Rounding = "deterministic",
+    key: Array | None = None,
+) -> Float[Array, "*shape"]:
+    """``weight`` rounded to sign * 2^exponent (see `power_of_two_codes`), in its own dtype.
+
+    The gradient is straight-through: that of the rounded weight, unchanged (DeepShift-Q). Rounding
+    twice is rounding once. NaN stays NaN.
+
+    Raises:
+      ValueError: as `power_of_two_codes`.
+    """
+    if key is None:
+        key_data = jnp.zeros((2,), jnp.uint32)
+        if rounding == "stochastic":
+            raise ValueError("stochastic rounding needs a random key: pass key=jax.random.key(...)")
+    else:
+        key_data = jax.random.key_data(key)
+    return _power_of_two(weight, key_data, weight_bits, rounding)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _power_of_two(weight, key_data, weight_bits, rounding):
+    key = jax.random.wrap_key_data(key_data) if rounding == "stochastic" else None
+    sign, exponent = power_of_two_codes(weight, weight_bits, rounding, key)
+    rounded = jnp.ldexp(sign.astype(weight.dtype), exponent)
+    return jnp.where(jnp.isnan(weight), weight, rounded).astype(weight.dtype)
+
+
+def _power_of_two_forward(weight, key_data, weight_bits, rounding):
+    return _power_of_two(weight, key_data, weight_bits, rounding), None
+
+
+def _power_of_two_backward(weight_bits, rounding, _, gradient):
+    return gradient, None
+
+
+_power_of_two.defvjp(_power_of_two_forward, _power_of_two_backward)
+
+
+def power_of_two_weight(
+    sign: Float[Array, "*shape"] | Int[Array, "*shape"],
+    exponent: Float[Array, "*shape"] | Int[Array, "*shape"],
+    weight_bits: int = 5,
+) -> Float[Array, "*shape"]:
+    """The weight sign * 2^exponent of two trainable arrays (DeepShift-PS), float32 for integer codes.
+
+    Both are rounded first, the exponent clipped to the range of ``weight_bits``. The gradients are the
+    authors': g * w * ln 2 for the exponent and g itself for the sign, through rounding and clipping.
+    """
+    dtype = sign.dtype if jnp.issubdtype(sign.dtype, jnp.floating) else jnp.float32
+    return _power_of_two_weight(sign.astype(dtype), exponent.astype(dtype), min_exponent(weight_bits))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _power_of_two_weight(sign, exponent, low):
+    rounded = jnp.round(jnp.clip(exponent, low, 0)).astype(jnp.int32)
+    return jnp.ldexp(jnp.sign(jnp.round(sign)), rounded).astype(sign.dtype)
+
+
+def _power_of_two_weight_forward(sign, exponent, low):
+    weight = _power_of_two_weight(sign, exponent, low)
+    return weight, weight
+
+
+def _power_of_two_weight_backward(low, weight, gradient):
+    return gradient, gradient * weight * float(np.log(2))
+
+
+_power_of_two_weight.defvjp(_power_of_two_weight_forward, _power_of_two_weight_backward)
+
+
+def _apot_terms(weight_bits: int) -> tuple[np.ndarray, np.ndarray]:
+    if weight_bits not in (3, 5, 7):
+        raise ValueError(f"additive powers of two need weight_bits 3, 5 or 7, got {weight_bits}")
+    index = np.arange(2 ** ((weight_bits - 1) // 2) - 1)
+    return (
+        np.concatenate([[0.0], 2.0 ** (-2 * index)]),
+        np.concatenate([[0.0], 2.0 ** (-2 * index - 1)]),
+    )
+
+
+def additive_power_of_two_levels(weight_bits: int = 5) -> Float[np.ndarray, "levels"]:
+    """The magnitudes of APoT with two terms, (2^(2i) + 2^(2j - 1)) * 2/3 with i, j <= 0, in rising order.
+
+    One bit is the sign; half of the others choose each term, of which one value is 0 (Li et al.,
+    arXiv 1909.13144). Scaled so that the largest is 1.
+
+    Raises:
+      ValueError: ``weight_bits`` other than 3, 5 or 7.
+    """
+    first, second = _apot_terms(weight_bits)
+    return np.sort((first[:, None] + second[None, :]).ravel()).astype(np.float32) * np.float32(2 / 3)
+
+
+def additive_power_of_two_codes(
+    weight: Float[Array, "*shape"], weight_bits: int = 5
+) -> tuple[Int[Array, "*shape"], ...]:
+    """APoT codes ``(sign, sign_1, sign_2, exponent_1, exponent_2)``, all int8.
+
+    The weight is sign * (sign_1 * 2^(2 exponent_1) + sign_2 * 2^(2 exponent_2 - 1)) * 2/3 with sign_1 and
+    sign_2 in {0, 1}; an absent term has exponent 0.
+    """
+    first, second = _apot_terms(weight_bits)
+    pairs = (first[:, None] + second[None, :]).ravel()
+    order = np.argsort(pairs)
+    nearest = _nearest_level(weight, weight_bits)
+    term_1, term_2 = (jnp.asarray(order // len(second))[nearest], jnp.asarray(order % len(second))[nearest])
+    sign = jnp.sign(weight)
+    sign_1, sign_2 = ((term > 0) & (sign != 0) for term in (term_1, term_2))
+    exponent_1, exponent_2 = (
+        jnp.where(present, 1 - term, 0)
+        for term, present in ((term_1, sign_1), (term_2, sign_2))
+    )
+    return tuple(code.astype(jnp.int8) for code in (sign, sign_1, sign_2, exponent_1, exponent_2))
+
+
+def _nearest_level(weight, weight_bits):
+    levels = additive_power_of_two_levels(weight_bits)
+    borders = jnp.asarray((levels[1:] + levels[:-1]) / 2)
+    return jnp.searchsorted(borders, jnp.abs(weight.astype(jnp.float32)))
+
+
+def additive_power_of_two(weight: Float[Array, "*shape"], weight_bits: int = 5) -> Float[Array, "*shape"]:
+    """``weight`` rounded to the nearest APoT level, clipped to [-1, 1]; straight-through gradient."""
+    return _additive_power_of_two(weight, weight_bits)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _additive_power_of_two(weight, weight_bits):
+    levels = jnp.asarray(additive_power_of_two_levels(weight_bits))
+    rounded = jnp.sign(weight) * levels[_nearest_level(weight, weight_bits)].astype(weight.dtype)
+    return rounded.astype(weight.dtype)
+
+
+_additive_power_of_two.defvjp(
+    lambda weight, weight_bits: (_additive_power_of_two(weight, weight_bits), None),
+    lambda weight_bits, _, gradient: (gradient,),
+)
