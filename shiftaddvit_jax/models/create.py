@@ -1,7 +1,7 @@
 """From a variant's name to a model, and back to what describes it."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -112,8 +112,20 @@ def model_arguments(model: nn.Module) -> dict[str, Any]:
     return {"name": model.variant, "image_size": model.image_size, **arguments}
 
 
+def init_function(model: nn.Module) -> Callable[[Array], PyTree]:
+    """The function from a random key to ``model``'s variables, at the model's own image size."""
+    images = jnp.zeros((1, model.image_size, model.image_size, 3))
+    return lambda key: model.init(key, images)
+
+
 def init_variables(model: nn.Module, key: Array) -> PyTree:
-    """``model``'s variables, drawn under jit from ``key`` at its own image size."""
-    images = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32)
-    # The forward pass is dead code here: XLA compiles the initialisers alone.
-    return jax.jit(lambda key: model.init(key, jnp.zeros(images.shape, images.dtype)))(key)
+    """``model``'s variables, drawn from ``key``."""
+    # Under jit the forward pass is dead code. The rest runs once: compiling it quickly matters more than
+    # how fast it then is.
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(init_function(model), compiler_options=options)(key)
+
+
+def stage_of(path: Sequence[str]) -> int:
+    """The index of the stage to which the variable at ``path`` (collection first) belongs."""
+    return int(path[1].removeprefix("stage")) - 1

@@ -6,6 +6,7 @@ a sum of shifted products, which XLA fuses into one loop, does not.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from shiftaddvit_jax.ops.implementation import Implementation, check_implementation
@@ -51,14 +52,48 @@ def _check_kernel(op, x, kernel, spatial_axes):
         raise ValueError(f"{op} needs a kernel of odd size to keep the shape, got {kernel.shape[:-1]}")
 
 
+def _margins(x, kernel):
+    sides = [(size // 2, size // 2) for size in kernel.shape[:2]]
+    return [(0, 0)] * (x.ndim - 3) + sides + [(0, 0)]
+
+
+@jax.custom_vjp
 @jax.jit
 def _depthwise_conv(x, kernel):
     height, width = x.shape[-3:-1]
-    rows, columns = kernel.shape[:2]
-    margins = [(0, 0)] * (x.ndim - 3) + [(rows // 2,) * 2, (columns // 2,) * 2, (0, 0)]
-    padded = jnp.pad(x, margins)
+    padded = jnp.pad(x, _margins(x, kernel))
     return sum(
         padded[..., i : i + height, j : j + width, :] * kernel[i, j].astype(x.dtype)
-        for i in range(rows)
-        for j in range(columns)
+        for i, j in np.ndindex(*kernel.shape[:2])
     )
+
+
+def _depthwise_conv_forward(x, kernel):
+    return _depthwise_conv(x, kernel), (x, kernel)
+
+
+# The transposed forward pass would be fused with whatever made the gradient, which every tap would then
+# compute again (measured: 33 ms instead of 11 for 64 images of 8 x 8 x 128). A loop over the taps keeps
+# its operands in memory.
+@jax.jit
+def _depthwise_conv_backward(residuals, gradient):
+    x, kernel = residuals
+    rows, columns = kernel.shape[:2]
+    margins = _margins(x, kernel)
+    padded_x, padded_gradient = jnp.pad(x, margins), jnp.pad(gradient, margins)
+
+    def window(padded, i, j):
+        return jax.lax.dynamic_slice(padded, (0,) * (x.ndim - 3) + (i, j, 0), x.shape)
+
+    def tap(x_gradient, index):
+        i, j = index // columns, index % columns
+        weight = kernel[i, j].astype(x.dtype)
+        x_gradient += window(padded_gradient, rows - 1 - i, columns - 1 - j) * weight
+        product = window(padded_x, i, j) * gradient
+        return x_gradient, jnp.sum(product, axis=range(x.ndim - 1))
+
+    x_gradient, taps = jax.lax.scan(tap, jnp.zeros_like(x), jnp.arange(rows * columns))
+    return x_gradient, taps.reshape(kernel.shape).astype(kernel.dtype)
+
+
+_depthwise_conv.defvjp(_depthwise_conv_forward, _depthwise_conv_backward)

@@ -1,0 +1,76 @@
+"""A model in a folder: ``model.json`` says what it is, ``variables/`` holds its arrays (Orbax)."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from shiftaddvit_jax.models import create_model, model_arguments
+from shiftaddvit_jax.models.create import init_function
+from shiftaddvit_jax.reparameterize import check_variables
+
+
+def save_model(path: str | Path, model: nn.Module, variables: PyTree, about: dict[str, Any] | None = None) -> None:
+    """Write ``model`` and its variables into the folder ``path``, whole or not at all.
+
+    Args:
+      path: the folder; one that is there is replaced.
+      model: from `create_model` or `reparameterize`.
+      variables: the model's variables.
+      about: anything else to keep with it that JSON can hold, such as ``class_names``.
+    """
+    path = Path(path).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        description = {"model": model_arguments(model), **(about or {})}
+        (temporary / "model.json").write_text(json.dumps(description, indent=2) + "\n")
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(temporary / "variables", variables)
+        temporary.chmod(0o755)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            os.replace(path, old)
+            os.replace(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Module, PyTree, dict[str, Any]]:
+    """Model, variables and description from a folder that `save_model` wrote.
+
+    Args:
+      path: the folder.
+      model: the model that is expected; by default the one that the folder describes.
+
+    Raises:
+      ValueError: no such checkpoint, or parameters that are not the expected model's (with their names).
+    """
+    path = Path(path).absolute()
+    try:
+        description = json.loads((path / "model.json").read_text())
+        saved = create_model(**description["model"])
+    except FileNotFoundError:
+        raise ValueError(f"no checkpoint at {path}: expected a folder with model.json and variables/") from None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}/model.json does not describe a model: {error}") from None
+    target = jax.eval_shape(init_function(saved), jax.random.key(0))
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            variables = checkpointer.restore(path / "variables", target)
+        except (FileNotFoundError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{path}/variables does not hold what model.json describes: {reason}") from None
+    if model is not None:
+        check_variables(model, variables)
+    return model or saved, variables, description

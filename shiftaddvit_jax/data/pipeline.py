@@ -1,0 +1,128 @@
+"""From decoded images to batches: resizing, augmentation, normalisation, and an order that can be resumed."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import grain
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from shiftaddvit_jax.data.sources import Examples, decode_file
+from shiftaddvit_jax.validation import check_choice
+
+AUGMENTATIONS = ("none", "affine", "crop_flip")
+# ImageNet's, per channel, for pixels in [0, 1]: what published weights were trained with.
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STANDARD_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def normalize(image: UInt8[np.ndarray, "*shape 3"]) -> Float[np.ndarray, "*shape 3"]:
+    """Pixels less ImageNet's mean, over its standard deviation, channel by channel, float32."""
+    return (image.astype(np.float32) / 255 - MEAN) / STANDARD_DEVIATION
+
+
+def resize(image: UInt8[np.ndarray, "height width 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """The centre square of ``image``, scaled to ``size`` pixels a side (bicubic)."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box))
+
+
+def load_image(path: str | Path, size: int) -> Float[np.ndarray, "size size 3"]:
+    """An image file as a model expects it.
+
+    Raises:
+      ValueError: a file that is missing, truncated or no image.
+    """
+    return normalize(resize(decode_file(Path(path)), size))
+
+
+def train_iterator(
+    examples: Examples, *, size: int, batch_size: int, augmentation: str, seed: int, first_batch: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches ``{"image": float32 [batch, size, size, 3], "label": int32 [batch]}``.
+
+    Batch n depends on the arguments and n alone, so a run that stopped goes on at ``first_batch`` with the
+    batches it would have seen. Every epoch has an order of its own.
+
+    Args:
+      examples: what to draw from.
+      size: side of the images in pixels.
+      batch_size: images a batch; the last of one epoch and the first of the next share a batch.
+      augmentation: ``"none"``; ``"affine"``, small rotations, scalings and shifts, for handwriting;
+        ``"crop_flip"``, random crops of 8 % to 100 % of the area, mirrored half the time, for photographs.
+      seed: of the order and the augmentation.
+      first_batch: number of the first batch.
+
+    Raises:
+      ValueError: an unknown augmentation, or a batch size below 1.
+    """
+    check_choice("augmentation", augmentation, AUGMENTATIONS)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    augment = {"none": _centre, "affine": _affine, "crop_flip": _crop_flip}[augmentation]
+
+    def prepare(example, rng):
+        return {"image": normalize(augment(example["image"], size, rng)), "label": example["label"]}
+
+    batches = (
+        grain.MapDataset.source(examples).seed(seed).shuffle().repeat().random_map(prepare).batch(batch_size)
+    )
+    iterator = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
+    iterator.set_state({"next_index": first_batch})
+    return iterator
+
+
+def test_batches(
+    examples: Examples, *, size: int, batch_size: int
+) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    """Every example once, in order: batches as of `train_iterator`, and how many of each are not padding."""
+    for first in range(0, len(examples), batch_size):
+        chosen = [examples[index] for index in range(first, min(first + batch_size, len(examples)))]
+        padding = batch_size - len(chosen)
+        batch = {
+            "image": np.stack([normalize(resize(example["image"], size)) for example in chosen]),
+            "label": np.stack([example["label"] for example in chosen]),
+        }
+        yield {name: np.pad(part, [(0, padding)] + [(0, 0)] * (part.ndim - 1)) for name, part in batch.items()}, len(chosen)
+
+
+def _centre(image, size, rng):
+    return resize(image, size)
+
+
+def _affine(image, size, rng):
+    angle = np.deg2rad(rng.uniform(-12, 12))
+    scale_x, scale_y = rng.uniform(0.88, 1.15, size=2)
+    shift_x, shift_y = rng.uniform(-0.1, 0.1, size=2) * size
+    shear = rng.uniform(-0.15, 0.15)
+    square = Image.fromarray(resize(image, size))
+    # Pillow wants the map from output to input pixels, here about the centre.
+    a, b = math.cos(angle) / scale_x, math.sin(angle) / scale_x + shear
+    d, e = -math.sin(angle) / scale_y, math.cos(angle) / scale_y
+    centre = size / 2
+    c = centre - a * (centre + shift_x) - b * (centre + shift_y)
+    f = centre - d * (centre + shift_x) - e * (centre + shift_y)
+    corner = tuple(int(value) for value in image[0, 0])
+    return np.asarray(
+        square.transform(
+            (size, size), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR, fillcolor=corner
+        )
+    )
+
+
+def _crop_flip(image, size, rng):
+    height, width = image.shape[:2]
+    area = height * width * rng.uniform(0.08, 1)
+    aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+    crop_width = min(width, max(1, round(math.sqrt(area * aspect))))
+    crop_height = min(height, max(1, round(math.sqrt(area / aspect))))
+    left = rng.integers(width - crop_width + 1)
+    top = rng.integers(height - crop_height + 1)
+    box = (left, top, left + crop_width, top + crop_height)
+    cropped = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box))
+    return cropped[:, ::-1] if rng.random() < 0.5 else cropped

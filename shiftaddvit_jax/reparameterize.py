@@ -1,0 +1,221 @@
+"""From one model's parameters to another's: attention first, then linear layers (the paper's two stages)."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, PyTree
+
+from shiftaddvit_jax.models.create import init_function, stage_attention, stage_kinds, stage_of
+from shiftaddvit_jax.nn import LINEAR_KINDS
+from shiftaddvit_jax.ops import power_of_two
+
+logger = logging.getLogger(__name__)
+
+# What each linear layer of an attention computes. Shared queries and keys come from the queries.
+_ATTENTION_PARTS = {"qkv": "qkv", "q": "q", "kv": "kv", "qk": "q", "v": "v"}
+_LINEAR_LAYERS = (*_ATTENTION_PARTS, "proj", "fc1", "fc2")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What happened to every parameter, by its name.
+
+    Attributes:
+      inherited: each parameter of the student that comes from the teacher, and how.
+      made: the student's parameters that are new, drawn at random.
+      dropped: the teacher's parameters that the student does not use.
+    """
+
+    inherited: dict[str, str]
+    made: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """One line for each new or dropped parameter, and a count of the inherited ones."""
+        lines = [f"inherits {len(self.inherited)} parameters"]
+        lines += [f"  makes {name}" for name in self.made]
+        lines += [f"  drops {name}" for name in self.dropped]
+        return "\n".join(lines)
+
+
+def reparameterize(
+    model: nn.Module,
+    variables: PyTree,
+    *,
+    attention: str | Sequence[str] | None = None,
+    mlp: str | Sequence[str] | None = None,
+    projections: str | Sequence[str] | None = None,
+    key: Array | None = None,
+) -> tuple[nn.Module, PyTree]:
+    """``model`` with other attentions or linear layers, its variables made from ``variables``.
+
+    Stage 1 changes ``attention``: its linear layers are inherited bit for bit (shared queries and keys take
+    the queries'). Stage 2 changes ``mlp`` and ``projections``: a new shift kernel is exactly
+    ``power_of_two(old kernel)``; a mixture's dense expert is exactly the old layer and its shift expert that
+    layer rounded. What has no origin (routers, convolutions of V, hashes) is drawn from ``key``.
+    ``variables`` is never changed. The log says by name what is made and dropped; `reparameterization_report`
+    returns it.
+
+    Args:
+      model: from `create_model`.
+      variables: the model's variables.
+      attention: as in `create_model`; by default unchanged.
+      mlp: likewise.
+      projections: likewise.
+      key: random key for what is made; by default ``jax.random.key(0)``.
+
+    Raises:
+      ValueError: unknown kinds, or variables that are not the model's (with the names that differ).
+    """
+    student = _student(model, attention, mlp, projections)
+    derived, report = _derive(model, variables, student)
+    if report.made:
+        derived |= _make(student, report.made, jax.random.key(0) if key is None else key)
+    logger.info("%s: %s", student.variant, report)
+    return student, unflatten_dict(derived, sep="/")
+
+
+def reparameterization_report(
+    model: nn.Module,
+    variables: PyTree,
+    *,
+    attention: str | Sequence[str] | None = None,
+    mlp: str | Sequence[str] | None = None,
+    projections: str | Sequence[str] | None = None,
+) -> Report:
+    """What `reparameterize` would inherit, make and drop."""
+    return _derive(model, variables, _student(model, attention, mlp, projections))[1]
+
+
+def learn_hashes(
+    model: nn.Module, variables: PyTree, images: Float[Array, "batch height width 3"], key: Array
+) -> PyTree:
+    """``variables`` with every hash learned from the tokens of ``images``, layer after layer.
+
+    Models without hashed attention keep their variables as they are.
+    """
+    if "hash" not in variables:
+        return variables
+    _, learned = jax.jit(partial(model.apply, mutable=["hash"]))(variables, images, rngs={"hash": key})
+    return {**variables, **learned}
+
+
+def check_variables(model: nn.Module, variables: PyTree) -> None:
+    """Raise a ``ValueError`` that names the parameters in which ``variables`` is not ``model``'s."""
+    expected = _flat_shapes(jax.eval_shape(init_function(model), jax.random.key(0)))
+    found = _flat_shapes(variables)
+    differences = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
+    differences += [f"{name} is unexpected" for name in sorted(found.keys() - expected.keys())]
+    differences += [
+        f"{name} has shape {found[name]} instead of {expected[name]}"
+        for name in sorted(expected.keys() & found.keys())
+        if expected[name] != found[name]
+    ]
+    if differences:
+        shown = "; ".join(differences[:4]) + ("; ..." if len(differences) > 4 else "")
+        raise ValueError(f"{len(differences)} parameters differ from those of {model.variant}: {shown}")
+
+
+def _student(model, attention, mlp, projections):
+    changes = {}
+    if attention is not None:
+        changes["attention"] = stage_attention(attention)
+    if mlp is not None:
+        changes["mlp"] = stage_kinds("mlp", mlp, LINEAR_KINDS)
+    if projections is not None:
+        changes["projections"] = stage_kinds("projections", projections, LINEAR_KINDS)
+    return model.clone(**changes)
+
+
+def _derive(teacher, variables, student):
+    """The student's variables that the teacher's determine, flat, and the report."""
+    check_variables(teacher, variables)
+    source = flatten_dict(variables, sep="/")
+    shapes = _flat_shapes(jax.eval_shape(init_function(student), jax.random.key(0)))
+    derived, inherited, used = {}, {}, set()
+    for name, shape in shapes.items():
+        found = _origin(name, source, teacher, student)
+        if found is None or found[0].shape != shape:
+            continue
+        derived[name], names, how = found
+        inherited[name] = how
+        used.update(names)
+    made = tuple(name for name in shapes if name not in derived)
+    dropped = tuple(name for name in source if name not in used)
+    return derived, Report(inherited, made, dropped)
+
+
+def _origin(name, source, teacher, student):
+    """Value, teacher's names and description of what becomes the student's ``name``; None if nothing does."""
+    path = name.split("/")
+    at = next((i for i, part in enumerate(path) if part in _LINEAR_LAYERS and i > 2), None)
+    if at is None:
+        return (source[name], [name], name) if name in source else None
+    prefix, layer, leaf = "/".join(path[:at]), path[at], "/".join(path[at + 1 :])
+    kinds = "mlp" if path[at - 1] == "mlp" else "projections"
+    stage = stage_of(path)
+    old, new = getattr(teacher, kinds)[stage], getattr(student, kinds)[stage]
+
+    def present(candidate):
+        return any(other.startswith(f"{prefix}/{candidate}/") for other in source)
+
+    if present(layer):
+        return _linear_origin(f"{prefix}/{layer}", leaf, old, new, source)
+    pieces = []
+    for part in _ATTENTION_PARTS.get(layer, ""):
+        holder = next((other for other in _ATTENTION_PARTS if part in other and present(other)), None)
+        found = holder and _linear_origin(f"{prefix}/{holder}", leaf, old, new, source)
+        if not found:
+            return None
+        value, names, how = found
+        if holder != "qk" and leaf != "router":
+            value = jnp.split(value, len(holder), axis=-1)[holder.index(part)]
+        pieces.append((value, names, how))
+    if not pieces:
+        return None
+    if leaf == "router":
+        pieces = pieces[:1]
+    values, names, how = zip(*pieces, strict=True)
+    unique = list(dict.fromkeys(how))
+    return jnp.concatenate(values, axis=-1), sum(names, []), f"{layer} of {' and '.join(unique)}"
+
+
+def _linear_origin(layer, leaf, old, new, source):
+    """The same for ``leaf`` of a linear layer whose kind goes from ``old`` to ``new``."""
+    rounded = False
+    name = f"{layer}/{leaf}"
+    if old != new:
+        expert, _, parameter = leaf.rpartition("/")
+        if leaf == "router":
+            return None
+        if old == "moe":
+            name = f"{layer}/{new}/{leaf}"
+        else:
+            name = f"{layer}/{parameter}"
+            rounded = parameter == "kernel" and (expert or new) == "shift"
+    if name not in source:
+        return None
+    value = power_of_two(source[name]) if rounded else source[name]
+    return value, [name], f"power_of_two({name})" if rounded else name
+
+
+def _make(student, names, key):
+    """The named variables alone, drawn as the student's initialisers do."""
+
+    # As in `init_variables`: what the names do not need is dead code.
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def make(key):
+        flat = flatten_dict(init_function(student)(key), sep="/")
+        return {name: flat[name] for name in names}
+
+    return make(key)
+
+
+def _flat_shapes(variables):
+    return {name: leaf.shape for name, leaf in flatten_dict(variables, sep="/").items()}

@@ -1,0 +1,54 @@
+"""How good a model is on examples it was not trained on."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jaxtyping import PyTree
+
+from shiftaddvit_jax.data import test_batches
+from shiftaddvit_jax.data.sources import Examples
+from shiftaddvit_jax.progress import track
+
+
+def evaluate(model: nn.Module, variables: PyTree, examples: Examples, batch_size: int = 64) -> dict[str, Any]:
+    """Accuracy over all ``examples``, in inference mode.
+
+    Returns:
+      ``top1`` (a share from 0 to 1), ``loss`` (mean cross-entropy in nats), ``confusion`` (int array, rows are
+      true classes) and ``shift_share`` (by MoE layer, the share of tokens that its shift expert computed).
+    """
+    confusion = np.zeros((model.num_classes, model.num_classes), np.int64)
+    loss, tokens = 0.0, {}
+    batch_size = min(batch_size, len(examples))
+    count = -(-len(examples) // batch_size)
+    batches = test_batches(examples, size=model.image_size, batch_size=batch_size)
+    for batch, real in track(batches, "evaluating", count):
+        logits, losses, routed = evaluation_step(model, variables, batch["image"], batch["label"])
+        np.add.at(confusion, (batch["label"][:real], np.asarray(logits).argmax(-1)[:real]), 1)
+        loss += float(np.sum(losses[:real]))
+        if real == batch_size or not tokens:
+            # Padding would count as tokens, so the last, partial batch has no say in the shares.
+            tokens = {name: tokens.get(name, 0) + np.asarray(value) for name, value in routed.items()}
+    return {
+        "top1": float(np.trace(confusion) / confusion.sum()),
+        "loss": loss / len(examples),
+        "confusion": confusion,
+        "shift_share": {name: float(value[1] / value.sum()) for name, value in tokens.items()},
+    }
+
+
+@partial(jax.jit, static_argnames="model")
+def evaluation_step(model, variables, images, labels):
+    """Logits, losses, and the tokens of each expert by MoE layer."""
+    logits, state = model.apply(variables, images, mutable=["routing"])
+    losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
+    routing = flatten_dict(state.get("routing", {}), sep="/")
+    routed = {
+        name.removesuffix("/tokens"): value for name, value in routing.items() if name.endswith("/tokens")
+    }
+    return logits, losses, routed

@@ -1,0 +1,301 @@
+"""One training run: from a config to a trained model in a folder, resumable at any moment."""
+
+import json
+import logging
+import math
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import struct
+from jaxtyping import Array, PyTree
+from tensorboardX import SummaryWriter
+
+from shiftaddvit_jax.checkpoints import load_model, save_model
+from shiftaddvit_jax.data import Dataset, load_dataset, train_iterator
+from shiftaddvit_jax.models import create_model, init_variables
+from shiftaddvit_jax.nn.moe import routing_loss
+from shiftaddvit_jax.progress import progress_bar
+from shiftaddvit_jax.reparameterize import learn_hashes, reparameterize
+from shiftaddvit_jax.train.evaluate import evaluate
+
+logger = logging.getLogger(__name__)
+
+
+@struct.dataclass
+class TrainState:
+    """All that changes from step to step.
+
+    Attributes:
+      params: what is trained.
+      constants: the model's other collections, such as learned hashes.
+      opt_state: the optimizer's state.
+    """
+
+    params: PyTree
+    constants: PyTree
+    opt_state: PyTree
+
+    @property
+    def variables(self) -> PyTree:
+        """What `model.apply` takes."""
+        return {"params": self.params, **self.constants}
+
+
+def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Train as ``config`` says and evaluate; everything written lies under ``workdir``.
+
+    There: ``config.json``; ``checkpoints/``, from which the same call goes on where an earlier one stopped,
+    with the same result bit for bit; ``model/``, the trained model (see `load_model`); ``history.json``; and
+    TensorBoard events.
+
+    Returns:
+      What `evaluate` says of the trained model on the test set, ``parameters``, and ``history`` (a list of
+      ``{"step", "loss", ...}`` with the values that were logged).
+
+    Raises:
+      ValueError: a config that cannot work, or a workdir that holds another run or cannot be written.
+      FloatingPointError: a loss that is not finite; the message names the step.
+    """
+    workdir = Path(workdir).absolute()
+    dataset = load_dataset(config.data.source, config.data.path)
+    _check(config)
+    _claim(workdir, config)
+
+    model, variables = _start(config, dataset)
+    optimizer = make_optimizer(config)
+    state = _initial_state(variables, optimizer)
+    manager = ocp.CheckpointManager(
+        workdir / "checkpoints",
+        options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
+    )
+    step = manager.latest_step() or 0
+    if step:
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        state = manager.restore(step, args=ocp.args.StandardRestore(target))
+        logger.info("resuming at step %d of %d", step, config.train.steps)
+    elif "hash" in state.constants:
+        images = next(_batches(config, dataset, 0))["image"]
+        learned = learn_hashes(model, state.variables, images, jax.random.key(config.seed))
+        state = state.replace(constants={name: learned[name] for name in state.constants})
+
+    history = [entry for entry in _read_history(workdir) if entry["step"] <= step]
+    with manager, SummaryWriter(str(workdir), purge_step=step + 1) as writer:
+        state = _train(config, model, optimizer, state, step, dataset, manager, writer, history, workdir)
+
+    metrics = evaluate(model, state.variables, dataset.test, config.data.batch_size)
+    about = {"class_names": dataset.class_names, "top1": metrics["top1"]}
+    save_model(workdir / "model", model, state.variables, about)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return {**metrics, "parameters": parameters, "history": history}
+
+
+def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """AdamW behind gradient clipping; warm-up, then cosine to 0; no weight decay on norms and biases."""
+    schedule = learning_rate(config)
+    decayed = partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
+    return optax.chain(
+        optax.clip_by_global_norm(config.train.clip_norm),
+        optax.adamw(schedule, weight_decay=config.train.weight_decay, mask=decayed),
+    )
+
+
+def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """The learning rate by step."""
+    steps = config.train.steps
+    warmup = min(config.train.warmup_steps, steps // 2)
+    return optax.warmup_cosine_decay_schedule(0.0, config.train.learning_rate, warmup, steps)
+
+
+@partial(jax.jit, static_argnames=("model", "optimizer", "label_smoothing", "balance_weight", "latencies"))
+def train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    label_smoothing: float,
+    balance_weight: float,
+    latencies: tuple[float, ...],
+    state: TrainState,
+    batch: dict[str, Array],
+    key: Array,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One step: the next state, and the batch's losses (nats) and accuracy."""
+    streams = ("dropout", "router")
+    rngs = dict(zip(streams, jax.random.split(key, len(streams)), strict=True))
+
+    def loss_function(params):
+        logits, mutated = model.apply(
+            {"params": params, **state.constants}, batch["image"], train=True, rngs=rngs, mutable=["routing"]
+        )
+        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], logits.shape[-1]), label_smoothing)
+        task = jnp.mean(optax.softmax_cross_entropy(logits, targets))
+        balance = routing_loss(mutated.get("routing", {}), latencies)
+        metrics = {
+            "task_loss": task,
+            "balance_loss": balance,
+            "accuracy": jnp.mean(jnp.argmax(logits, -1) == batch["label"]),
+        }
+        return task + balance_weight * balance, metrics
+
+    (loss, metrics), gradient = jax.value_and_grad(loss_function, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(params=params, opt_state=opt_state), {"loss": loss, **metrics}
+
+
+def _train(config, model, optimizer, state, step, dataset, manager, writer, history, workdir):
+    settings = config.train
+    fixed = (settings.label_smoothing, settings.balance_weight, tuple(settings.latencies))
+    base_key = jax.random.key(config.seed)
+    schedule = learning_rate(config)
+    batches = _batches(config, dataset, step)
+    pending, since = [], time.perf_counter()
+    with progress_bar() as bar:
+        task = bar.add_task("training", total=settings.steps, completed=step, note="")
+        while step < settings.steps:
+            key = jax.random.fold_in(base_key, step)
+            state, metrics = train_step(model, optimizer, *fixed, state, next(batches), key)
+            step += 1
+            pending.append(metrics)
+            bar.advance(task)
+            last = step == settings.steps
+            due = {
+                name: last or step % settings[f"{name}_every"] == 0 for name in ("log", "evaluate", "checkpoint")
+            }
+            if not any(due.values()):
+                continue
+            # Reading the losses waits for the device, so it is done for many steps together.
+            entry = _mean_metrics(pending, step)
+            entry |= {
+                "learning_rate": float(schedule(step)),
+                "images_per_second": len(pending) * config.data.batch_size / (time.perf_counter() - since),
+            }
+            if due["evaluate"] and not last:
+                found = evaluate(model, state.variables, dataset.test, config.data.batch_size)
+                entry |= {"test_top1": found["top1"], "test_loss": found["loss"]}
+            history.append(entry)
+            for name, value in entry.items():
+                if name != "step":
+                    writer.add_scalar(name, value, step)
+            note = f"loss {entry['loss']:.3f}  accuracy {entry['accuracy']:.1%}"
+            bar.update(task, note=note)
+            if bar.disable and due["log"]:
+                logger.info("step %d of %d: %s", step, settings.steps, note)
+            if due["checkpoint"]:
+                _write_json(workdir / "history.json", history)
+                manager.save(step, args=ocp.args.StandardSave(state))
+            pending, since = [], time.perf_counter()
+    return state
+
+
+def _mean_metrics(pending, step):
+    """Means over the steps up to ``step``; an error where a loss is not finite."""
+    losses = np.array([float(metrics["loss"]) for metrics in pending])
+    if not np.isfinite(losses).all():
+        bad = step - len(pending) + 1 + int(np.argmin(np.isfinite(losses)))
+        raise FloatingPointError(
+            f"the loss is {losses[~np.isfinite(losses)][0]} at step {bad}; "
+            "lower config.train.learning_rate or raise config.train.warmup_steps"
+        )
+    means = {name: float(np.mean([float(metrics[name]) for metrics in pending])) for name in pending[0]}
+    return {"step": step, **means}
+
+
+def _batches(config, dataset, first):
+    return train_iterator(
+        dataset.train,
+        size=config.data.image_size,
+        batch_size=config.data.batch_size,
+        augmentation=config.data.augmentation,
+        seed=config.seed,
+        first_batch=first,
+    )
+
+
+def _start(config: ml_collections.ConfigDict, dataset: Dataset) -> tuple[nn.Module, PyTree]:
+    """The model and its variables before the first step."""
+    settings = config.model.to_dict()
+    kinds = {name: parse_kinds(settings[name]) for name in ("attention", "mlp", "projections")}
+    settings |= {**kinds, "num_classes": len(dataset.class_names), "image_size": config.data.image_size}
+    model = create_model(**settings)
+    key = jax.random.key(config.seed)
+    if not config.init_from:
+        return model, init_variables(model, key)
+    teacher, variables, _ = load_model(config.init_from)
+    for field in ("variant", "num_classes", "image_size"):
+        if getattr(teacher, field) != getattr(model, field):
+            raise ValueError(
+                f"the checkpoint {config.init_from} has {field} {getattr(teacher, field)}, but the config asks "
+                f"for {getattr(model, field)}"
+            )
+    teacher = teacher.clone(primitives=model.primitives, dropout=model.dropout, drop_path=model.drop_path)
+    return reparameterize(teacher, variables, **kinds, key=key)
+
+
+def parse_kinds(text: str) -> str | tuple[str, ...]:
+    """One kind, or several separated by commas."""
+    kinds = tuple(text.replace(" ", "").split(","))
+    return kinds[0] if len(kinds) == 1 else kinds
+
+
+def _initial_state(variables, optimizer):
+    params = variables["params"]
+    constants = {name: value for name, value in variables.items() if name != "params"}
+    return TrainState(params, constants, jax.jit(optimizer.init)(params))
+
+
+def _check(config):
+    for name in ("steps", "log_every", "evaluate_every", "checkpoint_every"):
+        if config.train[name] < 1:
+            raise ValueError(f"config.train.{name} must be at least 1, got {config.train[name]}")
+    if not (math.isfinite(config.train.learning_rate) and config.train.learning_rate > 0):
+        raise ValueError(f"config.train.learning_rate must be positive, got {config.train.learning_rate}")
+
+
+def _claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Make ``workdir`` this config's, or find that it is."""
+    mine = json.loads(config.to_json())
+    file = workdir / "config.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            _write_json(file, mine)
+        theirs = json.loads(file.read_text())
+    except OSError as error:
+        raise ValueError(f"the workdir {workdir} cannot be used: {error.strerror}; choose another") from None
+    except json.JSONDecodeError:
+        raise ValueError(f"{file} is not a config; choose another workdir") from None
+    different = sorted(name for name, value in _flat(mine).items() if _flat(theirs).get(name) != value)
+    if different:
+        raise ValueError(
+            f"the workdir {workdir} holds a run with another {', '.join(different)}; choose another workdir"
+        )
+
+
+def _flat(tree, prefix=""):
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        name: leaf
+        for key, value in tree.items()
+        for name, leaf in _flat(value, f"{prefix}.{key}" if prefix else key).items()
+    }
+
+
+def _read_history(workdir):
+    file = workdir / "history.json"
+    return json.loads(file.read_text()) if file.exists() else []
+
+
+def _write_json(file: Path, value: Any) -> None:
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, file)
