@@ -77,7 +77,9 @@ def reparameterize(
     derived, report = _derive(model, variables, student)
     if report.made:
         derived |= _make(student, report.made, jax.random.key(0) if key is None else key)
-    logger.info("%s: %s", student.variant, report)
+    counts = len(report.inherited), len(report.made), len(report.dropped)
+    logger.info("%s inherits %d parameters, makes %d and drops %d", student.variant, *counts)
+    logger.debug("%s", report)
     return student, unflatten_dict(derived, sep="/")
 
 
@@ -183,7 +185,11 @@ def _origin(name, source, teacher, student):
         pieces = pieces[:1]
     values, names, how = zip(*pieces, strict=True)
     unique = list(dict.fromkeys(how))
-    return jnp.concatenate(values, axis=-1), sum(names, []), f"{layer} of {' and '.join(unique)}"
+    return (
+        jnp.concatenate(values, axis=-1),
+        [name for group in names for name in group],
+        f"{layer} of {' and '.join(unique)}",
+    )
 
 
 def _linear_origin(layer, leaf, old, new, source):

@@ -104,7 +104,8 @@ def model_arguments(model: nn.Module) -> dict[str, Any]:
     arguments = {
         field.name: getattr(model, field.name)
         for field in dataclasses.fields(model)
-        if field.name not in ("parent", "name", "variant", "primitives") and field.name not in VARIANTS[model.variant]
+        if field.name not in ("parent", "name", "variant", "primitives")
+        and field.name not in VARIANTS[model.variant]
     }
     arguments |= dataclasses.asdict(model.primitives)
     if arguments["dtype"] is not None:

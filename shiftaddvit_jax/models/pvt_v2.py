@@ -155,7 +155,9 @@ class PyramidVisionTransformerV2(nn.Module):
             )(x)
         x = jnp.mean(x, axis=(1, 2))
         head_init = nn.initializers.truncated_normal(0.02)
-        logits = nn.Dense(self.num_classes, dtype=self.primitives.dtype, kernel_init=head_init, name="head")(x)
+        logits = nn.Dense(self.num_classes, dtype=self.primitives.dtype, kernel_init=head_init, name="head")(
+            x
+        )
         return logits.astype(jnp.float32)
 
     def _check(self, images):
@@ -166,8 +168,8 @@ class PyramidVisionTransformerV2(nn.Module):
             needed = side * (ratio if kind == "sra" else 1) - side + 1
             if min(images.shape[1:3]) < needed:
                 raise ValueError(
-                    f"{self.variant} with attention {kind!r} needs images of at least {needed} x {needed} pixels, "
-                    f"got {images.shape[1]} x {images.shape[2]}"
+                    f"{self.variant} with attention {kind!r} needs images of at least {needed} x {needed} "
+                    f"pixels, got {images.shape[1]} x {images.shape[2]}"
                 )
             side *= 2
 

@@ -68,9 +68,7 @@ class Attention(nn.Module):
         x = x.reshape(batch, tokens, parts, self.num_heads, channels // self.num_heads)
         return list(x.transpose(2, 0, 3, 1, 4))
 
-    def output(
-        self, x: Float[Array, "batch heads tokens head_dim"]
-    ) -> Float[Array, "batch tokens channels"]:
+    def output(self, x: Float[Array, "batch heads tokens head_dim"]) -> Float[Array, "batch tokens channels"]:
         """Heads joined, projected and dropped out."""
         batch, heads, tokens, head_dim = x.shape
         x = x.transpose(0, 2, 1, 3).reshape(batch, tokens, heads * head_dim)
@@ -129,7 +127,7 @@ class SpatialReductionAttention(Attention):
 
     @nn.compact
     def __call__(self, x, grid):
-        batch, tokens, channels = x.shape
+        batch, _, channels = x.shape
         (q,) = self.heads(self.linear(channels, "q")(x))
         if self.sr_ratio > 1:
             window = (self.sr_ratio, self.sr_ratio)

@@ -60,9 +60,7 @@ class MoEDense(nn.Module):
             raise ValueError(f"top_k must be between 1 and {len(EXPERTS)}, got {self.top_k}")
         tokens = x.reshape(-1, x.shape[-1])
         router = self.param("router", _init_router, (x.shape[-1], len(EXPERTS)))
-        dense = nn.Dense(
-            self.features, self.use_bias, self.dtype, kernel_init=kernel_init, name="dense"
-        )
+        dense = nn.Dense(self.features, self.use_bias, self.dtype, kernel_init=kernel_init, name="dense")
         shift = ShiftDense(
             self.features,
             self.use_bias,

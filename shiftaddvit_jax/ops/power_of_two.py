@@ -35,7 +35,7 @@ def power_of_two_codes(
     """The sign (-1, 0, 1) and the exponent of the nearest power of two, both int8.
 
     Nearest is measured on the logarithm, as in DeepShift: between 2^e and 2^(e+1) the border is
-    2^(e + 1/2). Stochastic rounding takes the upper power with probability (\\|w\\| - 2^e) / 2^e, so that
+    2^(e + 1/2). Stochastic rounding takes the upper power with probability (abs(w) - 2^e) / 2^e, so that
     the expected weight is w itself wherever the range allows. Magnitudes outside the range take its
     nearest end; an exact 0 has sign 0 and exponent 0.
 
@@ -171,8 +171,7 @@ def additive_power_of_two_codes(
     sign = jnp.sign(weight)
     sign_1, sign_2 = ((term > 0) & (sign != 0) for term in (term_1, term_2))
     exponent_1, exponent_2 = (
-        jnp.where(present, 1 - term, 0)
-        for term, present in ((term_1, sign_1), (term_2, sign_2))
+        jnp.where(present, 1 - term, 0) for term, present in ((term_1, sign_1), (term_2, sign_2))
     )
     return tuple(code.astype(jnp.int8) for code in (sign, sign_1, sign_2, exponent_1, exponent_2))
 
