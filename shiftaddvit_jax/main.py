@@ -22,9 +22,10 @@ def load_config(file: str, overrides: Sequence[str]) -> ml_collections.ConfigDic
     if not Path(file).is_file():
         raise ValueError(f"no config file at {file}; the configs that come with the project are in configs/")
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
+    command = ["main", f"--config={file}", *overrides]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
     try:
-        rest = values(["main", f"--config={file}", *overrides])[1:]
+        rest = values(command)[1:]
     except flags.Error as error:
         raise ValueError(f"bad config override: {error}") from None
     except (AttributeError, KeyError) as error:

@@ -8,7 +8,7 @@ from PIL import Image
 import shiftaddvit_jax as sav
 from shiftaddvit_jax import main as training
 from shiftaddvit_jax.cli import main
-from shiftaddvit_jax.data import load_dataset
+from shiftaddvit_jax.data import load_dataset, load_image
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +54,7 @@ def test_predict_prints_the_five_most_probable_classes(checkpoint, digit, capsys
     assert main(["predict", "--checkpoint", str(checkpoint), str(digit), "--json"]) == 0
     (top,) = json.loads(capsys.readouterr().out).values()
     model, variables, _ = sav.load_model(checkpoint)
-    from shiftaddvit_jax.data import load_image
-
-    probabilities = jax.nn.softmax(model.apply(variables, load_image(digit, 32)[None]))[0]
+    probabilities = jax.nn.softmax(jax.jit(model.apply)(variables, load_image(digit, 32)[None]))[0]
     expected = np.argsort(-probabilities)[:5]
     assert [int(entry["class"]) for entry in top] == expected.tolist()
     np.testing.assert_allclose([entry["probability"] for entry in top], probabilities[expected], rtol=1e-4)

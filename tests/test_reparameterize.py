@@ -111,7 +111,9 @@ def test_shared_queries_and_keys_come_from_the_queries(dense):
 def test_the_report_names_what_is_made_and_dropped(hamming):
     report = sav.reparameterization_report(*hamming, mlp="moe")
     layers = [f"stage{stage}/block1/mlp/fc{number}" for stage in range(1, 5) for number in (1, 2)]
-    assert sorted(report.made) == [f"params/{layer}/router" for layer in layers]
+    assert sorted(report.made) == [
+        f"params/{layer}/router/{leaf}" for layer in layers for leaf in ("bias", "kernel")
+    ]
     assert report.dropped == ()
     name = "params/stage1/block1/mlp/fc1"
     assert report.inherited[f"{name}/shift/kernel"] == f"power_of_two({name}/kernel)"
@@ -122,7 +124,7 @@ def test_what_is_made_depends_on_the_key_alone(dense):
     def made(seed):
         return sav.reparameterize(*dense, mlp="moe", key=jax.random.key(seed))[1]
 
-    router = "stage1/block1/mlp/fc1/router"
+    router = "stage1/block1/mlp/fc1/router/kernel"
     assert jnp.array_equal(flat(made(0))[router], flat(made(0))[router])
     assert not jnp.array_equal(flat(made(0))[router], flat(made(1))[router])
 

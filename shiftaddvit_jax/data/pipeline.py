@@ -77,7 +77,7 @@ def train_iterator(
     return iterator
 
 
-def test_batches(
+def evaluation_batches(
     examples: Examples, *, size: int, batch_size: int
 ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
     """Every example once, in order: batches as of `train_iterator`, and how many of each are not padding."""

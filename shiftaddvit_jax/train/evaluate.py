@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import PyTree
 
-from shiftaddvit_jax.data import test_batches
+from shiftaddvit_jax.data import evaluation_batches
 from shiftaddvit_jax.data.sources import Examples
 from shiftaddvit_jax.progress import track
 
@@ -26,7 +26,7 @@ def evaluate(model: nn.Module, variables: PyTree, examples: Examples, batch_size
     loss, tokens = 0.0, {}
     batch_size = min(batch_size, len(examples))
     count = -(-len(examples) // batch_size)
-    batches = test_batches(examples, size=model.image_size, batch_size=batch_size)
+    batches = evaluation_batches(examples, size=model.image_size, batch_size=batch_size)
     for batch, real in track(batches, "evaluating", count):
         logits, losses, routed = evaluation_step(model, variables, batch["image"], batch["label"])
         np.add.at(confusion, (batch["label"][:real], np.asarray(logits).argmax(-1)[:real]), 1)

@@ -72,7 +72,7 @@ def test_a_mixture_without_a_measured_share_is_refused():
     [
         ("dense", 4 * (15 + 5)),
         ("shift", (15 * 5 + 5 * 32 + 7) // 8),
-        ("moe", (15 * 32 + 5 * 32 + 15 * 5 + 5 * 32 + 6 * 32 + 7) // 8),
+        ("moe", (15 * 32 + 5 * 32 + 15 * 5 + 5 * 32 + (6 + 2) * 32 + 7) // 8),
     ],
 )
 def test_packed_bytes_equal_hand_counts(kind, size):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from shiftaddvit_jax.data import load_dataset, load_image, normalize, test_batches, train_iterator
+from shiftaddvit_jax.data import evaluation_batches, load_dataset, load_image, normalize, train_iterator
 from shiftaddvit_jax.data.sources import Examples
 
 SETTINGS = {"size": 32, "batch_size": 16, "augmentation": "affine", "seed": 3}
@@ -35,7 +35,7 @@ def test_an_epoch_shows_every_image_once_and_the_next_another_order():
 
 
 @pytest.mark.parametrize("augmentation", ["none", "affine", "crop_flip"])
-def test_batches_have_the_promised_shape_and_labels(digits, augmentation):
+def evaluation_batches_have_the_promised_shape_and_labels(digits, augmentation):
     batch = next(train_iterator(digits.train, **{**SETTINGS, "augmentation": augmentation}))
     assert batch["image"].shape == (16, 32, 32, 3)
     assert batch["image"].dtype == np.float32
@@ -56,8 +56,8 @@ def test_normalization_is_imagenets():
     np.testing.assert_allclose(normalize(image)[0, 0], expected, rtol=1e-5)
 
 
-def test_test_batches_show_every_image_once_in_order_and_say_what_is_padding(digits):
-    batches = list(test_batches(digits.test, size=32, batch_size=100))
+def test_test_examples_show_every_image_once_in_order_and_say_what_is_padding(digits):
+    batches = list(evaluation_batches(digits.test, size=32, batch_size=100))
     assert [real for _, real in batches] == [100] * 5 + [99]
     labels = np.concatenate([batch["label"][:real] for batch, real in batches])
     np.testing.assert_array_equal(labels, digits.test.labels)
@@ -68,7 +68,7 @@ def test_test_batches_show_every_image_once_in_order_and_say_what_is_padding(dig
 def test_a_wide_image_is_cut_to_its_centre():
     wide = np.zeros((4, 12, 3), np.uint8)
     wide[:, 4:8] = 255
-    ((batch, _),) = test_batches(Examples([wide], [0], lambda image: image), size=4, batch_size=1)
+    ((batch, _),) = evaluation_batches(Examples([wide], [0], lambda image: image), size=4, batch_size=1)
     np.testing.assert_allclose(batch["image"][0], normalize(np.full((4, 4, 3), 255, np.uint8)), atol=1e-6)
 
 
