@@ -83,6 +83,7 @@ def power_of_two(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@partial(jax.jit, static_argnums=(2, 3))
 def _power_of_two(weight, key_data, weight_bits, rounding):
     key = jax.random.wrap_key_data(key_data) if rounding == "stochastic" else None
     sign, exponent = power_of_two_codes(weight, weight_bits, rounding, key)

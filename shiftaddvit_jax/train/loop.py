@@ -89,6 +89,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         learned = learn_hashes(model, state.variables, images, jax.random.key(config.seed))
         state = state.replace(constants={name: learned[name] for name in state.constants})
 
+    # Restored arrays are committed to their device and drawn ones are not: a mixture compiles the step twice.
+    state = jax.device_put(state, jax.devices()[0])
     history = [entry for entry in _read_history(workdir) if entry["step"] <= step]
     with manager, SummaryWriter(str(workdir), purge_step=step + 1) as writer:
         state = _train(config, model, optimizer, state, step, dataset, manager, writer, history, workdir)
