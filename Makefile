@@ -24,7 +24,7 @@ demo: setup
 	$(BIN)/shiftaddvit demo
 
 test: setup lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -69,8 +69,15 @@ def train_iterator(
     def prepare(example, rng):
         return {"image": normalize(augment(example["image"], size, rng)), "label": example["label"]}
 
+    # Endless in effect: without a number of its own, Grain's length overflows for a single example.
+    epochs = 2**40 // len(examples)
     batches = (
-        grain.MapDataset.source(examples).seed(seed).shuffle().repeat().random_map(prepare).batch(batch_size)
+        grain.MapDataset.source(examples)
+        .seed(seed)
+        .shuffle()
+        .repeat(epochs)
+        .random_map(prepare)
+        .batch(batch_size)
     )
     iterator = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
     iterator.set_state({"next_index": first_batch})

@@ -17,7 +17,7 @@ STEPS = 9
 
 def start(workdir, cache):
     settings = {
-        "config.model.attention": "hamming_linear",
+        "config.model.attention": "hamming_linear,msa,msa,msa",
         "config.model.drop_path": "0.1",
         "config.data.batch_size": "8",
         "config.train.steps": str(STEPS),
