@@ -190,12 +190,12 @@ def _origin(name, source, teacher, student):
         if not found:
             return None
         value, names, how = found
-        if holder != "qk" and leaf != "router":
+        if holder != "qk" and not leaf.startswith("router"):
             value = jnp.split(value, len(holder), axis=-1)[holder.index(part)]
         pieces.append((value, names, how))
     if not pieces:
         return None
-    if leaf == "router":
+    if leaf.startswith("router"):
         pieces = pieces[:1]
     values, names, how = zip(*pieces, strict=True)
     unique = list(dict.fromkeys(how))
@@ -212,7 +212,7 @@ def _linear_origin(layer, leaf, old, new, source):
     name = f"{layer}/{leaf}"
     if old != new:
         expert, _, parameter = leaf.rpartition("/")
-        if leaf == "router":
+        if leaf.startswith("router"):
             return None
         if old == "moe":
             name = f"{layer}/{new}/{leaf}"

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +15,42 @@ from shiftaddvit_jax.models import create_model, model_arguments
 from shiftaddvit_jax.models.create import init_function
 from shiftaddvit_jax.reparameterize import check_variables
 
+DESCRIPTION = "model.json"
 
-def save_model(path: str | Path, model: nn.Module, variables: PyTree, about: dict[str, Any] | None = None) -> None:
+
+def save_model(
+    path: str | Path, model: nn.Module, variables: PyTree, about: dict[str, Any] | None = None
+) -> None:
     """Write ``model`` and its variables into the folder ``path``, whole or not at all.
 
     Args:
-      path: the folder; one that is there is replaced.
+      path: the folder; a checkpoint that is there is replaced.
       model: from `create_model` or `reparameterize`.
       variables: the model's variables.
       about: anything else to keep with it that JSON can hold, such as ``class_names``.
+
+    Raises:
+      ValueError: ``path`` is something else than a checkpoint.
     """
     path = Path(path).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    if path.exists() and not (path / DESCRIPTION).is_file():
+        raise ValueError(f"{path} exists and is not a checkpoint; choose another folder")
+    # What a killed process left under these names is put back or removed.
+    temporary, old = (path.with_name(f".{path.name}.{state}") for state in ("new", "old"))
+    if old.exists() and not path.exists():
+        os.replace(old, path)
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
         description = {"model": model_arguments(model), **(about or {})}
-        (temporary / "model.json").write_text(json.dumps(description, indent=2) + "\n")
+        (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(temporary / "variables", variables)
-        temporary.chmod(0o755)
         if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
             os.replace(path, old)
-            os.replace(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
+        os.replace(temporary, path)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -58,10 +67,12 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Mod
     """
     path = Path(path).absolute()
     try:
-        description = json.loads((path / "model.json").read_text())
+        description = json.loads((path / DESCRIPTION).read_text())
         saved = create_model(**description["model"])
     except FileNotFoundError:
-        raise ValueError(f"no checkpoint at {path}: expected a folder with model.json and variables/") from None
+        raise ValueError(
+            f"no checkpoint at {path}: expected a folder with model.json and variables/"
+        ) from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}/model.json does not describe a model: {error}") from None
     target = jax.eval_shape(init_function(saved), jax.random.key(0))

@@ -77,7 +77,7 @@ def train_iterator(
     return iterator
 
 
-def test_batches(
+def evaluation_batches(
     examples: Examples, *, size: int, batch_size: int
 ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
     """Every example once, in order: batches as of `train_iterator`, and how many of each are not padding."""
@@ -88,7 +88,10 @@ def test_batches(
             "image": np.stack([normalize(resize(example["image"], size)) for example in chosen]),
             "label": np.stack([example["label"] for example in chosen]),
         }
-        yield {name: np.pad(part, [(0, padding)] + [(0, 0)] * (part.ndim - 1)) for name, part in batch.items()}, len(chosen)
+        yield (
+            {name: np.pad(part, [(0, padding)] + [(0, 0)] * (part.ndim - 1)) for name, part in batch.items()},
+            len(chosen),
+        )
 
 
 def _centre(image, size, rng):
@@ -110,7 +113,11 @@ def _affine(image, size, rng):
     corner = tuple(int(value) for value in image[0, 0])
     return np.asarray(
         square.transform(
-            (size, size), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR, fillcolor=corner
+            (size, size),
+            Image.Transform.AFFINE,
+            (a, b, c, d, e, f),
+            Image.Resampling.BILINEAR,
+            fillcolor=corner,
         )
     )
 

@@ -118,7 +118,9 @@ def _folder(root: Path) -> Dataset:
         class_names = _class_names(root / "train")
         extra = set(_class_names(test_root)) - set(class_names)
         if extra:
-            raise ValueError(f"{test_root} has classes that {root / 'train'} lacks: {', '.join(sorted(extra))}")
+            raise ValueError(
+                f"{test_root} has classes that {root / 'train'} lacks: {', '.join(sorted(extra))}"
+            )
         train, test = (_files(folder, class_names) for folder in (root / "train", test_root))
     else:
         class_names = _class_names(root)
@@ -131,7 +133,9 @@ def _folder(root: Path) -> Dataset:
             (test if held_out else train).append((file, label))
     if not train or not test:
         empty = "training" if not train else "test"
-        raise ValueError(f"{root} has no {empty} images; expected {', '.join(SUFFIXES)} in one folder a class")
+        raise ValueError(
+            f"{root} has no {empty} images; expected {', '.join(SUFFIXES)} in one folder a class"
+        )
     return Dataset(_readable("training", train), _readable("test", test), class_names)
 
 

@@ -21,7 +21,8 @@ EXPERTS = ("dense", "shift")
 class MoEDense(nn.Module):
     """A linear layer with two experts, ``dense`` and ``shift``, and a router that picks by token.
 
-    y = sum over the ``top_k`` most probable experts of p_i(x) E_i(x), where p = softmax(x W_router).
+    y = sum over the ``top_k`` most probable experts of p_i(x) E_i(x), where p = softmax(router(x)), a linear
+    layer. Its bias, which the paper does without, lets any token distribution be shared out in any ratio.
     In training, Gaussian noise of standard deviation 1 / E is added to the router's logits and both
     experts are computed for all tokens. Otherwise each token is dispatched: its experts alone compute it.
 
@@ -31,7 +32,7 @@ class MoEDense(nn.Module):
 
     Attributes:
       features: number of outputs.
-      use_bias: whether the experts have biases; the router has none.
+      use_bias: whether the experts have biases; the router always has one.
       train: whether noise is added, from the stream ``"router"``.
       top_k: experts a token, 1 or 2.
       weight_bits: see `ShiftDense`.
@@ -59,10 +60,8 @@ class MoEDense(nn.Module):
         if not 1 <= self.top_k <= len(EXPERTS):
             raise ValueError(f"top_k must be between 1 and {len(EXPERTS)}, got {self.top_k}")
         tokens = x.reshape(-1, x.shape[-1])
-        router = self.param("router", _init_router, (x.shape[-1], len(EXPERTS)))
-        dense = nn.Dense(
-            self.features, self.use_bias, self.dtype, kernel_init=kernel_init, name="dense"
-        )
+        router = nn.Dense(len(EXPERTS), dtype=jnp.float32, kernel_init=_init_router, name="router")
+        dense = nn.Dense(self.features, self.use_bias, self.dtype, kernel_init=kernel_init, name="dense")
         shift = ShiftDense(
             self.features,
             self.use_bias,
@@ -73,7 +72,7 @@ class MoEDense(nn.Module):
             name="shift",
         )
 
-        clean = tokens.astype(jnp.float32) @ router.astype(jnp.float32)
+        clean = router(tokens)
         logits = clean
         if self.train:
             noise = jax.random.normal(self.make_rng("router"), clean.shape)
@@ -114,9 +113,9 @@ class MoEDense(nn.Module):
             self.sow("routing", name, value, init_fn=lambda: None, reduce_fn=lambda _, new: new)
 
 
-def _init_router(key, shape):
+def _init_router(key, shape, dtype):
     bound = 1 / math.sqrt(shape[0])
-    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+    return jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
 
 
 def load_probabilities(

@@ -45,8 +45,8 @@ def depthwise_conv_1d(
 def _check_kernel(op, x, kernel, spatial_axes):
     if kernel.ndim != spatial_axes + 1 or x.ndim < spatial_axes + 1 or x.shape[-1] != kernel.shape[-1]:
         raise ValueError(
-            f"{op} expects x [..., {'height, width' if spatial_axes == 2 else 'tokens'}, channels] and one kernel "
-            f"a channel, got shapes {x.shape} and {kernel.shape}"
+            f"{op} expects x [..., {'height, width' if spatial_axes == 2 else 'tokens'}, channels] and one "
+            f"kernel a channel, got shapes {x.shape} and {kernel.shape}"
         )
     if any(size % 2 == 0 for size in kernel.shape[:-1]):
         raise ValueError(f"{op} needs a kernel of odd size to keep the shape, got {kernel.shape[:-1]}")

@@ -22,7 +22,8 @@ def matadd(
     check_implementation("matadd", implementation)
     if codes.ndim < 2 or values.ndim < 2 or codes.shape[-1] != values.shape[-2]:
         raise ValueError(
-            f"matadd expects [..., rows, inner] and [..., inner, columns], got {codes.shape} and {values.shape}"
+            f"matadd expects [..., rows, inner] and [..., inner, columns], got {codes.shape} "
+            f"and {values.shape}"
         )
     return _matadd(codes, values)
 

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 
 def l2_normalize(x: Float[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
-    """``x`` over its Euclidean norm along the last axis; a vector of zeros stays zero, and so its gradient."""
+    """``x`` over its Euclidean norm along the last axis; zeros stay zero, and so does their gradient."""
     square = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)
     # Below this the square of a float32 has underflowed and its root has no finite derivative.
     positive = square > 1e-30

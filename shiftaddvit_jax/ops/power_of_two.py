@@ -35,9 +35,9 @@ def power_of_two_codes(
     """The sign (-1, 0, 1) and the exponent of the nearest power of two, both int8.
 
     Nearest is measured on the logarithm, as in DeepShift: between 2^e and 2^(e+1) the border is
-    2^(e + 1/2). Stochastic rounding takes the upper power with probability (\\|w\\| - 2^e) / 2^e, so that
+    2^(e + 1/2). Stochastic rounding takes the upper power with probability (abs(w) - 2^e) / 2^e, so that
     the expected weight is w itself wherever the range allows. Magnitudes outside the range take its
-    nearest end; an exact 0 has sign 0 and exponent 0.
+    nearest end; a 0, and a denormal number, has sign 0 and exponent 0.
 
     Raises:
       ValueError: ``weight_bits`` outside 2 to 8, unknown rounding, stochastic rounding without a key.
@@ -54,7 +54,8 @@ def power_of_two_codes(
             raise ValueError("stochastic rounding needs a random key: pass key=jax.random.key(...)")
         up = jax.random.uniform(key, weight.shape) < 2 * mantissa - 1
     exponent = jnp.clip(exponent - jnp.where(up, 0, 1), low, 0)
-    sign = jnp.sign(weight).astype(jnp.int8)
+    # XLA reads denormals as 0 on CPU but not everywhere; here they are 0 wherever this runs.
+    sign = jnp.where(magnitude < jnp.finfo(jnp.float32).tiny, 0, jnp.sign(weight)).astype(jnp.int8)
     return sign, jnp.where(sign == 0, 0, exponent).astype(jnp.int8)
 
 
@@ -171,8 +172,7 @@ def additive_power_of_two_codes(
     sign = jnp.sign(weight)
     sign_1, sign_2 = ((term > 0) & (sign != 0) for term in (term_1, term_2))
     exponent_1, exponent_2 = (
-        jnp.where(present, 1 - term, 0)
-        for term, present in ((term_1, sign_1), (term_2, sign_2))
+        jnp.where(present, 1 - term, 0) for term, present in ((term_1, sign_1), (term_2, sign_2))
     )
     return tuple(code.astype(jnp.int8) for code in (sign, sign_1, sign_2, exponent_1, exponent_2))
 

@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import PyTree
 
-from shiftaddvit_jax.data import test_batches
+from shiftaddvit_jax.data import evaluation_batches
 from shiftaddvit_jax.data.sources import Examples
 from shiftaddvit_jax.progress import track
 
@@ -19,20 +19,19 @@ def evaluate(model: nn.Module, variables: PyTree, examples: Examples, batch_size
     """Accuracy over all ``examples``, in inference mode.
 
     Returns:
-      ``top1`` (a share from 0 to 1), ``loss`` (mean cross-entropy in nats), ``confusion`` (int array, rows are
-      true classes) and ``shift_share`` (by MoE layer, the share of tokens that its shift expert computed).
+      ``top1`` (a share from 0 to 1), ``loss`` (mean cross-entropy in nats), ``confusion`` (int array, rows
+      are true classes) and ``shift_share`` (by MoE layer, the share of tokens on its shift expert).
     """
     confusion = np.zeros((model.num_classes, model.num_classes), np.int64)
     loss, tokens = 0.0, {}
     batch_size = min(batch_size, len(examples))
     count = -(-len(examples) // batch_size)
-    batches = test_batches(examples, size=model.image_size, batch_size=batch_size)
+    batches = evaluation_batches(examples, size=model.image_size, batch_size=batch_size)
     for batch, real in track(batches, "evaluating", count):
         logits, losses, routed = evaluation_step(model, variables, batch["image"], batch["label"])
         np.add.at(confusion, (batch["label"][:real], np.asarray(logits).argmax(-1)[:real]), 1)
         loss += float(np.sum(losses[:real]))
-        if real == batch_size or not tokens:
-            # Padding would count as tokens, so the last, partial batch has no say in the shares.
+        if real == batch_size:  # padding would count as tokens
             tokens = {name: tokens.get(name, 0) + np.asarray(value) for name, value in routed.items()}
     return {
         "top1": float(np.trace(confusion) / confusion.sum()),

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from tensorboardX import SummaryWriter
 
 from shiftaddvit_jax.checkpoints import load_model, save_model
 from shiftaddvit_jax.data import Dataset, load_dataset, train_iterator
+from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.models import create_model, init_variables
 from shiftaddvit_jax.nn.moe import routing_loss
 from shiftaddvit_jax.progress import progress_bar
@@ -69,9 +69,10 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     workdir = Path(workdir).absolute()
     dataset = load_dataset(config.data.source, config.data.path)
     _check(config)
+    model = _model(config, dataset)
     _claim(workdir, config)
 
-    model, variables = _start(config, dataset)
+    model, variables = _start(config, model)
     optimizer = make_optimizer(config)
     state = _initial_state(variables, optimizer)
     manager = ocp.CheckpointManager(
@@ -168,7 +169,8 @@ def _train(config, model, optimizer, state, step, dataset, manager, writer, hist
             bar.advance(task)
             last = step == settings.steps
             due = {
-                name: last or step % settings[f"{name}_every"] == 0 for name in ("log", "evaluate", "checkpoint")
+                name: last or step % settings[f"{name}_every"] == 0
+                for name in ("log", "evaluate", "checkpoint")
             }
             if not any(due.values()):
                 continue
@@ -190,7 +192,7 @@ def _train(config, model, optimizer, state, step, dataset, manager, writer, hist
             if bar.disable and due["log"]:
                 logger.info("step %d of %d: %s", step, settings.steps, note)
             if due["checkpoint"]:
-                _write_json(workdir / "history.json", history)
+                write_json(workdir / "history.json", history)
                 manager.save(step, args=ocp.args.StandardSave(state))
             pending, since = [], time.perf_counter()
     return state
@@ -220,12 +222,14 @@ def _batches(config, dataset, first):
     )
 
 
-def _start(config: ml_collections.ConfigDict, dataset: Dataset) -> tuple[nn.Module, PyTree]:
-    """The model and its variables before the first step."""
-    settings = config.model.to_dict()
-    kinds = {name: parse_kinds(settings[name]) for name in ("attention", "mlp", "projections")}
-    settings |= {**kinds, "num_classes": len(dataset.class_names), "image_size": config.data.image_size}
-    model = create_model(**settings)
+def _model(config: ml_collections.ConfigDict, dataset: Dataset) -> nn.Module:
+    """The model that the config describes, for the data's classes."""
+    settings = config.model.to_dict() | _kinds(config)
+    return create_model(**settings, num_classes=len(dataset.class_names), image_size=config.data.image_size)
+
+
+def _start(config: ml_collections.ConfigDict, model: nn.Module) -> tuple[nn.Module, PyTree]:
+    """The model and its variables before the first step: drawn at random, or from a checkpoint's."""
     key = jax.random.key(config.seed)
     if not config.init_from:
         return model, init_variables(model, key)
@@ -233,11 +237,15 @@ def _start(config: ml_collections.ConfigDict, dataset: Dataset) -> tuple[nn.Modu
     for field in ("variant", "num_classes", "image_size"):
         if getattr(teacher, field) != getattr(model, field):
             raise ValueError(
-                f"the checkpoint {config.init_from} has {field} {getattr(teacher, field)}, but the config asks "
-                f"for {getattr(model, field)}"
+                f"the checkpoint {config.init_from} has {field} {getattr(teacher, field)}, but the config "
+                f"asks for {getattr(model, field)}"
             )
     teacher = teacher.clone(primitives=model.primitives, dropout=model.dropout, drop_path=model.drop_path)
-    return reparameterize(teacher, variables, **kinds, key=key)
+    return reparameterize(teacher, variables, **_kinds(config), key=key)
+
+
+def _kinds(config):
+    return {name: parse_kinds(config.model[name]) for name in ("attention", "mlp", "projections")}
 
 
 def parse_kinds(text: str) -> str | tuple[str, ...]:
@@ -267,7 +275,7 @@ def _claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if not file.exists():
-            _write_json(file, mine)
+            write_json(file, mine)
         theirs = json.loads(file.read_text())
     except OSError as error:
         raise ValueError(f"the workdir {workdir} cannot be used: {error.strerror}; choose another") from None
@@ -293,9 +301,3 @@ def _flat(tree, prefix=""):
 def _read_history(workdir):
     file = workdir / "history.json"
     return json.loads(file.read_text()) if file.exists() else []
-
-
-def _write_json(file: Path, value: Any) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, file)

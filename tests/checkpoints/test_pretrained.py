@@ -397,7 +397,8 @@ def test_the_config_of_another_epsilon_is_told(imported, caplog):
     assert "create_model(..., layer_norm_eps=1e-12)" in caplog.text
 
 
-def test_what_cannot_be_read_is_told_in_one_line(imported, tmp_path):
+def test_what_cannot_be_read_is_told_in_one_line(imported, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     _, folder, model, _ = imported("vit")
     whole = (folder / "model.safetensors").read_bytes()
     (tmp_path / "short.safetensors").write_bytes(whole[:5000])

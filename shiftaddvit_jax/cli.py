@@ -1,0 +1,167 @@
+"""The command ``shiftaddvit``."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import shiftaddvit_jax
+from shiftaddvit_jax import main as training
+from shiftaddvit_jax.checkpoints import load_model, save_model
+from shiftaddvit_jax.command import Parser, run_command
+from shiftaddvit_jax.data import load_dataset, load_image
+from shiftaddvit_jax.data.sources import SOURCES
+from shiftaddvit_jax.demo import print_report, run_demo
+from shiftaddvit_jax.nn import ATTENTION_KINDS, LINEAR_KINDS
+from shiftaddvit_jax.reparameterize import reparameterization_report, reparameterize
+from shiftaddvit_jax.train import evaluate
+from shiftaddvit_jax.train.loop import parse_kinds
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    """Train, reparameterize and compare on handwritten digits."""
+    workdir = Path(arguments.workdir).absolute()
+    report = run_demo(workdir, seed=arguments.seed)
+    print_report(report, workdir)
+
+
+def evaluate_checkpoint(arguments: argparse.Namespace) -> None:
+    """Accuracy of a checkpoint on a test set."""
+    model, variables, description = load_model(arguments.checkpoint)
+    dataset = load_dataset(arguments.data, arguments.path)
+    known = description.get("class_names")
+    if known is not None and tuple(known) != dataset.class_names:
+        raise ValueError(
+            f"the checkpoint's classes ({_shorten(known)}) are not the data's "
+            f"({_shorten(dataset.class_names)})"
+        )
+    found = evaluate(model, variables, dataset.test)
+    if arguments.json:
+        print(json.dumps({**found, "confusion": found["confusion"].tolist(), "images": len(dataset.test)}))
+        return
+    print(f"top-1 {found['top1']:.2%}, loss {found['loss']:.4f} nats, on {len(dataset.test)} held-out images")
+    if found["shift_share"]:
+        print(f"tokens on shift experts: {np.mean(list(found['shift_share'].values())):.1%}")
+
+
+def reparameterize_checkpoint(arguments: argparse.Namespace) -> None:
+    """Other attentions or linear layers for a checkpoint."""
+    kinds = {
+        name: parse_kinds(getattr(arguments, name))
+        for name in ("attention", "mlp", "projections")
+        if getattr(arguments, name)
+    }
+    if not kinds:
+        raise ValueError("nothing to change: give --attention, --mlp or --projections")
+    model, variables, description = load_model(arguments.checkpoint)
+    print(reparameterization_report(model, variables, **kinds))
+    student, student_variables = reparameterize(model, variables, **kinds, key=jax.random.key(arguments.seed))
+    about = {"class_names": description["class_names"]} if "class_names" in description else {}
+    save_model(arguments.output, student, student_variables, about)
+    print(f"written to {arguments.output}; finetune it with --config.init_from={arguments.output}")
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """The five most probable classes of each image."""
+    model, variables, description = load_model(arguments.checkpoint)
+    images = np.stack([load_image(path, model.image_size) for path in arguments.images])
+    names = description.get("class_names") or [str(label) for label in range(model.num_classes)]
+    # One image at a time: one compilation serves any number of them.
+    apply = jax.jit(lambda image: jax.nn.softmax(model.apply(variables, image[None]))[0])
+    predictions = {}
+    for path, image in zip(arguments.images, images, strict=True):
+        probabilities = np.asarray(apply(image))
+        best = np.argsort(-probabilities, kind="stable")[:5]
+        predictions[path] = [(str(names[label]), float(probabilities[label])) for label in best]
+    if arguments.json:
+        entries = {
+            path: [{"class": name, "probability": share} for name, share in top]
+            for path, top in predictions.items()
+        }
+        print(json.dumps(entries))
+        return
+    for path, top in predictions.items():
+        table = Table(title=path, title_justify="left", box=None, show_header=False)
+        for name, share in top:
+            table.add_row(name, f"{share:.1%}", "█" * round(30 * share))
+        Console(soft_wrap=True).print(table)
+
+
+def _shorten(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:4])
+    return f"{shown}, ... ({len(names)} in all)" if len(names) > 4 else shown
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = Parser(
+        prog="shiftaddvit", description="Vision transformers reparameterized into shifts and adds."
+    )
+    parser.add_argument("--version", action="version", version=shiftaddvit_jax.__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name, function, description):
+        command = commands.add_parser(name, help=description, description=description)
+        command.set_defaults(run=function)
+        return command
+
+    command = add(
+        "demo", demo, "On real handwritten digits: train a dense model, reparameterize it, compare (minutes)."
+    )
+    command.add_argument("--workdir", default="runs/demo", metavar="DIR", help="default: %(default)s")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+
+    command = add("train", None, "Train and evaluate what a config describes; run again to resume.")
+    training.add_arguments(command)
+
+    command = add("eval", evaluate_checkpoint, "Accuracy of a checkpoint on held-out images.")
+    _add_checkpoint(command)
+    command.add_argument("--data", choices=SOURCES, default="digits", help="default: %(default)s")
+    command.add_argument("--path", default="", metavar="DIR", help="where a folder or IDX data set lies")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+    command = add("reparameterize", reparameterize_checkpoint, "Change a checkpoint's attentions or layers.")
+    _add_checkpoint(command)
+    command.add_argument("--output", required=True, metavar="DIR", help="where the new checkpoint goes")
+    per_stage = "one kind, or one a stage separated by commas:"
+    command.add_argument("--attention", metavar="KIND", help=f"{per_stage} {', '.join(ATTENTION_KINDS)}")
+    command.add_argument("--mlp", metavar="KIND", help=f"{per_stage} {', '.join(LINEAR_KINDS)}")
+    command.add_argument("--projections", metavar="KIND", help="the same for the attentions' linear layers")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="for what is new (default: 0)")
+
+    command = add("predict", predict, "The five most probable classes of images.")
+    _add_checkpoint(command)
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG or PNG files")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="DIR",
+        help="a trained model's folder, such as runs/demo/moe/model",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that ``argv`` names and return the exit code."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.command == "train":
+        return run_command("shiftaddvit train", partial(training.train, arguments, rest))
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return run_command(f"shiftaddvit {arguments.command}", partial(arguments.run, arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Config-driven training: ``python -m shiftaddvit_jax.main --config=FILE --workdir=DIR``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from shiftaddvit_jax.command import Parser, run_command
+from shiftaddvit_jax.train import train_and_evaluate
+
+
+def load_config(file: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
+    """The config of ``file`` with overrides such as ``--config.train.steps=10``.
+
+    Raises:
+      ValueError: no such file, an unknown key or a value of the wrong type.
+    """
+    if not Path(file).is_file():
+        raise ValueError(f"no config file at {file}; the configs that come with the project are in configs/")
+    values = flags.FlagValues()
+    command = ["main", f"--config={file}", *overrides]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
+    try:
+        rest = values(command)[1:]
+    except flags.Error as error:
+        raise ValueError(f"bad config override: {error}") from None
+    except (AttributeError, KeyError) as error:
+        raise ValueError(f"bad config override: {error.args[0]}") from None
+    if rest:
+        raise ValueError(f"unexpected argument {rest[0]!r}; overrides look like --config.train.steps=10")
+    return values["config"].value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of a training run, the same here and in ``shiftaddvit train``."""
+    parser.add_argument("--config", required=True, metavar="FILE", help="a config, such as configs/digits.py")
+    parser.add_argument(
+        "--workdir", required=True, metavar="DIR", help="where the run is written, and resumed"
+    )
+    parser.epilog = (
+        "Any key of the config can be set: --config.train.steps=10 --config.model.attention=linear"
+    )
+
+
+def train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Run what ``--config`` says and print the accuracy."""
+    metrics = train_and_evaluate(load_config(arguments.config, overrides), arguments.workdir)
+    print(f"top-1 {metrics['top1']:.2%} on the test set; the model is in {arguments.workdir}/model")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train from the command line; the exit code is 0, or 2 after an error in one line."""
+    parser = Parser(
+        prog="python -m shiftaddvit_jax.main", description=train_and_evaluate.__doc__.split("\n")[0]
+    )
+    add_arguments(parser)
+    return run_command("main", lambda: train(*parser.parse_known_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

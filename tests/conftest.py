@@ -1,0 +1,35 @@
+import os
+
+# Most of the suite's time is XLA compiling small programs, and level 0 halves it. Set before jax is imported.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+
+# Each example may compile, so none has a deadline; derandomized, so that a run repeats the one before it.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40, database=None)
+hypothesis.settings.load_profile("suite")
+
+IMPLEMENTATIONS = (None, "xla")
+
+
+@pytest.fixture(scope="session", params=IMPLEMENTATIONS, ids=str)
+def implementation(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """The authors' layers as ``golden[group][case][name]``; names keep their slash, as in ``param/...``."""
+    groups = {}
+    with np.load(Path(__file__).parent / "data" / "authors_layers.npz") as arrays:
+        for key in arrays.files:
+            group, case, *name = key.split("/", 2)
+            if name:
+                groups.setdefault(group, {}).setdefault(case, {})[name[0]] = arrays[key]
+            else:
+                groups.setdefault(group, {})[case] = arrays[key]
+    return groups

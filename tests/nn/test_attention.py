@@ -1,0 +1,355 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.ndimage import correlate1d
+from scipy.special import ndtr, softmax
+
+from shiftaddvit_jax.nn import ATTENTION_KINDS, Primitives, make_attention
+from shiftaddvit_jax.nn.attention import HASH_ANCHORS, HASH_BITS
+from shiftaddvit_jax.ops import power_of_two
+
+BATCH, GRID, CHANNELS, HEADS = 2, (4, 5), 12, 3
+TOKENS, HEAD_DIM = 20, 4
+KINDS = pytest.mark.parametrize("kind", ATTENTION_KINDS)
+HASHED = ("ecoformer", "hamming_ksh")
+
+
+def images(batch=BATCH, seed=1):
+    return np.random.default_rng(seed).normal(size=(batch, TOKENS, CHANNELS)).astype(np.float32)
+
+
+def layer_of(kind, **arguments):
+    return make_attention(kind, num_heads=HEADS, sr_ratio=2 if kind == "sra" else 1, **arguments)
+
+
+@functools.cache
+def variables_of(kind):
+    """Random values, well away from 0, in the place of every parameter, hash and random feature."""
+    init = jax.jit(lambda key, x: layer_of(kind).init(key, x, GRID))
+    shapes = jax.eval_shape(init, jax.random.key(0), images())
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
+
+
+@functools.cache
+def jitted(kind, **arguments):
+    layer = layer_of(kind, **arguments)
+    return jax.jit(lambda variables, x: layer.apply(variables, x, GRID))
+
+
+# The references: float64, and every attention as an explicit matrix of tokens by tokens.
+
+
+def linear(x, params):
+    return x @ params["kernel"].astype(np.float64) + params["bias"]
+
+
+def split(x):
+    return x.reshape(*x.shape[:2], HEADS, -1).transpose(0, 2, 1, 3)
+
+
+def join(x):
+    return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
+
+
+def qkv(params, x):
+    return [split(part) for part in np.split(linear(x, params["qkv"]), 3, axis=-1)]
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def above_own_mean(x):
+    return (x > x.mean(axis=(-2, -1), keepdims=True)).astype(np.float64)
+
+
+def products(q, k):
+    return q @ k.swapaxes(-1, -2)
+
+
+def convolved_over_tokens(params, values):
+    y = np.empty(values.shape)
+    for head in range(HEADS):
+        y[:, head] = correlate1d(
+            values[:, head], params["dconv"][:, head].astype(np.float64), 1, mode="constant"
+        )
+    return y
+
+
+def linear_angular(params, q, k, v):
+    return unit(v / 2 + products(q, k) @ v / np.pi) + convolved_over_tokens(params, v)
+
+
+def hashed_codes(variables, x):
+    hashing = {name: leaf.astype(np.float64) for name, leaf in variables["hash"].items()}
+    shared = unit(split(linear(x, variables["params"]["qk"])))
+    distance = ((shared[:, :, :, None] - hashing["anchors"][None, :, None]) ** 2).sum(axis=-1)
+    kernel = np.exp(-distance / (2 * distance.mean(axis=(-2, -1), keepdims=True)))
+    features = kernel - hashing["kernel_mean"][None, :, None]
+    return (features @ hashing["projection"].swapaxes(-1, -2) > 0).astype(np.float64)
+
+
+def msa(variables, x):
+    q, k, v = qkv(variables["params"], x)
+    return softmax(products(q, k) / np.sqrt(HEAD_DIM), axis=-1) @ v
+
+
+def normalized(params, x):
+    centred = x - x.mean(axis=-1, keepdims=True)
+    x = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)
+    return x * params["scale"] + params["bias"]
+
+
+def attention_to(variables, x, reduced):
+    params = variables["params"]
+    k, v = (split(part) for part in np.split(linear(reduced, params["kv"]), 2, axis=-1))
+    q = split(linear(x, params["q"]))
+    return softmax(products(q, k) / np.sqrt(HEAD_DIM), axis=-1) @ v
+
+
+def sra(variables, x):
+    params = variables["params"]
+    kernel = params["sr"]["kernel"].astype(np.float64)
+    image = x.reshape(-1, *GRID, CHANNELS)[:, :4, :4].reshape(-1, 2, 2, 2, 2, CHANNELS)
+    reduced = np.einsum("byixjc,ijcd->byxd", image, kernel) + params["sr"]["bias"]
+    return attention_to(variables, x, normalized(params["norm"], reduced.reshape(len(x), 4, CHANNELS)))
+
+
+def linear_sra(variables, x):
+    params = variables["params"]
+    image = x.reshape(-1, *GRID, CHANNELS)
+    rows, columns = ([(i * side // 7, -(-(i + 1) * side // 7)) for i in range(7)] for side in GRID)
+    pooled = [image[:, a:b, c:d].mean(axis=(1, 2)) for a, b in rows for c, d in columns]
+    mixed = np.stack(pooled, axis=1) @ params["sr"]["kernel"][0, 0].astype(np.float64) + params["sr"]["bias"]
+    reduced = normalized(params["norm"], mixed)
+    return attention_to(variables, x, reduced * ndtr(reduced))
+
+
+def linear_attention(variables, x):
+    q, k, v = qkv(variables["params"], x)
+    return products(q, k) @ v / np.sqrt(HEAD_DIM)
+
+
+def performer(variables, x):
+    projection = variables["features"]["projection"].astype(np.float64)
+
+    def features(x, across):
+        x = x / HEAD_DIM**0.25
+        projected = x @ projection.T
+        length = (x**2).sum(axis=-1, keepdims=True)
+        return np.exp(projected - length / 2 - projected.max(axis=across, keepdims=True)) + 1e-4
+
+    q, k, v = qkv(variables["params"], x)
+    weights = products(features(q, -1), features(k, (-2, -1)))
+    return weights / weights.sum(axis=-1, keepdims=True) @ v
+
+
+def ecoformer(variables, x):
+    codes = hashed_codes(variables, x)
+    values = split(linear(x, variables["params"]["v"]))
+    similarity, bias = products(codes, codes), HASH_BITS + 1
+    return (similarity @ values + bias * values) / (similarity + bias).sum(axis=-1, keepdims=True)
+
+
+def hamming_linear(variables, x):
+    q, k, v = qkv(variables["params"], x)
+    return linear_angular(variables["params"], above_own_mean(unit(q)), above_own_mean(unit(k)), v)
+
+
+def hamming_ksh(variables, x):
+    codes = hashed_codes(variables, x)
+    return linear_angular(variables["params"], codes, codes, split(linear(x, variables["params"]["v"])))
+
+
+def hamming_quadratic(variables, x):
+    q, k, v = qkv(variables["params"], x)
+    q, k = above_own_mean(q), above_own_mean(k)
+    distance = (q[..., :, None, :] != k[..., None, :, :]).sum(axis=-1)
+    return softmax((HEAD_DIM - 2 * distance) / np.sqrt(HEAD_DIM), axis=-1) @ v
+
+
+REFERENCES = {
+    "msa": msa,
+    "sra": sra,
+    "linear_sra": linear_sra,
+    "linear": linear_attention,
+    "performer": performer,
+    "ecoformer": ecoformer,
+    "hamming_linear": hamming_linear,
+    "hamming_ksh": hamming_ksh,
+    "hamming_quadratic": hamming_quadratic,
+}
+
+
+def reference(kind, variables, x):
+    return linear(join(REFERENCES[kind](variables, x.astype(np.float64))), variables["params"]["proj"])
+
+
+@KINDS
+def test_every_kind_is_its_formula_in_float64(implementation, kind):
+    variables, x = variables_of(kind), images()
+    y = jitted(kind, primitives=Primitives(implementation=implementation))(variables, x)
+    np.testing.assert_allclose(y, reference(kind, variables, x), rtol=1e-4, atol=1e-4)
+
+
+@KINDS
+def test_a_batch_has_the_outputs_of_its_images_one_by_one(kind):
+    variables, x = variables_of(kind), images(3)
+    x[1:] *= np.float32([2, 0.1])[:, None, None]
+    one_by_one = np.concatenate([jitted(kind)(variables, image[None]) for image in x])
+    largest = np.abs(one_by_one).max()  # "linear" is cubic in its input, with outputs in the hundreds
+    np.testing.assert_allclose(jitted(kind)(variables, x) / largest, one_by_one / largest, rtol=0, atol=1e-5)
+
+
+@functools.cache
+def jitted_gradients(kind):
+    def loss(params, x, rest):
+        return jnp.sum(layer_of(kind).apply({"params": params, **rest}, x, GRID) ** 2)
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1)))
+
+
+def gradients(kind, variables, x):
+    rest = {name: collection for name, collection in variables.items() if name != "params"}
+    return jitted_gradients(kind)(variables["params"], x, rest)
+
+
+@KINDS
+def test_gradients_are_finite_and_reach_every_parameter(kind):
+    grad_params, grad_x = gradients(kind, variables_of(kind), images())
+    assert np.all(np.isfinite(grad_x))
+    for path, gradient in jax.tree_util.tree_leaves_with_path(grad_params):
+        assert np.all(np.isfinite(gradient)), path
+        assert np.any(gradient != 0), path
+
+
+@KINDS
+def test_an_image_of_zeros_has_finite_outputs_and_gradients(kind):
+    # Biases of zero too: every query, key and value is a vector of zeros.
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: np.zeros_like(leaf) if path[-1].key == "bias" else leaf, variables_of(kind)
+    )
+    x = np.zeros((BATCH, TOKENS, CHANNELS), np.float32)
+    np.testing.assert_array_equal(jitted(kind)(variables, x), 0)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients(kind, variables, x)))
+
+
+@KINDS
+def test_bfloat16_is_near_float32(kind):
+    variables, x = variables_of(kind), images()
+    y = jitted(kind, primitives=Primitives(dtype=jnp.bfloat16))(variables, x)
+    assert y.dtype == jnp.bfloat16
+    expected = reference(kind, variables, x)
+    # Codes near their threshold flip, so the binary kinds are near only in the mean.
+    error = np.abs(np.asarray(y, np.float64) - expected).mean() / np.abs(expected).mean()
+    assert error < (0.02 if kind in ("msa", "sra", "linear_sra", "linear", "performer") else 0.2)
+
+
+@KINDS
+def test_shift_projections_are_dense_ones_rounded_to_powers_of_two(kind):
+    variables, x = variables_of(kind), images()
+    projections = ("q", "kv", "qk", "v", "qkv", "proj")
+    rounded = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: (
+            power_of_two(leaf) if path[-2].key in projections and path[-1].key == "kernel" else leaf
+        ),
+        variables,
+    )
+    y = jitted(kind, projections="shift")(variables, x)
+    np.testing.assert_allclose(y, jitted(kind)(rounded, x), rtol=1e-5, atol=1e-5)
+    assert np.any(np.abs(y - jitted(kind)(variables, x)) > 1e-2)
+
+
+@KINDS
+def test_heads_that_do_not_divide_the_channels_are_an_error(kind):
+    layer = make_attention(kind, num_heads=5)
+    with pytest.raises(ValueError, match="12 channels do not split into 5 heads"):
+        jax.eval_shape(layer.init, jax.random.key(0), images(), GRID)
+
+
+def test_an_unknown_kind_names_the_nearest():
+    with pytest.raises(ValueError, match="kind of attention 'haming_linear'; did you mean 'hamming_linear'"):
+        make_attention("haming_linear", num_heads=1)
+
+
+def test_sra_without_reduction_is_msa_with_other_parameters():
+    params = variables_of("msa")["params"]
+    kernels = np.split(params["qkv"]["kernel"], [CHANNELS], axis=1)
+    biases = np.split(params["qkv"]["bias"], [CHANNELS])
+    parts = [{"kernel": kernel, "bias": bias} for kernel, bias in zip(kernels, biases, strict=True)]
+    sra_params = {"q": parts[0], "kv": parts[1], "proj": params["proj"]}
+    y = make_attention("sra", num_heads=HEADS).apply({"params": sra_params}, images(), GRID)
+    np.testing.assert_allclose(y, jitted("msa")({"params": params}, images()), rtol=1e-5, atol=1e-5)
+
+
+def test_the_threshold_of_the_codes_is_that_of_the_primitives():
+    variables, x = variables_of("hamming_linear"), images()
+    x[1] *= 5
+    outputs = [
+        jitted("hamming_linear", primitives=Primitives(threshold=threshold))(variables, x)
+        for threshold in ("sample", "tensor", "zero")
+    ]
+    assert all(np.any(np.abs(outputs[i] - outputs[j]) > 1e-3) for i, j in [(0, 1), (0, 2), (1, 2)])
+
+
+@pytest.mark.parametrize("kind", HASHED)
+def test_the_hash_is_a_collection_of_its_own(kind):
+    shapes = jax.tree.map(np.shape, variables_of(kind)["hash"])
+    assert shapes == {
+        "anchors": (HEADS, HASH_ANCHORS, HEAD_DIM),
+        "kernel_mean": (HEADS, HASH_ANCHORS),
+        "projection": (HEADS, HASH_BITS, HASH_ANCHORS),
+    }
+
+
+@functools.cache
+def jitted_learning(kind):
+    def learn(variables, x, key):
+        return layer_of(kind).apply(variables, x, GRID, rngs={"hash": key}, mutable=["hash"])
+
+    return jax.jit(learn)
+
+
+@pytest.mark.parametrize("kind", HASHED)
+def test_a_mutable_hash_is_learned_from_the_tokens_and_used_at_once(kind):
+    variables, x = variables_of(kind), images()
+    y, learned = jitted_learning(kind)(variables, x, jax.random.key(0))
+    shared = unit(split(linear(x, variables["params"]["qk"])))
+    for head in range(HEADS):
+        distance = learned["hash"]["anchors"][head][:, None] - shared[:, head].reshape(-1, HEAD_DIM)
+        np.testing.assert_allclose(np.abs(distance).max(axis=-1).min(axis=1), 0, atol=1e-6)
+    again = jitted(kind)({**variables, **learned}, x)
+    np.testing.assert_allclose(y, again, rtol=1e-5, atol=1e-5)
+
+
+def test_learning_a_hash_is_deterministic_for_its_key():
+    variables, x = variables_of("hamming_ksh"), images()
+    first, again, other = (
+        jitted_learning("hamming_ksh")(variables, x, jax.random.key(seed))[1]["hash"]["projection"]
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.any(first != other)
+
+
+def test_an_immutable_hash_gets_no_gradient():
+    def loss(hashing):
+        variables = {**variables_of("hamming_ksh"), "hash": hashing}
+        return jnp.sum(layer_of("hamming_ksh").apply(variables, images(), GRID))
+
+    gradient = jax.jit(jax.grad(loss))(variables_of("hamming_ksh")["hash"])
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(gradient))
+
+
+def test_dropout_in_training_zeroes_outputs_and_scales_the_rest():
+    variables, x = variables_of("msa"), images()
+    layer = layer_of("msa", dropout=0.5, train=True)
+    y = np.asarray(layer.apply(variables, x, GRID, rngs={"dropout": jax.random.key(0)}))
+    kept = y != 0
+    assert 0.4 < kept.mean() < 0.6
+    expected = np.asarray(jitted("msa", dropout=0.5)(variables, x))
+    np.testing.assert_allclose(y[kept], 2 * expected[kept], rtol=1e-5, atol=1e-5)

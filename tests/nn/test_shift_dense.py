@@ -1,0 +1,170 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shiftaddvit_jax.nn import LINEAR_KINDS, Primitives, ShiftDense, make_linear
+from shiftaddvit_jax.ops import additive_power_of_two_levels
+
+INPUTS, FEATURES = 7, 5
+RNG = np.random.default_rng(0)
+KERNEL = RNG.normal(0, 0.4, (INPUTS, FEATURES)).astype(np.float32)
+BIAS = RNG.normal(size=FEATURES).astype(np.float32)
+SIGN = RNG.choice([-1, 1], (INPUTS, FEATURES)).astype(np.float32)
+EXPONENT = RNG.uniform(-9, 0, (INPUTS, FEATURES)).astype(np.float32)
+LEADING = pytest.mark.parametrize("leading", [(), (3,), (2, 5)], ids=str)
+
+
+def tokens(*leading):
+    return np.random.default_rng(1).normal(size=(*leading, INPUTS)).astype(np.float32)
+
+
+def powers(kernel, low=-14):
+    kernel = kernel.astype(np.float64)
+    return np.sign(kernel) * 2.0 ** np.clip(np.round(np.log2(np.abs(kernel))), low, 0)
+
+
+def sums_of_powers(kernel):
+    levels = additive_power_of_two_levels(5).astype(np.float64)
+    return np.sign(kernel) * levels[np.abs(np.abs(kernel)[..., None] - levels).argmin(axis=-1)]
+
+
+def apply(layer, x, **params):
+    return layer.apply({"params": params}, x)
+
+
+@LEADING
+def test_mode_q_rounds_its_kernel_in_the_forward_pass(implementation, leading):
+    layer, x = ShiftDense(FEATURES, implementation=implementation), tokens(*leading)
+    y = apply(layer, x, kernel=KERNEL, bias=BIAS)
+    np.testing.assert_allclose(y, x @ powers(KERNEL) + BIAS, rtol=1e-5, atol=1e-5)
+
+
+@LEADING
+def test_mode_ps_multiplies_by_its_sign_and_rounded_exponent(implementation, leading):
+    layer, x = ShiftDense(FEATURES, mode="ps", implementation=implementation), tokens(*leading)
+    y = apply(layer, x, sign=SIGN, exponent=EXPONENT, bias=BIAS)
+    np.testing.assert_allclose(y, x @ (SIGN * 2.0 ** np.round(EXPONENT)) + BIAS, rtol=1e-5, atol=1e-5)
+
+
+def test_both_modes_agree_on_the_same_powers():
+    x, weight = tokens(3), powers(KERNEL)
+    q = apply(ShiftDense(FEATURES, use_bias=False), x, kernel=KERNEL)
+    ps = ShiftDense(FEATURES, use_bias=False, mode="ps")
+    exponent = np.log2(np.abs(weight)).astype(np.float32)
+    np.testing.assert_array_equal(q, apply(ps, x, sign=np.float32(np.sign(weight)), exponent=exponent))
+
+
+def test_without_a_bias_there_is_none():
+    layer = ShiftDense(FEATURES, use_bias=False)
+    assert set(layer.init(jax.random.key(0), tokens(1))["params"]) == {"kernel"}
+    np.testing.assert_array_equal(apply(layer, np.zeros((1, INPUTS), np.float32), kernel=KERNEL), 0)
+
+
+def test_fewer_bits_clip_the_exponents():
+    x = np.eye(INPUTS, dtype=np.float32)
+    y = apply(ShiftDense(FEATURES, use_bias=False, weight_bits=3), x, kernel=KERNEL)
+    np.testing.assert_array_equal(y, powers(KERNEL, low=-2))
+    assert np.any(powers(KERNEL, low=-2) != powers(KERNEL))
+
+
+def test_the_apot_quantizer_rounds_to_sums_of_two_powers():
+    layer, x = ShiftDense(FEATURES, quantizer="additive_power_of_two"), tokens(3)
+    y = apply(layer, x, kernel=KERNEL, bias=BIAS)
+    np.testing.assert_allclose(y, x @ sums_of_powers(KERNEL) + BIAS, rtol=1e-5, atol=1e-5)
+
+
+def test_fixed_point_puts_tokens_and_bias_on_the_same_grid():
+    x = tokens(3)
+    y = apply(ShiftDense(FEATURES, activations="fixed_point"), x, kernel=KERNEL, bias=BIAS)
+    on_grid = [np.floor(part.astype(np.float64) * 2**16) / 2**16 for part in (x, BIAS)]
+    np.testing.assert_allclose(y, on_grid[0] @ powers(KERNEL) + on_grid[1], rtol=0, atol=2e-6)
+
+
+def test_int8_rounds_each_token_to_its_own_scale():
+    x = tokens(3)
+    scale = np.abs(x).max(axis=-1, keepdims=True).astype(np.float64) / 127
+    y = apply(ShiftDense(FEATURES, activations="int8"), x, kernel=KERNEL, bias=BIAS)
+    expected = np.round(x / scale) * scale @ powers(KERNEL) + BIAS
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def gradients(layer, **params):
+    x = tokens(4)
+    cotangent = np.random.default_rng(2).normal(size=(4, FEATURES)).astype(np.float32)
+    loss = lambda params: jnp.vdot(layer.apply({"params": params}, x), cotangent)  # noqa: E731
+    return jax.jit(jax.grad(loss))(params), x.T @ cotangent, cotangent
+
+
+@pytest.mark.parametrize("quantizer", ["power_of_two", "additive_power_of_two"])
+def test_mode_q_has_a_straight_through_gradient(quantizer):
+    gradient, expected, cotangent = gradients(
+        ShiftDense(FEATURES, quantizer=quantizer), kernel=KERNEL, bias=BIAS
+    )
+    np.testing.assert_allclose(gradient["kernel"], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient["bias"], cotangent.sum(axis=0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("freeze_sign", [False, True])
+def test_freeze_sign_stops_the_gradient_of_the_sign_alone(freeze_sign):
+    layer = ShiftDense(FEATURES, mode="ps", freeze_sign=freeze_sign)
+    gradient, expected, _ = gradients(layer, sign=SIGN, exponent=EXPONENT, bias=BIAS)
+    np.testing.assert_allclose(gradient["sign"], 0 if freeze_sign else expected, rtol=1e-5, atol=1e-6)
+    slope = expected * SIGN * 2.0 ** np.round(EXPONENT) * np.log(2)
+    np.testing.assert_allclose(gradient["exponent"], slope, rtol=1e-5, atol=1e-6)
+
+
+def test_mode_ps_starts_from_whole_codes_of_a_small_dense_kernel():
+    layer = ShiftDense(40, mode="ps")
+    params = layer.init(jax.random.key(0), jnp.ones((1, 50)))["params"]
+    assert set(params) == {"sign", "exponent", "bias"}
+    np.testing.assert_array_equal(np.unique(params["sign"]), [-1, 1])
+    np.testing.assert_array_equal(params["exponent"], np.round(params["exponent"]))
+    assert -14 <= params["exponent"].min() < params["exponent"].max() <= 0
+
+
+def test_the_output_has_the_dtype_asked_for_and_parameters_stay_float32():
+    layer, x = ShiftDense(FEATURES, dtype=jnp.bfloat16), tokens(3)
+    params = layer.init(jax.random.key(0), x)["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    y = apply(layer, x, kernel=KERNEL, bias=BIAS)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(y, np.float64), x @ powers(KERNEL) + BIAS, rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mode": "sp"}, "unknown shift mode 'sp'; did you mean 'ps'"),
+        ({"quantizer": "power_of_too"}, "unknown quantizer 'power_of_too'; did you mean 'power_of_two'"),
+        ({"weight_bits": 9}, "weight_bits must be between 2 and 8, got 9"),
+        ({"weight_bits": 9, "mode": "ps"}, "weight_bits must be between 2 and 8, got 9"),
+        ({"weight_bits": 4, "quantizer": "additive_power_of_two"}, "weight_bits 3, 5 or 7, got 4"),
+        ({"activations": "int9"}, "unknown activations 'int9'; did you mean 'int8'"),
+    ],
+)
+def test_what_a_shift_layer_cannot_be_is_a_clear_error(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ShiftDense(FEATURES, **arguments).init(jax.random.key(0), tokens(3))
+
+
+@pytest.mark.parametrize("kind", LINEAR_KINDS)
+def test_every_kind_of_linear_layer_starts_from_small_weights_and_zero_biases(kind):
+    layer = make_linear(kind, FEATURES, Primitives(), name=None)
+    params = layer.init(jax.random.key(0), tokens(3))["params"]
+    for expert in [params[name] for name in ("dense", "shift")] if kind == "moe" else [params]:
+        assert 0 < np.abs(expert["kernel"]).max() < 0.1
+        np.testing.assert_array_equal(expert["bias"], 0)
+
+
+@pytest.mark.parametrize("kind", ["shift", "moe"])
+def test_primitives_reach_the_shift_layers(kind):
+    primitives = Primitives(weight_bits=3, activations="int8", implementation="xla", dtype=jnp.bfloat16)
+    layer = make_linear(kind, FEATURES, primitives, name=None)
+    for name in ("weight_bits", "activations", "implementation", "dtype"):
+        assert getattr(layer, name) == getattr(primitives, name)
+
+
+def test_an_unknown_kind_of_linear_layer_names_the_nearest():
+    with pytest.raises(ValueError, match="unknown kind of linear layer 'shfit'; did you mean 'shift'"):
+        make_linear("shfit", FEATURES, Primitives(), name="layer")

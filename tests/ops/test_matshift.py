@@ -1,0 +1,170 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shiftaddvit_jax.ops import dynamic_int8, fixed_point, matshift, quantize_activations, shift_product
+
+INPUTS, OUTPUTS = 7, 5
+LEADING = pytest.mark.parametrize("leading", [(), (3,), (2, 5)], ids=str)
+
+
+def tokens(leading, scale=1.0):
+    return np.random.default_rng(0).normal(0, scale, (*leading, INPUTS)).astype(np.float32)
+
+
+def weight_codes():
+    rng = np.random.default_rng(1)
+    sign = rng.choice([-1, 0, 1], (INPUTS, OUTPUTS)).astype(np.int8)
+    return sign, rng.integers(-14, 1, (INPUTS, OUTPUTS)).astype(np.int8)
+
+
+def dense(sign, exponent):
+    return sign * 2.0 ** exponent.astype(np.float64)
+
+
+def fixed_point_reference(x):
+    return np.clip(np.floor(x.astype(np.float64) * 2**16) / 2**16, -(2**15), 2**15 - 1)
+
+
+def int8_reference(x):
+    largest = np.abs(x).max(axis=-1, keepdims=True).astype(np.float64)
+    scale = np.where(largest > 0, largest / 127, 1)
+    return np.round(x / scale) * scale
+
+
+@LEADING
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.float32])
+def test_it_is_the_product_with_sign_times_power_in_float64(implementation, leading, dtype):
+    x, (sign, exponent) = tokens(leading), weight_codes()
+    y = matshift(x, sign.astype(dtype), exponent.astype(dtype), implementation=implementation)
+    assert y.shape == (*leading, OUTPUTS)
+    np.testing.assert_allclose(y, x @ dense(sign, exponent), rtol=1e-5, atol=1e-6)
+
+
+@LEADING
+@pytest.mark.parametrize(
+    ("activations", "reference"), [("fixed_point", fixed_point_reference), ("int8", int8_reference)]
+)
+def test_activations_are_quantized_as_in_numpy(implementation, leading, activations, reference):
+    x, (sign, exponent) = tokens(leading, 3.0), weight_codes()
+    y = matshift(x, sign, exponent, activations=activations, implementation=implementation)
+    np.testing.assert_allclose(y, reference(x) @ dense(sign, exponent), rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_tokens_stay_bfloat16(implementation):
+    x, (sign, exponent) = jnp.asarray(tokens((3,)), jnp.bfloat16), weight_codes()
+    y = matshift(x, sign, exponent, implementation=implementation)
+    assert y.dtype == jnp.bfloat16
+    exact = np.asarray(x, np.float64) @ dense(sign, exponent)
+    np.testing.assert_allclose(np.asarray(y, np.float64), exact, rtol=2**-7, atol=2**-6)
+
+
+def test_exponents_are_clipped_to_the_range_of_weight_bits(implementation):
+    x = np.eye(INPUTS, dtype=np.float32)
+    sign, exponent = weight_codes()
+    y = matshift(x, sign, exponent, weight_bits=3, implementation=implementation)
+    np.testing.assert_array_equal(y, dense(sign, np.maximum(exponent, -2)))
+
+
+def test_an_output_of_int8_is_within_half_a_step_a_weight_of_the_exact_one(implementation):
+    x, (sign, exponent) = tokens((4, 9), 10.0), weight_codes()
+    exact = x @ dense(sign, exponent)
+    y = matshift(x, sign, exponent, activations="int8", implementation=implementation)
+    half_step = np.abs(x).max(axis=-1, keepdims=True) / 254
+    assert np.all(np.abs(y - exact) <= half_step * np.abs(dense(sign, exponent)).sum(axis=0) * (1 + 1e-5))
+
+
+def test_the_int8_scale_of_a_token_does_not_depend_on_the_others(implementation):
+    x, (sign, exponent) = tokens((3,)), weight_codes()
+    loud = x.copy()
+    loud[1:] *= 1000
+    y, with_loud = (
+        matshift(part, sign, exponent, activations="int8", implementation=implementation)
+        for part in (x, loud)
+    )
+    np.testing.assert_array_equal(y[0], with_loud[0])
+
+
+@pytest.mark.parametrize("activations", ["float", "fixed_point", "int8"])
+def test_a_token_of_zeros_gives_zeros(implementation, activations):
+    x = tokens((3,))
+    x[1] = 0
+    y = matshift(x, *weight_codes(), activations=activations, implementation=implementation)
+    np.testing.assert_array_equal(y[1], 0)
+    assert np.all(np.isfinite(y))
+
+
+@pytest.mark.parametrize("activations", ["float", "fixed_point", "int8"])
+def test_the_gradient_to_the_tokens_passes_straight_through(implementation, activations):
+    x, (sign, exponent) = tokens((2, 5)), weight_codes()
+    cotangent = np.random.default_rng(2).normal(size=(2, 5, OUTPUTS)).astype(np.float32)
+    gradient = jax.grad(
+        lambda x: jnp.vdot(
+            matshift(x, sign, exponent, activations=activations, implementation=implementation), cotangent
+        )
+    )(x)
+    np.testing.assert_allclose(gradient, cotangent @ dense(sign, exponent).T, rtol=1e-5, atol=1e-6)
+
+
+def test_floating_codes_have_gradients(implementation):
+    x, codes = tokens((3,)), [code.astype(np.float32) for code in weight_codes()]
+    cotangent = np.random.default_rng(2).normal(size=(3, OUTPUTS)).astype(np.float32)
+    _, pull_back = jax.vjp(lambda *codes: matshift(x, *codes, implementation=implementation), *codes)
+    grad_sign, grad_exponent = pull_back(jnp.asarray(cotangent))
+    grad_weight = x.T @ cotangent
+    np.testing.assert_allclose(grad_sign, grad_weight, rtol=1e-5, atol=1e-6)
+    expected = grad_weight * dense(*weight_codes()) * np.log(2)
+    np.testing.assert_allclose(grad_exponent, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_shift_product_takes_the_weight_itself(implementation):
+    x, weight = tokens((2, 5)), np.float32([[0.75], [-0.5], [0], [1], [0.25], [-1], [2**-14]])
+    y = shift_product(x, weight, implementation=implementation)
+    np.testing.assert_allclose(y, x.astype(np.float64) @ weight, rtol=1e-5, atol=1e-6)
+
+
+def test_fixed_point_rounds_down_and_clips():
+    x = np.float32([0, 2**-17, -(2**-17), 1.25, 4e4, -4e4, 2**15 - 1])
+    expected = [0, 0, -(2**-16), 1.25, 2**15 - 1, -(2**15), 2**15 - 1]
+    np.testing.assert_array_equal(fixed_point(x), expected)
+
+
+def test_fixed_point_takes_other_widths():
+    x = np.float32([0.3, -0.3, 9, -9])
+    np.testing.assert_array_equal(fixed_point(x, integer_bits=4, fraction_bits=2), [0.25, -0.5, 7, -8])
+
+
+def test_dynamic_int8_gives_whole_numbers_that_reach_127():
+    whole, scale = dynamic_int8(tokens((4, 3), 20.0))
+    assert whole.shape == (4, 3, INPUTS)
+    assert scale.shape == (4, 3, 1)
+    np.testing.assert_array_equal(whole, np.round(whole))
+    np.testing.assert_array_equal(np.abs(whole).max(axis=-1), 127)
+
+
+def test_dynamic_int8_of_zeros_is_zeros_with_the_scale_one():
+    whole, scale = dynamic_int8(jnp.zeros((2, 3)))
+    np.testing.assert_array_equal(whole, 0)
+    np.testing.assert_array_equal(scale, 1)
+
+
+@pytest.mark.parametrize("magnitude", [1e-40, 1e-30, 3e38])
+def test_int8_survives_extreme_magnitudes(magnitude):
+    x = np.float32([[magnitude, -magnitude, 0]])
+    assert np.all(np.isfinite(quantize_activations(x, "int8")))
+
+
+def test_shapes_that_do_not_fit_are_named():
+    sign, exponent = weight_codes()
+    with pytest.raises(ValueError, match=r"one shape, got \(7, 5\) and \(7, 4\)"):
+        matshift(tokens(()), sign, exponent[:, :4])
+    with pytest.raises(ValueError, match=r"expects .* got \(2, 6\) and \(7, 5\)"):
+        matshift(jnp.ones((2, 6)), sign, exponent)
+    with pytest.raises(ValueError, match=r"got \(2, 7\) and \(7,\)"):
+        shift_product(jnp.ones((2, 7)), jnp.ones(7))
+
+
+def test_an_unknown_number_format_names_the_nearest():
+    with pytest.raises(ValueError, match="unknown activations 'int4'; did you mean 'int8'"):
+        matshift(tokens(()), *weight_codes(), activations="int4")

@@ -1,0 +1,152 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import shiftaddvit_jax as sav
+from shiftaddvit_jax import main as training
+from shiftaddvit_jax.cli import main
+from shiftaddvit_jax.data import load_dataset, load_image
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "model"
+    model = sav.create_model("pvt_v2_nano", num_classes=10, attention="msa")
+    names = {"class_names": list("0123456789")}
+    sav.save_model(path, model, sav.init_variables(model, jax.random.key(0)), names)
+    return path
+
+
+@pytest.fixture
+def digit(tmp_path):
+    path = tmp_path / "digit.png"
+    Image.fromarray(load_dataset("digits").test[0]["image"]).save(path)
+    return path
+
+
+def fails(capsys, *arguments):
+    """The one line on standard error of a command that must fail."""
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "error: " in error
+    return error
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["demo", "--help"], ["train", "--help"], ["predict", "--help"]]
+)
+def test_help_fits_a_terminal(arguments, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
+
+
+def test_predict_prints_the_five_most_probable_classes(checkpoint, digit, capsys):
+    assert main(["predict", "--checkpoint", str(checkpoint), str(digit), "--json"]) == 0
+    (top,) = json.loads(capsys.readouterr().out).values()
+    model, variables, _ = sav.load_model(checkpoint)
+    probabilities = jax.nn.softmax(jax.jit(model.apply)(variables, load_image(digit, 32)[None]))[0]
+    expected = np.argsort(-probabilities)[:5]
+    assert [int(entry["class"]) for entry in top] == expected.tolist()
+    np.testing.assert_allclose([entry["probability"] for entry in top], probabilities[expected], rtol=1e-4)
+
+
+def test_predict_shows_a_table_for_each_image(checkpoint, digit, capsys):
+    assert main(["predict", "--checkpoint", str(checkpoint), str(digit), str(digit)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("%" in line for line in lines) == 5
+
+
+def test_eval_prints_accuracy(checkpoint, capsys):
+    assert main(["eval", "--checkpoint", str(checkpoint), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 599
+    assert found["top1"] == pytest.approx(np.trace(found["confusion"]) / 599)
+
+
+def test_reparameterize_writes_a_checkpoint_and_says_what_it_made(checkpoint, tmp_path, capsys):
+    output = tmp_path / "student"
+    command = ["reparameterize", "--checkpoint", str(checkpoint), "--output", str(output)]
+    assert main([*command, "--attention", "hamming_linear", "--mlp", "shift"]) == 0
+    assert "makes params/stage1/block1/attn/dconv" in capsys.readouterr().out
+    model, _, description = sav.load_model(output)
+    assert model.attention[0] == "hamming_linear"
+    assert model.mlp == ("shift",) * 4
+    assert description["class_names"] == list("0123456789")
+
+
+def test_train_takes_overrides_from_the_command_line(tmp_path, capsys):
+    overrides = ["--config.train.steps=2", "--config.data.batch_size=4", "--config.model.attention=linear"]
+    command = ["train", "--config", "configs/digits.py", "--workdir", str(tmp_path / "run")]
+    assert main([*command, *overrides]) == 0
+    assert "top-1" in capsys.readouterr().out
+    assert sav.load_model(tmp_path / "run" / "model")[0].attention[0] == "linear"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.train.stepz=10", 'Did you mean "steps"'),
+        ("--config.train.steps=many", "invalid literal for int"),
+        ("--config.seed", "bad config override"),
+        ("--steps=10", "unknown"),
+        ("steps", "unexpected argument 'steps'"),
+    ],
+)
+def test_a_wrong_override_is_refused(override, message, tmp_path, capsys):
+    command = ["train", "--config", "configs/digits.py", "--workdir", tmp_path / "run", override]
+    assert message.lower() in fails(capsys, *command).lower()
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_module_refuses_a_missing_config_too(tmp_path, capsys):
+    assert training.main([f"--config={tmp_path}/nothing.py", f"--workdir={tmp_path}/run"]) == 2
+    assert "no config file at" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(tmp_path, digit, capsys):
+    assert "no checkpoint at" in fails(capsys, "predict", "--checkpoint", tmp_path / "none", digit)
+
+
+def test_an_image_that_is_none_is_refused_by_name(checkpoint, tmp_path, capsys):
+    file = tmp_path / "letter.png"
+    file.write_text("Dear reader")
+    assert "letter.png cannot be read" in fails(capsys, "predict", "--checkpoint", checkpoint, file)
+
+
+def test_data_of_other_classes_is_refused(checkpoint, tmp_path, capsys):
+    for part in ("train", "test"):
+        (tmp_path / part / "cat").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / part / "cat" / "a.png")
+    command = ["eval", "--checkpoint", checkpoint, "--data", "folder", "--path", tmp_path]
+    assert "are not the data's (cat)" in fails(capsys, *command)
+
+
+def test_reparameterizing_to_an_unknown_kind_is_refused(checkpoint, tmp_path, capsys):
+    command = ["reparameterize", "--checkpoint", checkpoint, "--output", tmp_path / "student", "--mlp", "mo"]
+    assert "did you mean 'moe'" in fails(capsys, *command)
+    assert not (tmp_path / "student").exists()
+
+
+def test_reparameterizing_to_nothing_is_refused(checkpoint, tmp_path, capsys):
+    command = ["reparameterize", "--checkpoint", checkpoint, "--output", tmp_path / "student"]
+    assert "give --attention, --mlp or --projections" in fails(capsys, *command)
+
+
+@pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["demo", "--sed", "1"], ["demo", "--seed", "one"]])
+def test_wrong_usage_is_refused(arguments, capsys):
+    fails(capsys, *arguments)
+
+
+def test_a_demo_that_cannot_write_says_so(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "choose another" in fails(capsys, "demo", "--workdir", tmp_path / "file" / "demo")

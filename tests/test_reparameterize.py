@@ -1,0 +1,168 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+import shiftaddvit_jax as sav
+from shiftaddvit_jax.ops import power_of_two
+
+
+def create(**kinds):
+    return sav.create_model("pvt_v2_nano", num_classes=10, **kinds)
+
+
+def flat(variables):
+    return flatten_dict(variables["params"], sep="/")
+
+
+@pytest.fixture(scope="module")
+def dense():
+    model = create(attention="msa")
+    variables = sav.init_variables(model, jax.random.key(0))
+    # Biases start at zero; tensors that differ everywhere show what is inherited.
+    keys = iter(jax.random.split(jax.random.key(1), 200))
+    variables = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape), variables)
+    return model, variables
+
+
+@pytest.fixture(scope="module")
+def hamming(dense):
+    return sav.reparameterize(*dense, attention="hamming_linear")
+
+
+def test_stage_1_inherits_every_tensor_bit_for_bit(dense, hamming):
+    old, new = flat(dense[1]), flat(hamming[1])
+    made = {name for name in new if name.endswith("/dconv")}
+    assert new.keys() - old.keys() == made
+    assert len(made) == 3
+    for name, leaf in old.items():
+        assert jnp.array_equal(new[name], leaf), name
+
+
+def test_the_input_is_not_touched(dense):
+    before = jax.tree.map(np.array, dense[1])
+    sav.reparameterize(*dense, attention="ecoformer", mlp="moe")
+    assert dense[0].attention == ("msa",) * 4
+    jax.tree.map(np.testing.assert_array_equal, before, dense[1])
+
+
+def test_shift_kernels_are_the_old_kernels_rounded_and_biases_the_old_ones(hamming):
+    student, variables = sav.reparameterize(*hamming, mlp="shift", projections="shift")
+    old, new = flat(hamming[1]), flat(variables)
+    assert student.mlp == ("shift",) * 4
+    layers = [name.rpartition("/")[0] for name in new if "/mlp/fc" in name or "/attn/proj" in name]
+    assert len(layers) == 2 * 3 * 4
+    for layer in layers:
+        assert jnp.array_equal(new[f"{layer}/kernel"], power_of_two(old[f"{layer}/kernel"]))
+        assert jnp.array_equal(new[f"{layer}/bias"], old[f"{layer}/bias"])
+
+
+def test_a_mixture_has_the_old_layer_as_its_dense_expert_and_the_rounded_one_as_its_shift_expert(hamming):
+    _, variables = sav.reparameterize(*hamming, mlp="moe")
+    old, new = flat(hamming[1]), flat(variables)
+    layer = "stage2/block1/mlp/fc1"
+    assert jnp.array_equal(new[f"{layer}/dense/kernel"], old[f"{layer}/kernel"])
+    assert jnp.array_equal(new[f"{layer}/shift/kernel"], power_of_two(old[f"{layer}/kernel"]))
+    assert jnp.array_equal(new[f"{layer}/dense/bias"], old[f"{layer}/bias"])
+    assert jnp.array_equal(new[f"{layer}/shift/bias"], old[f"{layer}/bias"])
+
+
+def test_a_shift_model_computes_what_its_rounded_dense_model_computes(hamming):
+    student, variables = sav.reparameterize(*hamming, mlp="shift")
+    images = jax.random.normal(jax.random.key(2), (2, 32, 32, 3))
+    shifted = jax.jit(student.apply)(variables, images)
+    rounded = jax.jit(hamming[0].apply)(variables, images)
+    np.testing.assert_allclose(shifted, rounded, atol=1e-5)
+
+
+def test_msa_becomes_sra_by_splitting_its_linear_layer(dense):
+    _, variables = sav.reparameterize(*dense, attention="sra")
+    old, new = flat(dense[1]), flat(variables)
+    layer = "stage3/block1/attn"
+    joined = jnp.concatenate([new[f"{layer}/q/kernel"], new[f"{layer}/kv/kernel"]], axis=1)
+    assert jnp.array_equal(joined, old[f"{layer}/qkv/kernel"])
+
+
+def test_sra_becomes_msa_by_joining_its_linear_layers_and_drops_the_reduction(dense):
+    sra = create(attention="sra")
+    variables = sav.init_variables(sra, jax.random.key(3))
+    _, joined = sav.reparameterize(sra, variables, attention="msa")
+    report = sav.reparameterization_report(sra, variables, attention="msa")
+    old, new = flat(variables), flat(joined)
+    layer = "stage1/block1/attn"
+    parts = [old[f"{layer}/{name}/kernel"] for name in ("q", "kv")]
+    assert jnp.array_equal(new[f"{layer}/qkv/kernel"], jnp.concatenate(parts, axis=1))
+    assert report.made == ()
+    assert f"params/{layer}/sr/kernel" in report.dropped
+    assert all("/attn/sr/" in name or "/attn/norm/" in name for name in report.dropped)
+
+
+def test_shared_queries_and_keys_come_from_the_queries(dense):
+    _, variables = sav.reparameterize(*dense, attention="hamming_ksh")
+    old, new = flat(dense[1]), flat(variables)
+    layer = "stage1/block1/attn"
+    q, _, v = jnp.split(old[f"{layer}/qkv/kernel"], 3, axis=1)
+    assert jnp.array_equal(new[f"{layer}/qk/kernel"], q)
+    assert jnp.array_equal(new[f"{layer}/v/kernel"], v)
+    assert set(variables["hash"]) == {"stage1", "stage2", "stage3"}
+
+
+def test_the_report_names_what_is_made_and_dropped(hamming):
+    report = sav.reparameterization_report(*hamming, mlp="moe")
+    layers = [f"stage{stage}/block1/mlp/fc{number}" for stage in range(1, 5) for number in (1, 2)]
+    assert sorted(report.made) == [
+        f"params/{layer}/router/{leaf}" for layer in layers for leaf in ("bias", "kernel")
+    ]
+    assert report.dropped == ()
+    name = "params/stage1/block1/mlp/fc1"
+    assert report.inherited[f"{name}/shift/kernel"] == f"power_of_two({name}/kernel)"
+    assert report.inherited["params/head/bias"] == "params/head/bias"
+
+
+def test_what_is_made_depends_on_the_key_alone(dense):
+    def made(seed):
+        return sav.reparameterize(*dense, mlp="moe", key=jax.random.key(seed))[1]
+
+    router = "stage1/block1/mlp/fc1/router/kernel"
+    assert jnp.array_equal(flat(made(0))[router], flat(made(0))[router])
+    assert not jnp.array_equal(flat(made(0))[router], flat(made(1))[router])
+
+
+def test_mixtures_keep_their_routers_when_attention_changes_later(dense):
+    model, variables = sav.reparameterize(*dense, mlp="moe", projections="moe")
+    _, changed = sav.reparameterize(model, variables, attention="hamming_linear")
+    old, new = flat(variables), flat(changed)
+    assert all(jnp.array_equal(new[name], leaf) for name, leaf in old.items())
+
+
+def test_variables_of_another_model_are_refused_by_name(dense):
+    variables = {"params": {**dense[1]["params"]}}
+    del variables["params"]["head"]
+    with pytest.raises(ValueError, match=r"2 parameters differ.*params/head/bias is missing"):
+        sav.reparameterize(dense[0], variables, attention="linear")
+
+
+def test_an_unknown_kind_is_refused(dense):
+    with pytest.raises(ValueError, match="did you mean 'hamming_linear'"):
+        sav.reparameterize(*dense, attention="haming_linear")
+
+
+def test_learned_hashes_depend_on_the_images_and_leave_the_rest_alone(dense):
+    model, variables = sav.reparameterize(*dense, attention="ecoformer")
+    images = jax.random.normal(jax.random.key(4), (4, 32, 32, 3))
+    learned = sav.learn_hashes(model, variables, images, jax.random.key(5))
+    assert all(
+        jnp.array_equal(new, old)
+        for new, old in zip(*map(jax.tree.leaves, (learned["params"], variables["params"])), strict=True)
+    )
+    changed = [
+        not jnp.array_equal(new, old)
+        for new, old in zip(jax.tree.leaves(learned["hash"]), jax.tree.leaves(variables["hash"]), strict=True)
+    ]
+    assert all(changed)
+    assert np.isfinite(jax.jit(model.apply)(learned, images)).all()
+
+
+def test_models_without_hashes_have_none_to_learn(dense):
+    assert sav.learn_hashes(*dense, jnp.zeros((1, 32, 32, 3)), jax.random.key(0)) is dense[1]
