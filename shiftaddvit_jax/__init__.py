@@ -1,8 +1,13 @@
 """ShiftAddViT in JAX: pretrained vision transformers reparameterized into shifts and adds."""
 
-from shiftaddvit_jax.checkpoints import load_model, save_model
+from shiftaddvit_jax.checkpoints import load_model, load_pretrained, save_model, save_safetensors
 from shiftaddvit_jax.models import create_model, init_variables, list_models
-from shiftaddvit_jax.reparameterize import learn_hashes, reparameterization_report, reparameterize
+from shiftaddvit_jax.reparameterize import (
+    learn_hashes,
+    redraw_features,
+    reparameterization_report,
+    reparameterize,
+)
 
 __version__ = "0.1.0"
 
@@ -12,7 +17,10 @@ __all__ = [
     "learn_hashes",
     "list_models",
     "load_model",
+    "load_pretrained",
+    "redraw_features",
     "reparameterization_report",
     "reparameterize",
     "save_model",
+    "save_safetensors",
 ]

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import flax.linen as nn
 import jax
@@ -11,15 +12,17 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree
 
-from shiftaddvit_jax.models.create import init_function, stage_attention, stage_kinds, stage_of
+from shiftaddvit_jax.models.create import init_function, init_named, stage_attention, stage_kinds, stage_of
 from shiftaddvit_jax.nn import LINEAR_KINDS
+from shiftaddvit_jax.nn.attention import orthogonal_features
 from shiftaddvit_jax.ops import power_of_two
 
 logger = logging.getLogger(__name__)
 
 # What each linear layer of an attention computes. Shared queries and keys come from the queries.
 _ATTENTION_PARTS = {"qkv": "qkv", "q": "q", "kv": "kv", "qk": "q", "v": "v"}
-_LINEAR_LAYERS = (*_ATTENTION_PARTS, "proj", "fc1", "fc2")
+# The linear layers of each module that has some.
+_LINEAR_LAYERS = {"attn": (*_ATTENTION_PARTS, "proj"), "mlp": ("fc1", "fc2")}
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def reparameterize(
     student = _student(model, attention, mlp, projections)
     derived, report = _derive(model, variables, student)
     if report.made:
-        derived |= _make(student, report.made, jax.random.key(0) if key is None else key)
+        derived |= init_named(student, report.made, jax.random.key(0) if key is None else key)
     counts = len(report.inherited), len(report.made), len(report.dropped)
     logger.info("%s inherits %d parameters, makes %d and drops %d", student.variant, *counts)
     logger.debug("%s", report)
@@ -108,6 +111,16 @@ def learn_hashes(
     return {**variables, **learned}
 
 
+def redraw_features(variables: PyTree, key: Array) -> PyTree:
+    """``variables`` with the random features of every ``"performer"`` attention drawn anew from ``key``."""
+    if "features" not in variables:
+        return variables
+    leaves, structure = jax.tree.flatten(variables["features"])
+    keys = jax.random.split(key, len(leaves))
+    drawn = [orthogonal_features(key, *leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    return {**variables, "features": jax.tree.unflatten(structure, drawn)}
+
+
 def check_variables(model: nn.Module, variables: PyTree) -> None:
     """Raise a ``ValueError`` that names the parameters in which ``variables`` is not ``model``'s."""
     expected = _flat_shapes(jax.eval_shape(init_function(model), jax.random.key(0)))
@@ -125,13 +138,13 @@ def check_variables(model: nn.Module, variables: PyTree) -> None:
 
 
 def _student(model, attention, mlp, projections):
-    changes = {}
+    changes, stages = {}, len(model.attention)
     if attention is not None:
-        changes["attention"] = stage_attention(attention)
+        changes["attention"] = stage_attention(model.variant, attention)
     if mlp is not None:
-        changes["mlp"] = stage_kinds("mlp", mlp, LINEAR_KINDS)
+        changes["mlp"] = stage_kinds("mlp", mlp, LINEAR_KINDS, stages)
     if projections is not None:
-        changes["projections"] = stage_kinds("projections", projections, LINEAR_KINDS)
+        changes["projections"] = stage_kinds("projections", projections, LINEAR_KINDS, stages)
     return model.clone(**changes)
 
 
@@ -156,7 +169,8 @@ def _derive(teacher, variables, student):
 def _origin(name, source, teacher, student):
     """Value, teacher's names and description of what becomes the student's ``name``; None if nothing does."""
     path = name.split("/")
-    at = next((i for i, part in enumerate(path) if part in _LINEAR_LAYERS and i > 2), None)
+    pairs = enumerate(pairwise(path), start=1)
+    at = next((i for i, (module, layer) in pairs if layer in _LINEAR_LAYERS.get(module, ())), None)
     if at is None:
         return (source[name], [name], name) if name in source else None
     prefix, layer, leaf = "/".join(path[:at]), path[at], "/".join(path[at + 1 :])
@@ -209,18 +223,6 @@ def _linear_origin(layer, leaf, old, new, source):
         return None
     value = power_of_two(source[name]) if rounded else source[name]
     return value, [name], f"power_of_two({name})" if rounded else name
-
-
-def _make(student, names, key):
-    """The named variables alone, drawn as the student's initialisers do."""
-
-    # As in `init_variables`: what the names do not need is dead code.
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    def make(key):
-        flat = flatten_dict(init_function(student)(key), sep="/")
-        return {name: flat[name] for name in names}
-
-    return make(key)
 
 
 def _flat_shapes(variables):

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+from jaxtyping import Array, Float
+
 
 def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
     """Raise a ``ValueError`` that names the nearest known choice unless ``value`` is one of ``choices``."""
@@ -12,3 +14,9 @@ def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
     near = difflib.get_close_matches(str(value), known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
     raise ValueError(f"unknown {what} {value!r}; {hint}")
+
+
+def check_images(images: Float[Array, "batch height width 3"]) -> None:
+    """Raise a ``ValueError`` unless ``images`` is a batch of images with three channels."""
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"images must be [batch, height, width, 3], got shape {images.shape}")

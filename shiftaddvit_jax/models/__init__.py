@@ -1,17 +1,25 @@
 """Whole models, and the tables of their variants."""
 
 from shiftaddvit_jax.models.create import (
+    count_parameters,
     create_model,
     init_variables,
     list_models,
     model_arguments,
+    model_table,
 )
+from shiftaddvit_jax.models.pvt import PyramidVisionTransformer
 from shiftaddvit_jax.models.pvt_v2 import PyramidVisionTransformerV2
+from shiftaddvit_jax.models.vit import VisionTransformer
 
 __all__ = [
+    "PyramidVisionTransformer",
     "PyramidVisionTransformerV2",
+    "VisionTransformer",
+    "count_parameters",
     "create_model",
     "init_variables",
     "list_models",
     "model_arguments",
+    "model_table",
 ]

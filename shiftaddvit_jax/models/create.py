@@ -1,25 +1,66 @@
 """From a variant's name to a model, and back to what describes it."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+import inspect
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, PyTree
 
-from shiftaddvit_jax.models.pvt_v2 import STAGES, VARIANTS, PyramidVisionTransformerV2
+from shiftaddvit_jax.models import pvt, pvt_v2, vit
 from shiftaddvit_jax.nn import ATTENTION_KINDS, LINEAR_KINDS, Primitives
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.binarize import Threshold
 from shiftaddvit_jax.ops.implementation import Implementation, check_implementation
 from shiftaddvit_jax.validation import check_choice
 
+# What runs once: compiling it quickly matters more than how fast it then is.
+_COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
+
+
+class Family(NamedTuple):
+    """A model's class, the table of its variants, and the kinds of attention it can have."""
+
+    model: type[nn.Module]
+    variants: dict[str, dict[str, Any]]
+    attention: tuple[str, ...]
+
+
+FAMILIES = (
+    Family(pvt.PyramidVisionTransformer, pvt.VARIANTS, ATTENTION_KINDS),
+    Family(pvt_v2.PyramidVisionTransformerV2, pvt_v2.VARIANTS, ATTENTION_KINDS),
+    Family(vit.VisionTransformer, vit.VARIANTS, vit.ATTENTION_KINDS),
+)
+
 
 def list_models() -> list[str]:
     """The names that `create_model` knows."""
-    return list(VARIANTS)
+    return [name for family in FAMILIES for name in family.variants]
+
+
+def model_table() -> list[dict[str, Any]]:
+    """For each variant: its ``name``, number of ``parameters``, ``image_size`` and kinds of ``attention``."""
+    return [
+        {
+            "name": name,
+            "parameters": count_parameters(create_model(name)),
+            "image_size": family.variants[name]["image_size"],
+            "attention": family.attention,
+        }
+        for family in FAMILIES
+        for name in family.variants
+    ]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many numbers are trained."""
+    shapes = jax.eval_shape(init_function(model), jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
 
 
 def create_model(
@@ -32,6 +73,7 @@ def create_model(
     projections: str | Sequence[str] = "dense",
     dropout: float = 0.0,
     drop_path: float = 0.0,
+    layer_norm_eps: float | None = None,
     weight_bits: int = 5,
     activations: Activations = "float",
     threshold: Threshold = "sample",
@@ -44,13 +86,16 @@ def create_model(
       name: one of `list_models`.
       num_classes: number of logits.
       image_size: side of the images in pixels; by default the variant's own.
-      attention: kind of attention: one for all stages, or one for each. With one, other than ``"sra"``, the
-        last stage keeps ``"msa"``, as in the paper. By default ``"sra"``, the original model's.
+      attention: kind of attention: one for all stages, or one for each. With one, the last stage of a pyramid
+        keeps ``"msa"``, as in the paper, unless it is ``"sra"`` or ``"linear_sra"``. By default the original
+        model's. ViT and DeiT have one stage.
       mlp: kind of the MLPs' linear layers, ``"dense"``, ``"shift"`` or ``"moe"``: one, or one a stage.
       projections: the same for the attentions' linear layers.
       dropout: rate in attentions and MLPs.
       drop_path: stochastic depth of the last block.
       weight_bits: bits of a power-of-two weight.
+      layer_norm_eps: epsilon of every LayerNorm; by default the authors'. Those of PVT have two, and those of
+        ViT and DeiT not the 1e-12 of transformers' configs.
       activations: number format of what is shifted: ``"float"``, ``"fixed_point"`` or ``"int8"``.
       threshold: where queries and keys are binarized: ``"zero"``, ``"sample"`` or ``"tensor"``.
       implementation: ``None``, ``"xla"`` or ``"tvm"``.
@@ -63,37 +108,56 @@ def create_model(
     check_implementation(name, implementation)
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    row = dict(VARIANTS[name])
-    row["image_size"] = image_size or row["image_size"]
-    return PyramidVisionTransformerV2(
+    family = _family(name)
+    row = family.variants[name]
+    stages = len(row["attention"])
+    row = row | {
+        "image_size": row["image_size"] if image_size is None else image_size,
+        "attention": stage_attention(name, row["attention"] if attention is None else attention),
+    }
+    return family.model(
         variant=name,
         num_classes=num_classes,
-        attention=stage_attention(attention or "sra"),
-        mlp=stage_kinds("mlp", mlp, LINEAR_KINDS),
-        projections=stage_kinds("projections", projections, LINEAR_KINDS),
+        mlp=stage_kinds("mlp", mlp, LINEAR_KINDS, stages),
+        projections=stage_kinds("projections", projections, LINEAR_KINDS, stages),
         dropout=dropout,
         drop_path=drop_path,
+        layer_norm_eps=layer_norm_eps,
         primitives=Primitives(weight_bits, activations, threshold, implementation, dtype),
         **row,
     )
 
 
-def stage_attention(attention: str | Sequence[str]) -> tuple[str, ...]:
-    """The kind of attention of each stage; one kind other than ``"sra"`` leaves ``"msa"`` to the last."""
-    if isinstance(attention, str) and attention != "sra":
-        attention = (attention,) * (STAGES - 1) + ("msa",)
-    return stage_kinds("attention", attention, ATTENTION_KINDS)
+def _family(name: str) -> Family:
+    return next(family for family in FAMILIES if name in family.variants)
 
 
-def stage_kinds(what: str, kinds: str | Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+def stage_attention(name: str, attention: str | Sequence[str]) -> tuple[str, ...]:
+    """The kind of attention of each stage of the variant ``name``, as `create_model` reads it.
+
+    Raises:
+      ValueError: an unknown kind, one that the family does not have, or another number of them.
+    """
+    family = _family(name)
+    stages = len(family.variants[name]["attention"])
+    if isinstance(attention, str) and attention not in ("sra", "linear_sra") and stages > 1:
+        attention = (attention,) * (stages - 1) + ("msa",)
+    kinds = stage_kinds("attention", attention, ATTENTION_KINDS, stages)
+    for kind in kinds:
+        if kind not in family.attention:
+            raise ValueError(f"{name} has no attention {kind!r}; choose among {', '.join(family.attention)}")
+    return kinds
+
+
+def stage_kinds(what: str, kinds: str | Sequence[str], known: Sequence[str], stages: int) -> tuple[str, ...]:
     """``kinds`` for each stage: one for all, or as many as there are stages.
 
     Raises:
       ValueError: unknown kinds, or another number of them.
     """
-    kinds = (kinds,) * STAGES if isinstance(kinds, str) else tuple(kinds)
-    if len(kinds) != STAGES:
-        raise ValueError(f"{what} must be one kind or {STAGES}, one a stage; got {len(kinds)}: {kinds}")
+    kinds = (kinds,) * stages if isinstance(kinds, str) else tuple(kinds)
+    if len(kinds) != stages:
+        raise ValueError(f"{what} must be one kind or {stages}, one a stage; got {len(kinds)}: {kinds}")
     for kind in kinds:
         check_choice(f"kind of {what}", kind, known)
     return kinds
@@ -101,16 +165,15 @@ def stage_kinds(what: str, kinds: str | Sequence[str], known: Sequence[str]) -> 
 
 def model_arguments(model: nn.Module) -> dict[str, Any]:
     """Name and arguments with which `create_model` makes ``model`` again, as JSON can hold them."""
+    primitives = dataclasses.asdict(model.primitives)
     arguments = {
-        field.name: getattr(model, field.name)
-        for field in dataclasses.fields(model)
-        if field.name not in ("parent", "name", "variant", "primitives")
-        and field.name not in VARIANTS[model.variant]
+        name: primitives[name] if name in primitives else getattr(model, name)
+        for name in inspect.signature(create_model).parameters
+        if name != "name"
     }
-    arguments |= dataclasses.asdict(model.primitives)
     if arguments["dtype"] is not None:
         arguments["dtype"] = jnp.dtype(arguments["dtype"]).name
-    return {"name": model.variant, "image_size": model.image_size, **arguments}
+    return {"name": model.variant, **arguments}
 
 
 def init_function(model: nn.Module) -> Callable[[Array], PyTree]:
@@ -121,12 +184,23 @@ def init_function(model: nn.Module) -> Callable[[Array], PyTree]:
 
 def init_variables(model: nn.Module, key: Array) -> PyTree:
     """``model``'s variables, drawn from ``key``."""
-    # Under jit the forward pass is dead code. The rest runs once: compiling it quickly matters more than
-    # how fast it then is.
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(init_function(model), compiler_options=options)(key)
+    # Under jit the forward pass is dead code.
+    return jax.jit(init_function(model), compiler_options=_COMPILE_QUICKLY)(key)
+
+
+def init_named(model: nn.Module, names: Collection[str], key: Array) -> dict[str, Array]:
+    """Some of ``model``'s variables, drawn from ``key``: those of ``names``, as in ``params/head/bias``."""
+
+    # As in `init_variables`: what the names do not need is dead code.
+    @partial(jax.jit, compiler_options=_COMPILE_QUICKLY)
+    def make(key):
+        flat = flatten_dict(init_function(model)(key), sep="/")
+        return {name: flat[name] for name in names}
+
+    return make(key)
 
 
 def stage_of(path: Sequence[str]) -> int:
-    """The index of the stage to which the variable at ``path`` (collection first) belongs."""
-    return int(path[1].removeprefix("stage")) - 1
+    """The index of the stage to which the variable at ``path`` (collection first) belongs; 0 in a ViT."""
+    stage = path[1].removeprefix("stage")
+    return int(stage) - 1 if stage.isdigit() else 0

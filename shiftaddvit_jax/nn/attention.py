@@ -10,6 +10,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from shiftaddvit_jax.nn.linear import Primitives, make_linear
@@ -26,6 +27,7 @@ from shiftaddvit_jax.validation import check_choice
 
 HASH_BITS, HASH_ANCHORS = 16, 20  # EcoFormer's code length and number of anchors
 VALUE_KERNEL_SIZE = 9  # tokens that the depthwise convolution of V spans
+POOLED_SIDE = 7  # side of the grid that "linear_sra" pools keys and values to
 
 
 class Attention(nn.Module):
@@ -35,6 +37,7 @@ class Attention(nn.Module):
       num_heads: heads; must divide the channels.
       projections: kind of the linear layers, see `make_linear`.
       sr_ratio: by how much ``"sra"`` reduces each side of the grid; the other kinds ignore it.
+      layer_norm_eps: epsilon of the LayerNorm after a spatial reduction.
       dropout: rate on the output.
       primitives: how shifts and additions are computed.
       train: whether dropout and the routers' noise are on.
@@ -43,6 +46,7 @@ class Attention(nn.Module):
     num_heads: int
     projections: str = "dense"
     sr_ratio: int = 1
+    layer_norm_eps: float = 1e-5
     dropout: float = 0.0
     primitives: Primitives = Primitives()
     train: bool = False
@@ -123,20 +127,55 @@ class SoftmaxAttention(Attention):
 
 
 class SpatialReductionAttention(Attention):
-    """``"sra"``: keys and values come from a grid that a strided convolution made smaller (PVT)."""
+    """``"sra"``: keys and values come from a grid that a strided convolution made smaller (PVT).
+
+    Tokens ahead of the grid's, such as a class token, are keys and values as they are.
+    """
 
     @nn.compact
     def __call__(self, x, grid):
-        batch, _, channels = x.shape
+        batch, tokens, channels = x.shape
         (q,) = self.heads(self.linear(channels, "q")(x))
-        if self.sr_ratio > 1:
-            window = (self.sr_ratio, self.sr_ratio)
-            x = nn.Conv(channels, window, window, "VALID", dtype=self.primitives.dtype, name="sr")(
-                x.reshape(batch, *grid, channels)
-            ).reshape(batch, -1, channels)
-            x = nn.LayerNorm(1e-5, dtype=self.primitives.dtype, name="norm")(x)
-        k, v = self.heads(self.linear(2 * channels, "kv")(x), parts=2)
+        ahead = tokens - math.prod(grid)
+        reduced = self.reduce(x[:, ahead:].reshape(batch, *grid, channels)).reshape(batch, -1, channels)
+        if ahead:
+            reduced = jnp.concatenate([x[:, :ahead], reduced], axis=1)
+        k, v = self.heads(self.linear(2 * channels, "kv")(reduced), parts=2)
         return self.output(softmax_attention(q, k, v))
+
+    def reduce(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch rows columns channels"]:
+        """The smaller grid."""
+        if self.sr_ratio == 1:
+            return x
+        return self.convolve(x, self.sr_ratio)
+
+    def convolve(
+        self, x: Float[Array, "batch height width channels"], window: int
+    ) -> Float[Array, "batch rows columns channels"]:
+        """A convolution over windows that do not overlap, then a LayerNorm."""
+        sides = (window, window)
+        x = nn.Conv(x.shape[-1], sides, sides, "VALID", dtype=self.primitives.dtype, name="sr")(x)
+        return nn.LayerNorm(self.layer_norm_eps, dtype=self.primitives.dtype, name="norm")(x)
+
+
+class PooledReductionAttention(SpatialReductionAttention):
+    """``"linear_sra"``: as ``"sra"``, but the grid is averaged to 7 x 7, for a cost linear in tokens."""
+
+    def reduce(self, x):
+        """The smaller grid."""
+        rows, columns = (_pooling_matrix(side, POOLED_SIDE) for side in x.shape[1:3])
+        pooled = jnp.einsum("rh,bhwc,sw->brsc", rows.astype(x.dtype), x, columns.astype(x.dtype))
+        return jax.nn.gelu(self.convolve(pooled, 1), approximate=False)
+
+
+def _pooling_matrix(side: int, pooled: int) -> np.ndarray:
+    """[pooled, side]: row i averages from floor(i side / pooled) to ceil((i + 1) side / pooled)."""
+    start = np.arange(pooled)[:, None] * side // pooled
+    end = -(-(np.arange(pooled)[:, None] + 1) * side // pooled)
+    inside = (np.arange(side) >= start) & (np.arange(side) < end)
+    return inside / (end - start)
 
 
 class LinearAttention(Attention):
@@ -147,6 +186,54 @@ class LinearAttention(Attention):
         q, k, v = self.qkv(x)
         context = jnp.einsum("bhnd,bhne->bhde", k, v) * q.shape[-1] ** -0.5
         return self.output(jnp.einsum("bhnd,bhde->bhne", q, context))
+
+
+class PerformerAttention(Attention):
+    """``"performer"``: FAVOR+ (arXiv 2009.14794), an estimate of softmax attention that is linear in tokens.
+
+    Its random features are in the collection ``"features"``, one set for all heads; see
+    `shiftaddvit_jax.reparameterize.redraw_features`.
+    """
+
+    @nn.compact
+    def __call__(self, x, grid):
+        q, k, v = self.qkv(x)
+        head_dim = q.shape[-1]
+        shape = (max(1, int(head_dim * math.log(head_dim))), head_dim)
+        projection = self.variable(
+            "features", "projection", lambda: orthogonal_features(self.make_rng("params"), *shape)
+        ).value
+        q = softmax_features(q, projection, across=(-1,))
+        k = softmax_features(k, projection, across=(-2, -1))
+        context = jnp.einsum("bhnf,bhnd->bhfd", k, v.astype(jnp.float32))
+        normalizer = jnp.einsum("bhnf,bhf->bhn", q, jnp.sum(k, axis=-2))
+        y = jnp.einsum("bhnf,bhfd->bhnd", q, context) / normalizer[..., None]
+        return self.output(y.astype(v.dtype))
+
+
+def orthogonal_features(key: Array, features: int, head_dim: int) -> Float[Array, "features head_dim"]:
+    """Gaussian vectors, every ``head_dim`` of them in a row orthogonal to each other."""
+    direction_key, length_key = jax.random.split(key)
+    blocks = -(-features // head_dim)
+    directions = jax.random.orthogonal(direction_key, head_dim, (blocks,)).reshape(-1, head_dim)[:features]
+    lengths = jnp.linalg.norm(jax.random.normal(length_key, (features, head_dim)), axis=-1, keepdims=True)
+    return lengths * directions
+
+
+def softmax_features(
+    x: Float[Array, "batch heads tokens head_dim"],
+    projection: Float[Array, "features head_dim"],
+    across: tuple[int, ...],
+) -> Float[Array, "batch heads tokens features"]:
+    """Positive features whose inner products estimate exp(q k^T / sqrt(head_dim)), in float32.
+
+    They are scaled by the inverse of the largest one along the axes ``across``, for safety. That cancels out
+    in the attention where it is the same for all keys: tokens and features of one image and head.
+    """
+    x = x.astype(jnp.float32) * x.shape[-1] ** -0.25
+    projected = jnp.einsum("bhnd,fd->bhnf", x, projection)
+    largest = jax.lax.stop_gradient(jnp.max(projected, axis=across, keepdims=True))
+    return jnp.exp(projected - jnp.sum(jnp.square(x), axis=-1, keepdims=True) / 2 - largest) + 1e-4
 
 
 class HammingLinearAttention(Attention):
@@ -240,7 +327,9 @@ class EcoformerAttention(HashedAttention):
 _KINDS = {
     "msa": SoftmaxAttention,
     "sra": SpatialReductionAttention,
+    "linear_sra": PooledReductionAttention,
     "linear": LinearAttention,
+    "performer": PerformerAttention,
     "ecoformer": EcoformerAttention,
     "hamming_linear": HammingLinearAttention,
     "hamming_ksh": HammingKSHAttention,

@@ -41,9 +41,11 @@ class Block(nn.Module):
       mlp_ratio: the MLP's hidden width over the channels.
       sr_ratio: spatial reduction of keys and values, for attention ``"sra"``.
       depthwise: whether the MLP has a depthwise convolution.
+      relu: whether the MLP has a ReLU before it.
       dropout: rate in attention's output and MLP.
       drop_path: rate of stochastic depth.
-      layer_norm_eps: the norms' epsilon.
+      layer_norm_eps: epsilon of every LayerNorm; by default the originals': 1e-6, and 1e-5 in a spatial
+        reduction.
       primitives: how shifts and additions are computed.
       train: whether dropout, stochastic depth and the routers' noise are on.
     """
@@ -55,9 +57,10 @@ class Block(nn.Module):
     mlp_ratio: float = 4
     sr_ratio: int = 1
     depthwise: bool = False
+    relu: bool = False
     dropout: float = 0.0
     drop_path: float = 0.0
-    layer_norm_eps: float = 1e-6
+    layer_norm_eps: float | None = None
     primitives: Primitives = Primitives()
     train: bool = False
 
@@ -66,7 +69,7 @@ class Block(nn.Module):
         self, x: Float[Array, "batch tokens channels"], grid: tuple[int, int]
     ) -> Float[Array, "batch tokens channels"]:
         def norm(name):
-            return nn.LayerNorm(self.layer_norm_eps, dtype=self.primitives.dtype, name=name)
+            return nn.LayerNorm(self.layer_norm_eps or 1e-6, dtype=self.primitives.dtype, name=name)
 
         drop_path = DropPath(self.drop_path, self.train)
         attention = make_attention(
@@ -74,6 +77,7 @@ class Block(nn.Module):
             num_heads=self.num_heads,
             projections=self.projections,
             sr_ratio=self.sr_ratio,
+            layer_norm_eps=self.layer_norm_eps or 1e-5,
             dropout=self.dropout,
             primitives=self.primitives,
             train=self.train,
@@ -81,5 +85,14 @@ class Block(nn.Module):
         )
         x = x + drop_path(attention(norm("norm1")(x), grid))
         hidden = int(x.shape[-1] * self.mlp_ratio)
-        mlp = Mlp(hidden, self.mlp, self.depthwise, self.dropout, self.primitives, self.train, name="mlp")
+        mlp = Mlp(
+            hidden,
+            self.mlp,
+            self.depthwise,
+            self.relu,
+            self.dropout,
+            self.primitives,
+            self.train,
+            name="mlp",
+        )
         return x + drop_path(mlp(norm("norm2")(x), grid))

@@ -28,12 +28,13 @@ class DepthwiseConv(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear layer, depthwise convolution where asked for, GELU, linear layer.
+    """Linear layer, ReLU and depthwise convolution where asked for, GELU, linear layer.
 
     Attributes:
       hidden_features: width between the linear layers.
       kind: kind of both linear layers, see `make_linear`.
       depthwise: whether a 3x3 depthwise convolution over the grid of tokens comes before the GELU (PVTv2).
+      relu: whether a ReLU comes right after the first linear layer (PVTv2-B2-Li).
       dropout: rate after the GELU and after the last layer.
       primitives: how shifts are computed.
       train: whether dropout and the router's noise are on.
@@ -42,6 +43,7 @@ class Mlp(nn.Module):
     hidden_features: int
     kind: str = "dense"
     depthwise: bool = False
+    relu: bool = False
     dropout: float = 0.0
     primitives: Primitives = Primitives()
     train: bool = False
@@ -53,6 +55,8 @@ class Mlp(nn.Module):
         drop = nn.Dropout(self.dropout, deterministic=not self.train)
         channels = x.shape[-1]
         x = make_linear(self.kind, self.hidden_features, self.primitives, name="fc1", train=self.train)(x)
+        if self.relu:
+            x = jax.nn.relu(x)
         if self.depthwise:
             x = DepthwiseConv(self.primitives, name="dwconv")(x, grid)
         x = drop(jax.nn.gelu(x, approximate=False))

@@ -1,0 +1,233 @@
+"""How others name the tensors of these models: one table for each source and family.
+
+A table maps our names to theirs, as in ``{"stage{S}/block{B}/attn/kv": ("...key", "...value")}``. Ours have
+stages {S} and blocks {B} counted from 1; in theirs, {s} and {b} count from 0. Where several modules stand for
+one of ours, their outputs follow each other. A module's ``kernel`` or ``scale`` is their ``weight``, its
+``bias`` their ``bias``.
+"""
+
+import re
+from typing import NamedTuple
+
+import flax.linen as nn
+import numpy as np
+
+from shiftaddvit_jax.models import PyramidVisionTransformer, PyramidVisionTransformerV2, VisionTransformer
+
+Names = dict[str, str | tuple[str, ...]]
+
+
+class Layout(NamedTuple):
+    """One source's names for one family.
+
+    Attributes:
+      source: who names its tensors so, for messages.
+      model: the family.
+      marker: a tensor that only such checkpoints have.
+      names: the table.
+    """
+
+    source: str
+    model: type[nn.Module]
+    marker: str
+    names: Names
+
+    def modules(self, module: str) -> tuple[str, ...]:
+        """Their names for our module or lone parameter ``module``; none if the table lacks it."""
+        for ours, theirs in self.names.items():
+            pattern = re.escape(ours).replace(r"\{S\}", r"(?P<S>\d+)").replace(r"\{B\}", r"(?P<B>\d+)")
+            found = re.fullmatch(pattern, module)
+            if found:
+                counts = {name: int(count) for name, count in found.groupdict().items()}
+                counts |= {name.lower(): count - 1 for name, count in counts.items()}
+                theirs = (theirs,) if isinstance(theirs, str) else theirs
+                return tuple(name.format(**counts) for name in theirs)
+        return ()
+
+    def tensors(self, name: str) -> tuple[str, ...]:
+        """Their names for our parameter ``name``, ``module/.../leaf``; none if the table lacks it."""
+        module, _, leaf = name.rpartition("/")
+        suffix = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}.get(leaf)
+        if suffix is None:
+            return self.modules(name)
+        return tuple(f"{theirs}{suffix}" for theirs in self.modules(module))
+
+
+def export_parameter(name: str, value: np.ndarray, layout: Layout) -> dict[str, np.ndarray]:
+    """Our parameter as ``layout``'s tensors, by their names; none if it has no name for it."""
+    names = layout.tensors(name)
+    leaf = name.rpartition("/")[2]
+    if leaf == "kernel" and value.ndim == 3:  # depthwise [height, width, channels]
+        value = value[:, :, None]
+    if leaf == "kernel":
+        value = np.transpose(value, (*range(value.ndim - 1, value.ndim - 3, -1), *range(value.ndim - 2)))
+    elif leaf in ("pos_embed", "cls_token", "dist_token"):
+        value = value.reshape(1, -1, value.shape[-1])
+    return dict(zip(names, np.split(value, len(names)), strict=True)) if names else {}
+
+
+def import_parameter(name: str, shape: tuple[int, ...], tensors: list[np.ndarray]) -> np.ndarray:
+    """The inverse of `export_parameter`: our parameter of this shape from their ``tensors``, in order."""
+    value = np.concatenate(tensors)
+    if name.endswith("/kernel"):
+        value = np.transpose(value, (*range(2, value.ndim), 1, 0))
+    return value.reshape(shape)
+
+
+def _within(ours: str, theirs: str, names: Names) -> Names:
+    """``names`` inside the module ``ours``, which is their ``theirs``."""
+    return {
+        f"{ours}/{name}": tuple(
+            f"{theirs}.{other}" for other in ((others,) if isinstance(others, str) else others)
+        )
+        for name, others in names.items()
+    }
+
+
+def _transformers_vit(prefix: str, **heads: str) -> Layout:
+    block = {
+        "norm1": "layernorm_before",
+        "attn/qkv": tuple(f"attention.attention.{part}" for part in ("query", "key", "value")),
+        "attn/proj": "attention.output.dense",
+        "norm2": "layernorm_after",
+        "mlp/fc1": "intermediate.dense",
+        "mlp/fc2": "output.dense",
+    }
+    names = {
+        "cls_token": f"{prefix}.embeddings.cls_token",
+        "pos_embed": f"{prefix}.embeddings.position_embeddings",
+        "patch_embed": f"{prefix}.embeddings.patch_embeddings.projection",
+        **_within("block{B}", prefix + ".encoder.layer.{b}", block),
+        "norm": f"{prefix}.layernorm",
+        **heads,
+    }
+    return Layout("transformers", VisionTransformer, f"{prefix}.embeddings.cls_token", names)
+
+
+_TRANSFORMERS_DEIT = _transformers_vit(
+    "deit",
+    dist_token="deit.embeddings.distillation_token",
+    head="cls_classifier",
+    head_dist="distillation_classifier",
+)
+
+_TRANSFORMERS_PVT_BLOCK = {
+    "norm1": "layer_norm_1",
+    "attn/q": "attention.self.query",
+    "attn/kv": ("attention.self.key", "attention.self.value"),
+    "attn/qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "attn/sr": "attention.self.sequence_reduction",
+    "attn/norm": "attention.self.layer_norm",
+    "attn/proj": "attention.output.dense",
+    "norm2": "layer_norm_2",
+    "mlp/fc1": "mlp.dense1",
+    "mlp/fc2": "mlp.dense2",
+}
+_TRANSFORMERS_PVT = {
+    **_within(
+        "stage{S}",
+        "pvt.encoder.patch_embeddings.{s}",
+        {
+            "patch_embed/proj": "projection",
+            "patch_embed/norm": "layer_norm",
+            "pos_embed": "position_embeddings",
+            "cls_token": "cls_token",
+        },
+    ),
+    **_within("stage{S}/block{B}", "pvt.encoder.block.{s}.{b}", _TRANSFORMERS_PVT_BLOCK),
+    "norm": "pvt.encoder.layer_norm",
+    "head": "classifier",
+}
+
+_TRANSFORMERS_PVT_V2_BLOCK = {
+    "norm1": "layer_norm_1",
+    "attn/q": "attention.query",
+    "attn/kv": ("attention.key", "attention.value"),
+    "attn/qkv": ("attention.query", "attention.key", "attention.value"),
+    "attn/sr": "attention.spatial_reduction",
+    "attn/norm": "attention.layer_norm",
+    "attn/proj": "attention.proj",
+    "norm2": "layer_norm_2",
+    "mlp/fc1": "mlp.dense1",
+    "mlp/dwconv": "mlp.dwconv.dwconv",
+    "mlp/fc2": "mlp.dense2",
+}
+_TRANSFORMERS_PVT_V2 = {
+    **_within(
+        "stage{S}",
+        "pvt_v2.encoder.layers.{s}",
+        {
+            "patch_embed/proj": "patch_embedding.proj",
+            "patch_embed/norm": "patch_embedding.layer_norm",
+            "norm": "layer_norm",
+        },
+    ),
+    **_within("stage{S}/block{B}", "pvt_v2.encoder.layers.{s}.blocks.{b}", _TRANSFORMERS_PVT_V2_BLOCK),
+    "head": "classifier",
+}
+
+# The authors of PVT and of DeiT, and timm after them, have these names in common.
+_BLOCK = {
+    name: name.replace("/", ".")
+    for name in ("norm1", "attn/q", "attn/kv", "attn/qkv", "attn/sr", "attn/norm", "attn/proj", "norm2")
+} | {"mlp/fc1": "mlp.fc1", "mlp/fc2": "mlp.fc2"}
+
+_AUTHORS_PVT = {
+    "stage{S}/patch_embed/proj": "patch_embed{S}.proj",
+    "stage{S}/patch_embed/norm": "patch_embed{S}.norm",
+    "stage{S}/pos_embed": "pos_embed{S}",
+    "stage{S}/cls_token": "cls_token",
+    **_within("stage{S}/block{B}", "block{S}.{b}", _BLOCK),
+    "norm": "norm",
+    "head": "head",
+}
+_AUTHORS_PVT_V2 = {
+    "stage{S}/patch_embed/proj": "patch_embed{S}.proj",
+    "stage{S}/patch_embed/norm": "patch_embed{S}.norm",
+    **_within("stage{S}/block{B}", "block{S}.{b}", _BLOCK | {"mlp/dwconv": "mlp.dwconv.dwconv"}),
+    "stage{S}/norm": "norm{S}",
+    "head": "head",
+}
+_TIMM_PVT_V2 = {
+    "stage1/patch_embed/proj": "patch_embed.proj",
+    "stage1/patch_embed/norm": "patch_embed.norm",
+    "stage{S}/patch_embed/proj": "stages.{s}.downsample.proj",
+    "stage{S}/patch_embed/norm": "stages.{s}.downsample.norm",
+    **_within("stage{S}/block{B}", "stages.{s}.blocks.{b}", _BLOCK | {"mlp/dwconv": "mlp.dwconv"}),
+    "stage{S}/norm": "stages.{s}.norm",
+    "head": "head",
+}
+_TIMM_VIT = {
+    "cls_token": "cls_token",
+    "dist_token": "dist_token",
+    "pos_embed": "pos_embed",
+    "patch_embed": "patch_embed.proj",
+    **_within("block{B}", "blocks.{b}", _BLOCK),
+    "norm": "norm",
+    "head": "head",
+    "head_dist": "head_dist",
+}
+
+TRANSFORMERS = (
+    _transformers_vit("vit", head="classifier"),
+    _TRANSFORMERS_DEIT,
+    Layout(
+        "transformers",
+        PyramidVisionTransformer,
+        "pvt.encoder.patch_embeddings.0.projection.weight",
+        _TRANSFORMERS_PVT,
+    ),
+    Layout(
+        "transformers",
+        PyramidVisionTransformerV2,
+        "pvt_v2.encoder.layers.0.patch_embedding.proj.weight",
+        _TRANSFORMERS_PVT_V2,
+    ),
+)
+LAYOUTS = (
+    *TRANSFORMERS,
+    Layout("timm or the authors", VisionTransformer, "blocks.0.attn.qkv.weight", _TIMM_VIT),
+    Layout("timm", PyramidVisionTransformerV2, "stages.0.blocks.0.attn.kv.weight", _TIMM_PVT_V2),
+    Layout("the authors", PyramidVisionTransformer, "pos_embed1", _AUTHORS_PVT),
+    Layout("the authors", PyramidVisionTransformerV2, "block1.0.mlp.dwconv.dwconv.weight", _AUTHORS_PVT_V2),
+)

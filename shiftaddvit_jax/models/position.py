@@ -1,0 +1,53 @@
+"""Position embeddings for a grid of another size than they were trained at."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+def resize_position_embeddings(
+    embeddings: Float[Array, "tokens channels"],
+    grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    interpolation: Interpolation,
+) -> Float[Array, "new_tokens channels"]:
+    """Embeddings of a grid's tokens interpolated to ``new_grid``; those ahead of the grid's stay as they are.
+
+    The numbers are PyTorch's ``interpolate`` with ``align_corners=False``, with which the original models
+    were made: cubic convolution with a = -0.75, nothing smoothed before shrinking.
+    """
+    if grid == new_grid:
+        return embeddings
+    ahead = embeddings.shape[0] - grid[0] * grid[1]
+    image = embeddings[ahead:].reshape(*grid, -1)
+    rows, columns = (
+        jnp.asarray(_interpolation_matrix(*sides, interpolation), embeddings.dtype)
+        for sides in zip(grid, new_grid, strict=True)
+    )
+    image = jnp.einsum("rh,hwc,sw->rsc", rows, image, columns)
+    return jnp.concatenate([embeddings[:ahead], image.reshape(-1, embeddings.shape[-1])])
+
+
+def _interpolation_matrix(old: int, new: int, interpolation: Interpolation) -> np.ndarray:
+    """[new, old]: how much of each old sample every new one takes; beyond the edges the outermost repeat."""
+    weight, reach = (_triangle, 1) if interpolation == "bilinear" else (_cubic, 2)
+    at = (np.arange(new) + 0.5) * old / new - 0.5
+    matrix = np.zeros((new, old))
+    for tap in range(1 - reach, reach + 1):
+        sample = np.floor(at).astype(int) + tap
+        np.add.at(matrix, (np.arange(new), sample.clip(0, old - 1)), weight(np.abs(at - sample)))
+    return matrix
+
+
+def _triangle(distance):
+    return 1 - distance
+
+
+def _cubic(distance, a=-0.75):
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = a * (((distance - 5) * distance + 8) * distance - 4)
+    return np.where(distance <= 1, near, far)

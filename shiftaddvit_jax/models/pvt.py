@@ -1,0 +1,179 @@
+"""PVT (Wang et al., arXiv 2102.12122): four stages with position embeddings and a class token."""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from shiftaddvit_jax.models.position import Interpolation, resize_position_embeddings
+from shiftaddvit_jax.models.pyramid import SIDES, SR_RATIOS, STAGES, check_size, reductions, stage_arguments
+from shiftaddvit_jax.nn import Block, Primitives
+from shiftaddvit_jax.validation import check_images
+
+
+class Stage(nn.Module):
+    """Patches that do not overlap, position embeddings, blocks: one level of the pyramid.
+
+    Attributes:
+      features: channels of a token.
+      patch_size: side of a patch in the stage's own input.
+      trained_grid: side of the grid for which there are position embeddings; others are interpolated.
+      interpolation: how.
+      class_token: whether a class token goes ahead of the grid's.
+      drop_path: each block's rate of stochastic depth.
+      block: the blocks' other arguments.
+    """
+
+    features: int
+    patch_size: int
+    trained_grid: int
+    interpolation: Interpolation
+    class_token: bool
+    drop_path: tuple[float, ...]
+    block: dict
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> tuple[Float[Array, "batch tokens features"], tuple[int, int]]:
+        """The stage's tokens, and their grid."""
+        dtype = self.block["primitives"].dtype or x.dtype
+        x = PatchEmbed(
+            self.features, self.patch_size, self.block["layer_norm_eps"], dtype, name="patch_embed"
+        )(x)
+        batch, *grid, channels = x.shape
+        x = x.reshape(batch, -1, channels)
+        init = nn.initializers.truncated_normal(0.02)
+        if self.class_token:
+            token = self.param("cls_token", init, (channels,)).astype(dtype)
+            x = jnp.concatenate([jnp.broadcast_to(token, (batch, 1, channels)), x], axis=1)
+        shape = (self.class_token + self.trained_grid**2, channels)
+        embeddings = self.param("pos_embed", init, shape)
+        trained_grid = (self.trained_grid, self.trained_grid)
+        embeddings = resize_position_embeddings(embeddings, trained_grid, tuple(grid), self.interpolation)
+        x = nn.Dropout(self.block["dropout"], deterministic=not self.block["train"])(
+            x + embeddings.astype(dtype)
+        )
+        for index, rate in enumerate(self.drop_path):
+            x = Block(**self.block, drop_path=rate, name=f"block{index + 1}")(x, tuple(grid))
+        return x, tuple(grid)
+
+
+class PatchEmbed(nn.Module):
+    """A convolution over patches that do not overlap, then a LayerNorm over channels.
+
+    Attributes:
+      features: channels of a token.
+      patch_size: side of a patch.
+      layer_norm_eps: epsilon of the LayerNorm; by default the original's 1e-5.
+      dtype: dtype of the computation.
+    """
+
+    features: int
+    patch_size: int
+    layer_norm_eps: float | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch rows columns features"]:
+        sides = (self.patch_size, self.patch_size)
+        x = nn.Conv(self.features, sides, sides, "VALID", dtype=self.dtype, name="proj")(x)
+        return nn.LayerNorm(self.layer_norm_eps or 1e-5, dtype=self.dtype, name="norm")(x)
+
+
+class PyramidVisionTransformer(nn.Module):
+    """PVT, its attentions and linear layers of any kind, stage by stage.
+
+    Attributes:
+      variant: the row of `VARIANTS` it was made from.
+      image_size: side in pixels of the images it is meant for; at others, the position embeddings are
+        interpolated.
+      num_classes: number of logits.
+      embed_dims: channels of each stage.
+      depths: blocks of each stage.
+      num_heads: heads of each stage.
+      mlp_ratios: hidden width of each stage's MLP over its channels.
+      sr_ratios: each stage's spatial reduction, for attention ``"sra"``.
+      attention: each stage's kind of attention, see `shiftaddvit_jax.nn.ATTENTION_KINDS`.
+      mlp: each stage's kind of linear layer in the MLP: ``"dense"``, ``"shift"`` or ``"moe"``.
+      projections: the same for the attention's linear layers.
+      dropout: rate in attention and MLP.
+      drop_path: stochastic depth of the last block, rising linearly from 0 at the first.
+      layer_norm_eps: epsilon of every LayerNorm; by default the original's: 1e-6, and 1e-5 in patch
+        embeddings and spatial reductions.
+      primitives: how shifts and additions are computed.
+    """
+
+    interpolation: ClassVar[Interpolation] = "bilinear"
+
+    variant: str
+    image_size: int
+    num_classes: int
+    embed_dims: tuple[int, ...]
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    mlp_ratios: tuple[int, ...]
+    sr_ratios: tuple[int, ...]
+    attention: tuple[str, ...]
+    mlp: tuple[str, ...]
+    projections: tuple[str, ...]
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    layer_norm_eps: float | None = None
+    primitives: Primitives = Primitives()
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width 3"], train: bool = False
+    ) -> Float[Array, "batch classes"]:
+        """Logits, in float32; ``train`` and the collections are as in `PyramidVisionTransformerV2`.
+
+        Raises:
+          ValueError: images of another rank, without 3 channels, or too small for the pyramid.
+        """
+        check_images(images)
+        smallest = tuple(side * ratio for side, ratio in zip(SIDES, reductions(self), strict=True))
+        for shape in (images.shape, (1, self.image_size, self.image_size, 3)):
+            check_size(self, shape, smallest)
+        dtype = self.primitives.dtype or jnp.float32
+        x = images.astype(dtype)
+        for stage, arguments in enumerate(stage_arguments(self, train)):
+            last = stage == STAGES - 1
+            x, grid = Stage(
+                patch_size=4 if stage == 0 else 2,
+                trained_grid=self.image_size // SIDES[stage],
+                interpolation=self.interpolation,
+                class_token=last,
+                name=f"stage{stage + 1}",
+                **arguments,
+            )(x)
+            if not last:
+                x = x.reshape(x.shape[0], *grid, x.shape[-1])
+        x = nn.LayerNorm(self.layer_norm_eps or 1e-6, dtype=dtype, name="norm")(x[:, 0])
+        head_init = nn.initializers.truncated_normal(0.02)
+        logits = nn.Dense(self.num_classes, dtype=dtype, kernel_init=head_init, name="head")(x)
+        return logits.astype(jnp.float32)
+
+
+def _variant(depths):
+    return {
+        "embed_dims": (64, 128, 320, 512),
+        "depths": depths,
+        "num_heads": (1, 2, 5, 8),
+        "mlp_ratios": (8, 8, 4, 4),
+        "sr_ratios": SR_RATIOS,
+        "attention": ("sra",) * STAGES,
+        "image_size": 224,
+    }
+
+
+# Table 1 of the paper.
+VARIANTS = {
+    "pvt_tiny": _variant((2, 2, 2, 2)),
+    "pvt_small": _variant((3, 4, 6, 3)),
+    "pvt_medium": _variant((3, 4, 18, 3)),
+    "pvt_large": _variant((3, 8, 27, 3)),
+}

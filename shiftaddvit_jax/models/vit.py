@@ -1,0 +1,133 @@
+"""ViT (Dosovitskiy et al., arXiv 2010.11929) and DeiT (Touvron et al., arXiv 2012.12877), patch size 16."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from shiftaddvit_jax.models.position import Interpolation, resize_position_embeddings
+from shiftaddvit_jax.nn import Block, Primitives
+from shiftaddvit_jax.validation import check_images
+
+PATCH_SIZE = 16
+# Those that the paper gives DeiT.
+ATTENTION_KINDS = ("msa", "linear", "hamming_linear", "hamming_quadratic")
+
+
+class VisionTransformer(nn.Module):
+    """ViT or DeiT, one stage of blocks with attentions and linear layers of any kind.
+
+    Attributes:
+      variant: the row of `VARIANTS` it was made from.
+      image_size: side in pixels of the images it is meant for; at others, the position embeddings are
+        interpolated.
+      num_classes: number of logits.
+      embed_dim: channels.
+      depth: number of blocks.
+      num_heads: heads.
+      distilled: whether there is a second, distillation token with a head of its own, as in distilled DeiT;
+        the logits are then the mean of both heads'.
+      attention: kind of attention, one entry.
+      mlp: kind of linear layer in the MLPs, one entry.
+      projections: the same for the attentions' linear layers.
+      dropout: rate in attention and MLP.
+      drop_path: stochastic depth of the last block, rising linearly from 0 at the first.
+      layer_norm_eps: epsilon of every LayerNorm; by default the original's 1e-6.
+      primitives: how shifts and additions are computed.
+    """
+
+    interpolation: ClassVar[Interpolation] = "bicubic"
+
+    variant: str
+    image_size: int
+    num_classes: int
+    embed_dim: int
+    depth: int
+    num_heads: int
+    distilled: bool
+    attention: tuple[str, ...]
+    mlp: tuple[str, ...]
+    projections: tuple[str, ...]
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    layer_norm_eps: float | None = None
+    primitives: Primitives = Primitives()
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width 3"], train: bool = False
+    ) -> Float[Array, "batch classes"]:
+        """Logits, in float32; ``train`` and the collections are as in `PyramidVisionTransformerV2`.
+
+        Raises:
+          ValueError: images of another rank, without 3 channels, or whose sides are not multiples of 16.
+        """
+        check_images(images)
+        for side in (self.image_size, *images.shape[1:3]):
+            if side < PATCH_SIZE or side % PATCH_SIZE:
+                raise ValueError(
+                    f"{self.variant} cuts images into patches of {PATCH_SIZE} x {PATCH_SIZE} pixels: their "
+                    f"sides must be multiples of {PATCH_SIZE}, got {side}"
+                )
+        dtype = self.primitives.dtype or jnp.float32
+        init = nn.initializers.truncated_normal(0.02)
+        sides = (PATCH_SIZE, PATCH_SIZE)
+        x = nn.Conv(self.embed_dim, sides, sides, "VALID", dtype=dtype, name="patch_embed")(
+            images.astype(dtype)
+        )
+        batch, *grid, channels = x.shape
+        ahead = [self.param("cls_token", init, (channels,))]
+        if self.distilled:
+            ahead.append(self.param("dist_token", init, (channels,)))
+        trained_grid = (self.image_size // PATCH_SIZE,) * 2
+        embeddings = self.param("pos_embed", init, (len(ahead) + trained_grid[0] ** 2, channels))
+        embeddings = resize_position_embeddings(embeddings, trained_grid, tuple(grid), self.interpolation)
+        tokens = jnp.broadcast_to(jnp.stack(ahead).astype(dtype), (batch, len(ahead), channels))
+        x = jnp.concatenate([tokens, x.reshape(batch, -1, channels)], axis=1) + embeddings.astype(dtype)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        for index, rate in enumerate(np.linspace(0, self.drop_path, self.depth)):
+            x = Block(
+                num_heads=self.num_heads,
+                attention=self.attention[0],
+                mlp=self.mlp[0],
+                projections=self.projections[0],
+                dropout=self.dropout,
+                drop_path=float(rate),
+                layer_norm_eps=self.layer_norm_eps,
+                primitives=self.primitives,
+                train=train,
+                name=f"block{index + 1}",
+            )(x, tuple(grid))
+        x = nn.LayerNorm(self.layer_norm_eps or 1e-6, dtype=dtype, name="norm")(x)
+        logits = nn.Dense(self.num_classes, dtype=dtype, kernel_init=init, name="head")(x[:, 0])
+        if self.distilled:
+            distilled = nn.Dense(self.num_classes, dtype=dtype, kernel_init=init, name="head_dist")(x[:, 1])
+            logits = (logits + distilled) / 2
+        return logits.astype(jnp.float32)
+
+
+def _variant(embed_dim, num_heads, distilled=False):
+    return {
+        "embed_dim": embed_dim,
+        "depth": 12,
+        "num_heads": num_heads,
+        "distilled": distilled,
+        "attention": ("msa",),
+        "image_size": 224,
+    }
+
+
+# Table 1 of the DeiT paper; a ViT of the same size differs in how it was trained.
+VARIANTS = {
+    "vit_tiny": _variant(192, 3),
+    "vit_small": _variant(384, 6),
+    "vit_base": _variant(768, 12),
+    "deit_tiny": _variant(192, 3),
+    "deit_small": _variant(384, 6),
+    "deit_base": _variant(768, 12),
+    "deit_tiny_distilled": _variant(192, 3, distilled=True),
+    "deit_small_distilled": _variant(384, 6, distilled=True),
+    "deit_base_distilled": _variant(768, 12, distilled=True),
+}
