@@ -14,12 +14,16 @@ from rich.table import Table
 
 import shiftaddvit_jax
 from shiftaddvit_jax import main as training
-from shiftaddvit_jax.checkpoints import load_model, save_model
+from shiftaddvit_jax.analysis import count_operations
+from shiftaddvit_jax.checkpoints import load_model, load_pretrained, save_model
 from shiftaddvit_jax.command import Parser, run_command
 from shiftaddvit_jax.data import load_dataset, load_image
 from shiftaddvit_jax.data.sources import SOURCES
 from shiftaddvit_jax.demo import print_report, run_demo
+from shiftaddvit_jax.models import create_model, list_models, model_row
+from shiftaddvit_jax.models.create import init_function
 from shiftaddvit_jax.nn import ATTENTION_KINDS, LINEAR_KINDS
+from shiftaddvit_jax.progress import track
 from shiftaddvit_jax.reparameterize import reparameterization_report, reparameterize
 from shiftaddvit_jax.train import evaluate
 from shiftaddvit_jax.train.loop import parse_kinds
@@ -52,20 +56,59 @@ def evaluate_checkpoint(arguments: argparse.Namespace) -> None:
 
 
 def reparameterize_checkpoint(arguments: argparse.Namespace) -> None:
-    """Other attentions or linear layers for a checkpoint."""
+    """Other attentions or linear layers for a checkpoint, or pretrained weights as a checkpoint."""
     kinds = {
         name: parse_kinds(getattr(arguments, name))
         for name in ("attention", "mlp", "projections")
         if getattr(arguments, name)
     }
-    if not kinds:
-        raise ValueError("nothing to change: give --attention, --mlp or --projections")
-    model, variables, description = load_model(arguments.checkpoint)
+    if (arguments.pretrained is None) == (arguments.checkpoint is None):
+        raise ValueError("give one of --checkpoint and --pretrained")
+    if arguments.checkpoint is not None:
+        if not kinds:
+            raise ValueError("nothing to change: give --attention, --mlp or --projections")
+        model, variables, description = load_model(arguments.checkpoint)
+    else:
+        if arguments.model is None:
+            raise ValueError("--pretrained needs --model, one of those that `shiftaddvit models` lists")
+        settings = {"num_classes": arguments.num_classes, "image_size": arguments.image_size}
+        model = create_model(arguments.model, **settings)
+        variables, description = load_pretrained(model, arguments.pretrained), {}
     print(reparameterization_report(model, variables, **kinds))
     student, student_variables = reparameterize(model, variables, **kinds, key=jax.random.key(arguments.seed))
     about = {"class_names": description["class_names"]} if "class_names" in description else {}
     save_model(arguments.output, student, student_variables, about)
     print(f"written to {arguments.output}; finetune it with --config.init_from={arguments.output}")
+
+
+def models(arguments: argparse.Namespace) -> None:
+    """What there is to create, and how large it is."""
+    names = arguments.names or list_models()
+    originals = [create_model(name) for name in names]
+    rows = []
+    for model in track(originals, "tracing models", len(names)):
+        operations = count_operations(model, jax.eval_shape(init_function(model), jax.random.key(0)))
+        rows.append(model_row(model.variant) | {"multiply_adds": round(operations.multiplications)})
+    if arguments.json:
+        print(json.dumps(rows))
+        return
+    table = Table(title="Models, with their original attention")
+    for index, column in enumerate(("model", "parameters", "multiply-adds", "image", "attention")):
+        table.add_column(column, justify="right" if 0 < index < 4 else "left", no_wrap=index < 4)
+    for row in rows:
+        table.add_row(
+            row["name"],
+            f"{row['parameters'] / 1e6:.2f} M",
+            f"{row['multiply_adds'] / 1e9:.2f} G",
+            str(row["image_size"]),
+            "all" if row["attention"] == ATTENTION_KINDS else ", ".join(row["attention"]),
+        )
+    console = Console()
+    console = console if console.is_terminal else Console(width=100)
+    console.print(table)
+    print(
+        f"all: {', '.join(ATTENTION_KINDS)}\nmlp and projections, for every model: {', '.join(LINEAR_KINDS)}"
+    )
 
 
 def predict(arguments: argparse.Namespace) -> None:
@@ -127,8 +170,22 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--path", default="", metavar="DIR", help="where a folder or IDX data set lies")
     command.add_argument("--json", action="store_true", help="print JSON")
 
-    command = add("reparameterize", reparameterize_checkpoint, "Change a checkpoint's attentions or layers.")
-    _add_checkpoint(command)
+    command = add("models", models, "The models there are: parameters, multiply-adds, image size, kinds.")
+    command.add_argument("names", nargs="*", metavar="NAME", help="show these alone")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+    description = "Change a checkpoint's attentions or layers, or import pretrained weights, or both."
+    command = add("reparameterize", reparameterize_checkpoint, description)
+    _add_checkpoint(command, required=False)
+    command.add_argument(
+        "--pretrained",
+        metavar="PATH_OR_NAME",
+        help="instead of a checkpoint: weights of transformers, timm or the authors, a file, a folder, "
+        "hf:ORG/NAME or timm:NAME",
+    )
+    command.add_argument("--model", metavar="NAME", help="whose weights --pretrained are")
+    command.add_argument("--num-classes", type=int, default=1000, metavar="N", help="default: %(default)s")
+    command.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")
     command.add_argument("--output", required=True, metavar="DIR", help="where the new checkpoint goes")
     per_stage = "one kind, or one a stage separated by commas:"
     command.add_argument("--attention", metavar="KIND", help=f"{per_stage} {', '.join(ATTENTION_KINDS)}")
@@ -143,10 +200,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+def _add_checkpoint(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     parser.add_argument(
         "--checkpoint",
-        required=True,
+        required=required,
         metavar="DIR",
         help="a trained model's folder, such as runs/demo/moe/model",
     )

@@ -150,3 +150,50 @@ def test_wrong_usage_is_refused(arguments, capsys):
 def test_a_demo_that_cannot_write_says_so(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert "choose another" in fails(capsys, "demo", "--workdir", tmp_path / "file" / "demo")
+
+
+def test_models_are_listed_with_their_published_sizes(capsys):
+    assert main(["models", "pvt_v2_b0", "deit_tiny", "--json"]) == 0
+    pvt, deit = json.loads(capsys.readouterr().out)
+    assert (pvt["parameters"], pvt["image_size"]) == (3_666_760, 224)
+    assert pvt["multiply_adds"] / 1e9 == pytest.approx(0.57, rel=0.03)
+    assert deit["multiply_adds"] / 1e9 == pytest.approx(1.26, rel=0.03)
+    assert deit["attention"] == ["msa", "linear", "hamming_linear", "hamming_quadratic"]
+
+
+def test_the_table_of_models_fits_100_columns(capsys):
+    assert main(["models", "pvt_v2_nano", "deit_tiny"]) == 0
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("│", "┃"))]
+    assert len(table) >= 3
+    assert max(map(len, table)) <= 100
+
+
+def test_an_unknown_model_is_refused(capsys):
+    assert "did you mean 'pvt_v2_b0'" in fails(capsys, "models", "pvt_v2_bo")
+
+
+def test_pretrained_weights_become_a_reparameterized_checkpoint(tmp_path, capsys):
+    model = sav.create_model("pvt_v2_nano", num_classes=10)
+    variables = sav.init_variables(model, jax.random.key(0))
+    sav.save_safetensors(variables, tmp_path / "weights.safetensors")
+    command = ["reparameterize", "--pretrained", str(tmp_path / "weights.safetensors"), "--num-classes", "10"]
+    command += ["--model", "pvt_v2_nano", "--attention", "linear", "--output", str(tmp_path / "student")]
+    assert main(command) == 0
+    assert "drops params/stage1/block1/attn/sr/kernel" in capsys.readouterr().out
+    student, found, _ = sav.load_model(tmp_path / "student")
+    assert student.attention == ("linear", "linear", "linear", "msa")
+    old, new = (tree["params"]["stage1"]["block1"]["attn"] for tree in (variables, found))
+    joined = np.concatenate([old["q"]["kernel"], old["kv"]["kernel"]], axis=1)
+    np.testing.assert_array_equal(new["qkv"]["kernel"], joined)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give one of --checkpoint and --pretrained"),
+        (["--pretrained", "nothing.safetensors"], "--pretrained needs --model"),
+        (["--pretrained", "nothing.safetensors", "--model", "pvt_v2_b0"], "no file or folder nothing"),
+    ],
+)
+def test_pretrained_weights_that_cannot_be_had_are_refused(arguments, message, tmp_path, capsys):
+    assert message in fails(capsys, "reparameterize", *arguments, "--output", tmp_path / "student")

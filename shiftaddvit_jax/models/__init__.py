@@ -6,7 +6,7 @@ from shiftaddvit_jax.models.create import (
     init_variables,
     list_models,
     model_arguments,
-    model_table,
+    model_row,
 )
 from shiftaddvit_jax.models.pvt import PyramidVisionTransformer
 from shiftaddvit_jax.models.pvt_v2 import PyramidVisionTransformerV2
@@ -21,5 +21,5 @@ __all__ = [
     "init_variables",
     "list_models",
     "model_arguments",
-    "model_table",
+    "model_row",
 ]

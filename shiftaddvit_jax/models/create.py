@@ -43,18 +43,19 @@ def list_models() -> list[str]:
     return [name for family in FAMILIES for name in family.variants]
 
 
-def model_table() -> list[dict[str, Any]]:
-    """For each variant: its ``name``, number of ``parameters``, ``image_size`` and kinds of ``attention``."""
-    return [
-        {
-            "name": name,
-            "parameters": count_parameters(create_model(name)),
-            "image_size": family.variants[name]["image_size"],
-            "attention": family.attention,
-        }
-        for family in FAMILIES
-        for name in family.variants
-    ]
+def model_row(name: str) -> dict[str, Any]:
+    """A variant's ``name``, number of ``parameters``, ``image_size`` and kinds of ``attention``.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    model = create_model(name)
+    return {
+        "name": name,
+        "parameters": count_parameters(model),
+        "image_size": model.image_size,
+        "attention": _family(name).attention,
+    }
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -25,6 +25,9 @@ from shiftaddvit_jax.ops import (
 )
 from shiftaddvit_jax.validation import check_choice
 
+Tokens = Float[Array, "batch tokens channels"]
+Grid = tuple[int, int]  # height and width; tokens are its rows, one after the other
+
 HASH_BITS, HASH_ANCHORS = 16, 20  # EcoFormer's code length and number of anchors
 VALUE_KERNEL_SIZE = 9  # tokens that the depthwise convolution of V spans
 POOLED_SIDE = 7  # side of the grid that "linear_sra" pools keys and values to
@@ -122,7 +125,7 @@ class SoftmaxAttention(Attention):
     """``"msa"``: multi-head self-attention."""
 
     @nn.compact
-    def __call__(self, x, grid):
+    def __call__(self, x: Tokens, grid: Grid) -> Tokens:
         return self.output(softmax_attention(*self.qkv(x)))
 
 
@@ -133,7 +136,7 @@ class SpatialReductionAttention(Attention):
     """
 
     @nn.compact
-    def __call__(self, x, grid):
+    def __call__(self, x: Tokens, grid: Grid) -> Tokens:
         batch, tokens, channels = x.shape
         (q,) = self.heads(self.linear(channels, "q")(x))
         ahead = tokens - math.prod(grid)
@@ -182,7 +185,7 @@ class LinearAttention(Attention):
     """``"linear"``: q (k^T v) / sqrt(head_dim), without a softmax."""
 
     @nn.compact
-    def __call__(self, x, grid):
+    def __call__(self, x: Tokens, grid: Grid) -> Tokens:
         q, k, v = self.qkv(x)
         context = jnp.einsum("bhnd,bhne->bhde", k, v) * q.shape[-1] ** -0.5
         return self.output(jnp.einsum("bhnd,bhde->bhne", q, context))
@@ -196,7 +199,7 @@ class PerformerAttention(Attention):
     """
 
     @nn.compact
-    def __call__(self, x, grid):
+    def __call__(self, x: Tokens, grid: Grid) -> Tokens:
         q, k, v = self.qkv(x)
         head_dim = q.shape[-1]
         shape = (max(1, int(head_dim * math.log(head_dim))), head_dim)
@@ -240,7 +243,7 @@ class HammingLinearAttention(Attention):
     """``"hamming_linear"``: linear-angular attention of normalised queries and keys as codes {0, 1}."""
 
     @nn.compact
-    def __call__(self, x, grid):
+    def __call__(self, x: Tokens, grid: Grid) -> Tokens:
         q, k, v = self.qkv(x)
         q, k = (
             binarize(l2_normalize(part), self.primitives.threshold, (0, 1), self.primitives.implementation)
@@ -256,7 +259,7 @@ class HammingQuadraticAttention(Attention):
     """
 
     @nn.compact
-    def __call__(self, x, grid):
+    def __call__(self, x: Tokens, grid: Grid) -> Tokens:
         q, k, v = self.qkv(x)
         implementation = self.primitives.implementation
         q, k = (binarize(part, self.primitives.threshold, (-1, 1), implementation) for part in (q, k))
@@ -301,7 +304,7 @@ class HammingKSHAttention(HashedAttention):
     """``"hamming_ksh"``: linear-angular attention of hashed, shared queries and keys."""
 
     @nn.compact
-    def __call__(self, x, grid):
+    def __call__(self, x: Tokens, grid: Grid) -> Tokens:
         codes, values = self.codes_and_values(x)
         return self.output(self.linear_angular(codes, codes, values))
 
@@ -314,7 +317,7 @@ class EcoformerAttention(HashedAttention):
     """
 
     @nn.compact
-    def __call__(self, x, grid):
+    def __call__(self, x: Tokens, grid: Grid) -> Tokens:
         codes, values = self.codes_and_values(x)
         implementation = self.primitives.implementation
         tokens, bias = codes.shape[-2], codes.shape[-1] + 1
