@@ -268,7 +268,8 @@ def _check_tensors(tensors, shapes, anew, layout, file):
         blank = np.broadcast_to(np.float32(0), shape)
         expected |= {key: tensor.shape for key, tensor in export_parameter(name, blank, layout).items()}
     ignored = {key for name in anew for key in layout.tensors(name)}
-    differences = [f"{key} is missing" for key in expected if key not in tensors]
+    differences = [f"nothing there is the model's {name}" for name in shapes if not layout.tensors(name)]
+    differences += [f"{key} is missing" for key in expected if key not in tensors]
     differences += [f"{key} is unexpected" for key in tensors if key not in expected]
     differences += [
         f"{key} has shape {tensors[key].shape} instead of {shape}"

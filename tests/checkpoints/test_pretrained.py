@@ -387,6 +387,15 @@ def test_tensors_that_do_not_fit_are_named(imported, tmp_path):
             sav.load_pretrained(model, tmp_path)
 
 
+def test_one_token_too_few_or_too_many_is_told(imported):
+    _, folder, vit, _ = imported("vit")
+    _, distilled_folder, distilled, _ = imported("deit_with_teacher")
+    with pytest.raises(ValueError, match="nothing there is the model's dist_token"):
+        sav.load_pretrained(distilled, folder)
+    with pytest.raises(ValueError, match=r"deit.embeddings.distillation_token is unexpected"):
+        sav.load_pretrained(vit, distilled_folder)
+
+
 def test_the_config_of_another_epsilon_is_told(imported, caplog):
     _, folder, model, _ = imported("vit")
     assert json.loads((folder / "config.json").read_text())["layer_norm_eps"] == 1e-12
