@@ -99,9 +99,9 @@ def models(arguments: argparse.Namespace) -> None:
         table.add_row(
             row["name"],
             f"{row['parameters'] / 1e6:.2f} M",
-            f"{row['multiply_adds'] / 1e9:.2f} G",
+            f"{row['multiply_adds'] / 1e6:,.0f} M",
             str(row["image_size"]),
-            "all" if row["attention"] == ATTENTION_KINDS else ", ".join(row["attention"]),
+            "all" if row["attention"] == ATTENTION_KINDS else "some",
         )
     console = Console()
     console = console if console.is_terminal else Console(width=100)

@@ -110,7 +110,7 @@ def save_safetensors(variables: PyTree, path: str | Path) -> None:
         tensors |= export_parameter(name, value, layout)
     tensors = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.new")
     try:
         save_file(tensors, temporary, metadata={"format": "pt"})
         os.replace(temporary, path)
