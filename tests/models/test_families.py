@@ -96,11 +96,7 @@ def test_every_kind_of_every_family(name, attention, mlp):
 
     @jax.jit
     def infer(variables, images):
-        return (
-            model.apply(variables, images),
-            model.apply(variables, images[:1]),
-            half.apply(variables, images),
-        )
+        return model.apply(variables, images), half.apply(variables, images[:1])
 
     @jax.jit
     def gradient(params):
@@ -110,12 +106,11 @@ def test_every_kind_of_every_family(name, attention, mlp):
 
         return jax.grad(loss)(params)
 
-    three, one, low = infer(variables, images)
+    three, one = infer(variables, images)
     assert three.shape == (3, 3)
-    assert three.dtype == low.dtype == jnp.float32
+    assert three.dtype == one.dtype == jnp.float32
     assert float(jnp.std(three)) > 0
-    np.testing.assert_allclose(three[:1], one, atol=1e-5)
-    np.testing.assert_allclose(low, three, atol=0.05)
+    np.testing.assert_allclose(one, three[:1], atol=0.05)
     for path, leaf in flatten_dict(gradient(variables["params"]), sep="/").items():
         assert bool(jnp.isfinite(leaf).all()), path
 
