@@ -71,7 +71,9 @@ def reparameterize_checkpoint(arguments: argparse.Namespace) -> None:
     else:
         if arguments.model is None:
             raise ValueError("--pretrained needs --model, one of those that `shiftaddvit models` lists")
-        settings = {"num_classes": arguments.num_classes, "image_size": arguments.image_size}
+        settings = {
+            name: getattr(arguments, name) for name in ("num_classes", "image_size", "layer_norm_eps")
+        }
         model = create_model(arguments.model, **settings)
         variables, description = load_pretrained(model, arguments.pretrained), {}
     print(reparameterization_report(model, variables, **kinds))
@@ -186,6 +188,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--model", metavar="NAME", help="whose weights --pretrained are")
     command.add_argument("--num-classes", type=int, default=1000, metavar="N", help="default: %(default)s")
     command.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")
+    command.add_argument("--layer-norm-eps", type=float, metavar="X", help="default: the original authors'")
     command.add_argument("--output", required=True, metavar="DIR", help="where the new checkpoint goes")
     per_stage = "one kind, or one a stage separated by commas:"
     command.add_argument("--attention", metavar="KIND", help=f"{per_stage} {', '.join(ATTENTION_KINDS)}")

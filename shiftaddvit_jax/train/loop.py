@@ -103,13 +103,18 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
 
 
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """AdamW behind gradient clipping; warm-up, then cosine to 0; no weight decay on norms and biases."""
+    """AdamW behind gradient clipping; warm-up, then cosine to 0; weight decay on kernels alone."""
     schedule = learning_rate(config)
-    decayed = partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
     return optax.chain(
         optax.clip_by_global_norm(config.train.clip_norm),
-        optax.adamw(schedule, weight_decay=config.train.weight_decay, mask=decayed),
+        optax.adamw(schedule, weight_decay=config.train.weight_decay, mask=_decayed),
     )
+
+
+def _decayed(params):
+    """Which parameters decay: neither norms nor biases, nor what is added to tokens."""
+    added = ("pos_embed", "cls_token", "dist_token")
+    return jax.tree.map_with_path(lambda path, leaf: leaf.ndim > 1 and path[-1].key not in added, params)
 
 
 def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:

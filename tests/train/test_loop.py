@@ -131,15 +131,16 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine_to_zero():
     np.testing.assert_allclose([schedule(step) for step in steps], [0, 0.25, *cosine], atol=1e-6)
 
 
-def test_weight_decay_spares_norms_and_biases():
+def test_weight_decay_spares_norms_biases_and_embeddings():
     config = tiny_config(steps=10, warmup_steps=0, learning_rate=0.1, weight_decay=0.5)
     optimizer = make_optimizer(config)
     params = {"kernel": jnp.ones((2, 2)), "scale": jnp.ones(2), "bias": jnp.ones(2)}
+    params |= {"pos_embed": jnp.ones((3, 2)), "cls_token": jnp.ones(2)}
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     new = optax.apply_updates(params, updates)
     np.testing.assert_allclose(new["kernel"], 1 - 0.1 * 0.5, rtol=1e-6)
-    np.testing.assert_array_equal(new["scale"], 1)
-    np.testing.assert_array_equal(new["bias"], 1)
+    for name in ("scale", "bias", "pos_embed", "cls_token"):
+        np.testing.assert_array_equal(new[name], 1)
 
 
 def test_kinds_by_stage_are_separated_by_commas():
