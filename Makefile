@@ -2,35 +2,42 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help setup demo test lint format clean
 
 help:
-	@echo "make demo    set up, then the main job on handwritten digits (minutes)"
-	@echo "make test    set up, then the whole test suite"
-	@echo "make lint    check style;  make format  apply it"
+	@echo "make setup   install into .venv, as the other targets do first"
+	@echo "make demo    the main job on handwritten digits (minutes)"
+	@echo "make test    check style, then run the whole test suite"
+	@echo "make format  apply the style"
 
-# Installed again only when pyproject.toml changes.
 setup: $(VENV)/.installed
 
+# Each is installed again only when pyproject.toml changes; the tests need more than the demo.
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; say which: make PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(PIP) --editable .
 	touch $@
 
-demo: setup
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) --editable '.[test]'
+	touch $@
+
+demo: $(VENV)/.installed
 	$(BIN)/shiftaddvit demo
 
-test: setup lint
+# One file a worker: what a file sets up once is trained once.
+test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: setup
+lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: setup
+format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
