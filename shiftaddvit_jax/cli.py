@@ -147,7 +147,9 @@ def _shorten(names: Sequence[str]) -> str:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = Parser(
-        prog="shiftaddvit", description="Vision transformers reparameterized into shifts and adds."
+        prog="shiftaddvit",
+        description="Vision transformers reparameterized into shifts and adds.",
+        epilog="Start with `shiftaddvit demo`; `shiftaddvit COMMAND --help` says more of each.",
     )
     parser.add_argument("--version", action="version", version=shiftaddvit_jax.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
