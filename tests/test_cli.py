@@ -169,7 +169,7 @@ def test_the_table_of_models_fits_100_columns(capsys):
 
 
 def test_an_unknown_model_is_refused(capsys):
-    assert "did you mean 'pvt_v2_b0'" in fails(capsys, "models", "pvt_v2_bo")
+    assert "did you mean 'deit_tiny'" in fails(capsys, "models", "diet_tiny")
 
 
 def test_pretrained_weights_become_a_reparameterized_checkpoint(tmp_path, capsys):
