@@ -73,26 +73,19 @@ def power_of_two(
     Raises:
       ValueError: as `power_of_two_codes`.
     """
-    if key is None:
-        key_data = jnp.zeros((2,), jnp.uint32)
-        if rounding == "stochastic":
-            raise ValueError("stochastic rounding needs a random key: pass key=jax.random.key(...)")
-    else:
-        key_data = jax.random.key_data(key)
-    return _power_of_two(weight, key_data, weight_bits, rounding)
+    return _power_of_two(weight, key, weight_bits, rounding)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 @partial(jax.jit, static_argnums=(2, 3))
-def _power_of_two(weight, key_data, weight_bits, rounding):
-    key = jax.random.wrap_key_data(key_data) if rounding == "stochastic" else None
+def _power_of_two(weight, key, weight_bits, rounding):
     sign, exponent = power_of_two_codes(weight, weight_bits, rounding, key)
     rounded = jnp.ldexp(sign.astype(weight.dtype), exponent)
     return jnp.where(jnp.isnan(weight), weight, rounded).astype(weight.dtype)
 
 
-def _power_of_two_forward(weight, key_data, weight_bits, rounding):
-    return _power_of_two(weight, key_data, weight_bits, rounding), None
+def _power_of_two_forward(weight, key, weight_bits, rounding):
+    return _power_of_two(weight, key, weight_bits, rounding), None
 
 
 def _power_of_two_backward(weight_bits, rounding, _, gradient):
