@@ -16,7 +16,7 @@ import shiftaddvit_jax
 from shiftaddvit_jax import main as training
 from shiftaddvit_jax.analysis import count_operations
 from shiftaddvit_jax.checkpoints import load_model, load_pretrained, save_model
-from shiftaddvit_jax.command import Parser, run_command
+from shiftaddvit_jax.command import Parser, run_command, table_console
 from shiftaddvit_jax.data import load_dataset, load_image
 from shiftaddvit_jax.data.sources import SOURCES
 from shiftaddvit_jax.demo import print_report, run_demo
@@ -105,12 +105,11 @@ def models(arguments: argparse.Namespace) -> None:
             str(row["image_size"]),
             "all" if row["attention"] == ATTENTION_KINDS else "some",
         )
-    console = Console()
-    console = console if console.is_terminal else Console(width=100)
-    console.print(table)
-    print(
-        f"all: {', '.join(ATTENTION_KINDS)}\nmlp and projections, for every model: {', '.join(LINEAR_KINDS)}"
-    )
+    table_console().print(table)
+    print(f"all: {', '.join(ATTENTION_KINDS)}")
+    for some in sorted({row["attention"] for row in rows} - {ATTENTION_KINDS}):
+        print(f"some: {', '.join(some)}")
+    print(f"mlp and projections, for every model: {', '.join(LINEAR_KINDS)}")
 
 
 def predict(arguments: argparse.Namespace) -> None:

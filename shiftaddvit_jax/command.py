@@ -5,12 +5,20 @@ import logging
 import sys
 from collections.abc import Callable
 
+from rich.console import Console
+
 
 class Parser(argparse.ArgumentParser):
     """A parser that asks for whole option names, so that ``--config.x`` is never taken for ``--config``."""
 
     def __init__(self, **arguments) -> None:
         super().__init__(allow_abbrev=False, **arguments)
+
+
+def table_console() -> Console:
+    """Where a table is printed: as wide as the terminal, or 100 columns where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=100)
 
 
 def run_command(name: str, command: Callable[[], None]) -> int:

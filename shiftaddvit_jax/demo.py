@@ -8,11 +8,11 @@ from typing import Any
 import ml_collections
 import numpy as np
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 
 from shiftaddvit_jax.analysis import count_operations, packed_weight_bytes, plot_confusions, plot_history
 from shiftaddvit_jax.checkpoints import load_model
+from shiftaddvit_jax.command import table_console
 from shiftaddvit_jax.data import load_dataset
 from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.train import default_config, train_and_evaluate
@@ -114,9 +114,7 @@ def print_report(report: dict[str, Any], workdir: Path) -> None:
             "-" if share is None else f"{share:.1%}",
             f"{stage['multiplications'] / 1e6:.2f} M",
         )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=100)
+    console = table_console()
     console.print(table)
     console.print(
         f"Took {report['seconds']:.0f} s. Multiplications: multiply-accumulates an image, in matrix products "
