@@ -10,6 +10,7 @@ import math
 
 from tvm.script.ir_builder import tirx as T
 
+from kernels_tvm.descriptions import VALUE_TAPS, HammingLinear, image_tiles
 from kernels_tvm.emit import (
     Arguments,
     add,
@@ -23,14 +24,14 @@ from kernels_tvm.emit import (
     store_lanes,
     when,
 )
-from kernels_tvm.descriptions import VALUE_TAPS, HammingLinear, image_tiles
 from kernels_tvm.linear import linear_tile
 from kernels_tvm.mlp import part
 from kernels_tvm.normalization import layer_norm_row
 from kernels_tvm.targets import Target
 
+
 def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear):
-    """x [batch, tokens, channels], the parameters -> the scratch arrays, y [batch, tokens, channels]."""
+    """From x [batch, tokens, channels], the parameters -> the scratch arrays, y [batch, tokens, channels]."""
     tokens, channels = attention.tokens, attention.channels
     tiles, size = image_tiles(target, attention, threads)
     chunk = -(-tokens // threads)
@@ -38,9 +39,8 @@ def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear
     def body(arguments: Arguments):
         x = arguments("x", ("batch", tokens, channels), "float32")
         buffers = {name: arguments(name, shape, dtype) for name, shape, dtype in attention.arguments()}
-        qkv, sums, contexts = (
-            arguments(name, ("batch", *shape), "float32") for name, shape in attention.scratch(target, threads)
-        )
+        between = attention.scratch(target, threads)
+        qkv, sums, contexts = (arguments(name, ("batch", *shape), "float32") for name, shape in between)
         y = arguments("y", ("batch", tokens, channels), "float32")
         batch = arguments.symbols["batch"]
 
@@ -52,17 +52,20 @@ def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear
         with T.parallel(0, batch * tiles) as index:
             image, tile, start, count = place(index, tiles, size)
             _project(target, attention, x, buffers, image, start, size, count, qkv)
-            _normalize(attention, qkv, image, start, count, lambda at, value: T.buffer_store(sums, value, [image, tile, at]))
+            _normalize(attention, qkv, image, tile, start, count, sums)
         with T.parallel(0, batch * threads) as index:
             image, number, start, count = place(index, threads, chunk)
             _context(target, attention, qkv, sums, tiles, image, number, start, count, contexts)
         with T.parallel(0, batch * tiles) as index:
             image, tile, start, count = place(index, tiles, size)
-            mixed = _mix(target, attention, qkv, sums, tiles, contexts, threads, buffers, image, start, size, count)
+            context = _sum_contexts(attention, contexts, threads, image)
+            mixed = _mix(target, attention, qkv, sums, tiles, context, buffers, image, start, size, count)
 
             def load_row(row, buffer, offset):
                 with T.serial(0, channels // 16) as vector:
-                    T.buffer_store(buffer, mixed[lanes(row * channels + vector * 16)], [lanes(offset + vector * 16)])
+                    T.buffer_store(
+                        buffer, mixed[lanes(row * channels + vector * 16)], [lanes(offset + vector * 16)]
+                    )
 
             def store(row, column, value, lanes_):
                 token = start + row
@@ -97,13 +100,12 @@ def _vectors(attention):
     return width, attention.head_dim // width
 
 
-def _normalize(attention, qkv, image, start, count, store_sum):
+def _normalize(attention, qkv, image, tile, start, count, sums):
     """Queries and keys over their norms, in place, and the sums of the results by head."""
     width, vectors = _vectors(attention)
     parts = 2 * attention.heads
-    sums = scratch(parts)
     for index in range(parts):
-        T.buffer_store(sums, T.float32(0), [index])
+        T.buffer_store(sums, T.float32(0), [image, tile, index])
     with T.serial(0, count) as row, T.serial(0, parts) as index:
         token = start + row
 
@@ -116,9 +118,7 @@ def _normalize(attention, qkv, image, start, count, store_sum):
         for vector, value in enumerate(normalized):
             T.buffer_store(qkv, value, [image, token, at(vector)])
         total = fold(_add_up(normalized), add, count=width)
-        T.buffer_store(sums, sums[index] + total, [index])
-    for index in range(parts):
-        store_sum(index, sums[index])
+        T.buffer_store(sums, sums[image, tile, index] + total, [image, tile, index])
 
 
 def _add_up(vectors):
@@ -181,14 +181,15 @@ def _context(target, attention, qkv, sums, tiles, image, number, start, count, c
                         T.buffer_store(total, added, [at])
             for index in range(block * vectors):
                 at = (head * head_dim + group * block) * head_dim + index * width
-                T.buffer_store(contexts, total[lanes(index * width, width)], [image, number, lanes(at, width)])
+                T.buffer_store(
+                    contexts, total[lanes(index * width, width)], [image, number, lanes(at, width)]
+                )
 
 
-def _mix(target, attention, qkv, sums, tiles, contexts, chunks, buffers, image, start, limit, count):
-    """The attention's output for a tile, [rows, channels], flat."""
-    width, vectors = _vectors(attention)
-    head_dim, channels = attention.head_dim, attention.channels
-    entries = attention.heads * head_dim**2
+def _sum_contexts(attention, contexts, chunks, image):
+    """The context of all tokens, [heads, head_dim, head_dim], flat."""
+    width, _ = _vectors(attention)
+    entries = attention.heads * attention.head_dim**2
     context = scratch(entries)
     with T.serial(0, entries // width) as index:
         at = lanes(index * width, width)
@@ -196,7 +197,13 @@ def _mix(target, attention, qkv, sums, tiles, contexts, chunks, buffers, image, 
         for number in range(1, chunks):
             total = total + contexts[image, number, at]
         T.buffer_store(context, total, [at])
+    return context
 
+
+def _mix(target, attention, qkv, sums, tiles, context, buffers, image, start, limit, count):
+    """The attention's output for a tile, [rows, channels], flat."""
+    width, vectors = _vectors(attention)
+    head_dim, channels = attention.head_dim, attention.channels
     rows = _block(target, vectors, target.float_tile[0])
     mixed = scratch((limit + target.float_tile[0]) * channels)
     with T.serial(0, attention.heads) as head:
@@ -210,7 +217,8 @@ def _mix(target, attention, qkv, sums, tiles, contexts, chunks, buffers, image, 
                 T.buffer_store(total, T.broadcast(T.float32(0), width), [lanes(index * width, width)])
             with T.serial(0, head_dim) as bit:
                 row_of_bit = [
-                    T.bind(context[lanes((first + bit) * head_dim + v * width, width)]) for v in range(vectors)
+                    T.bind(context[lanes((first + bit) * head_dim + v * width, width)])
+                    for v in range(vectors)
                 ]
                 for i in range(rows):
                     query = qkv[image, token[i], first + bit]
@@ -224,7 +232,7 @@ def _mix(target, attention, qkv, sums, tiles, contexts, chunks, buffers, image, 
 
 
 def _finish_token(attention, qkv, buffers, image, token, head, total, i, mixed, start):
-    """v / 2 + q context / pi over its norm, plus the convolution of the values over the tokens."""
+    """V / 2 + q context / pi over its norm, plus the convolution of the values over the tokens."""
     width, vectors = _vectors(attention)
     head_dim, channels = attention.head_dim, attention.channels
     column = T.bind(2 * channels + head * head_dim)

@@ -17,8 +17,8 @@ def compile_kernel(function, target: Target):
 
 
 def _pipeline():
-    # What the kernels need of TVM's default pipeline: they are emitted as loops, so its scheduling passes have
-    # nothing to do, and one of them, CompactBufferAllocation, loses buffers. LLVM simplifies.
+    # What the kernels need of TVM's default pipeline: they are emitted as loops, so its scheduling passes
+    # have nothing to do, and one of them, CompactBufferAllocation, loses buffers.
     lower = tvm.ir.transform.Sequential(
         [
             tirx.transform.FlattenBuffer(),

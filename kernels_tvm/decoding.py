@@ -2,7 +2,8 @@
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.emit import LANES, constant, fold, lanes, local, maximum, splat
+from kernels_tvm.descriptions import LANES
+from kernels_tvm.emit import constant, fold, lanes, local, maximum, splat
 from kernels_tvm.packing import SIGNS_OFFSET, TILE_INPUTS, TILE_OUTPUTS
 from kernels_tvm.products import dot4
 from kernels_tvm.targets import Target

@@ -4,27 +4,71 @@ from collections.abc import Callable
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.emit import LANES, lanes
+from kernels_tvm.descriptions import LANES, DepthwiseConv
+from kernels_tvm.emit import (
+    Arguments,
+    constant,
+    for_each_vector,
+    kernel,
+    lanes,
+    load_lanes,
+    local,
+    store_lanes,
+    when,
+)
+from kernels_tvm.targets import Target
 
 
 def convolve_tokens(
-    x, place, count: int, padded_width: int, channels: int, kernel, bias, finish: Callable
+    x, place, count: int, padded_width: int, channels: int, weights, bias, finish: Callable
 ) -> None:
     """``finish(member, column, vector)`` for ``count`` neighbours' convolutions over 3 x 3 tokens.
 
-    ``x`` is flat, rows of ``padded_width`` tokens with zeros around; ``place`` is the token up and left of the
-    first one. ``kernel`` is [9, channels], whole vectors only. Neighbours share what they load.
+    ``x`` is flat, rows of ``padded_width`` tokens with zeros around; ``place`` is the token up and left of
+    the first one. ``weights`` are [9, channels], whole vectors only. Neighbours share what they load.
     """
     with T.serial(0, channels // LANES) as vector:
         column = vector * LANES
         start = T.bind(bias[lanes(column)])
         totals = [start] * count
         for dy in range(3):
-            weights = [T.bind(kernel[3 * dy + dx, lanes(column)]) for dx in range(3)]
+            row = [T.bind(weights[3 * dy + dx, lanes(column)]) for dx in range(3)]
             for i in range(count + 2):
                 value = T.bind(x[lanes((place + dy * padded_width + i) * channels + column)])
                 for dx in range(3):
                     if 0 <= i - dx < count:
-                        totals[i - dx] = T.bind(totals[i - dx] + value * weights[dx])
+                        totals[i - dx] = T.bind(totals[i - dx] + value * row[dx])
         for member, total in enumerate(totals):
             finish(member, column, total)
+
+
+def depthwise_conv_kernel(target: Target, threads: int, conv: DepthwiseConv):
+    """From x [images, height, width, channels], kernel [taps, channels] -> y like x."""
+    height, width, channels = conv.height, conv.width, conv.channels
+    rows, columns = conv.kernel
+
+    def body(arguments: Arguments):
+        x = arguments("x", ("images", height, width, channels), "float32")
+        weights = arguments("kernel", (rows * columns, channels), "float32")
+        y = arguments("y", ("images", height, width, channels), "float32")
+        with T.parallel(0, arguments.symbols["images"] * height) as task:
+            image, row = T.bind(T.floordiv(task, height)), T.bind(T.floormod(task, height))
+            with T.serial(0, width) as place:
+
+                def convolve(column, count):
+                    total = local(LANES)
+                    T.buffer_store(total, constant(0), [lanes(0)])
+                    for i in range(rows):
+                        for j in range(columns):
+                            source, beside = row + i - rows // 2, place + j - columns // 2
+                            with when(
+                                T.And(T.And(source >= 0, source < height), T.And(beside >= 0, beside < width))
+                            ):
+                                value = load_lanes(x, [image, source, beside], column, count)
+                                weight = load_lanes(weights, [i * columns + j], column, count)
+                                T.buffer_store(total, total[lanes(0)] + value * weight, [lanes(0)])
+                    store_lanes(y, total[lanes(0)], [image, row, place], column, count)
+
+                for_each_vector(channels, convolve)
+
+    return kernel(body)

@@ -26,8 +26,8 @@ class Linear:
       inputs: channels of a row.
       outputs: channels of a result.
       bits: of a packed power-of-two weight, 4 or 5.
-      activations: number format of what is shifted: ``"float"``, or ``"int8"`` (each row scaled to its largest
-        magnitude), which needs 4 bits.
+      activations: number format of what is shifted: ``"float"``, or ``"int8"`` (each row scaled to its
+        largest magnitude), which needs 4 bits.
       shifts: whether int8 products are shifts and additions rather than multiplications by powers of two.
     """
 
@@ -149,6 +149,73 @@ def image_tiles(target: Target, attention: HammingLinear, threads: int) -> tuple
     """Into how many tiles each image's tokens are cut, and how many tokens a tile has."""
     multiple = target.float_tile[0]
     limit = max(multiple, min(512, CACHE_BYTES // attention.qkv.row_bytes))
-    count = -(-(-(-attention.tokens // limit)) // threads) * threads
-    size = -(-(-(-attention.tokens // count)) // multiple) * multiple
+    count = round_up(-(-attention.tokens // limit), threads)
+    size = round_up(-(-attention.tokens // count), multiple)
     return count, size
+
+
+@dataclass(frozen=True)
+class MatAdd:
+    """A product with codes 0, 1 and -1.
+
+    Attributes:
+      inner: how many values an output chooses from.
+      columns: outputs of a row.
+      dtype: of codes and values: ``"float32"``, or ``"int8"`` with int32 sums.
+    """
+
+    inner: int
+    columns: int
+    dtype: Literal["float32", "int8"] = "float32"
+
+
+@dataclass(frozen=True)
+class HammingProduct:
+    """Products of binary codes of -1 and 1, given as bits.
+
+    Attributes:
+      length: of a code.
+    """
+
+    length: int
+
+    @property
+    def words(self) -> int:
+        """Words of 32 bits that hold a code."""
+        return -(-self.length // 32)
+
+
+@dataclass(frozen=True)
+class Binarize:
+    """Codes of values: ``high`` above the threshold, else ``low``.
+
+    Attributes:
+      channels: of a row.
+      sample_threshold: whether the threshold is the mean of an element of the batch; otherwise it is 0.
+      low: the lower code.
+      high: the upper code.
+      packed: whether the codes become bits, 1 for the upper one, instead of numbers.
+    """
+
+    channels: int
+    sample_threshold: bool
+    low: float = 0.0
+    high: float = 1.0
+    packed: bool = False
+
+
+@dataclass(frozen=True)
+class DepthwiseConv:
+    """A depthwise convolution, zero-padded to the same size.
+
+    Attributes:
+      height: rows of the grid.
+      width: columns of the grid.
+      channels: of a token.
+      kernel: rows and columns of the kernel, both odd.
+    """
+
+    height: int
+    width: int
+    channels: int
+    kernel: tuple[int, int]

@@ -13,7 +13,8 @@ import numpy as np
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import CACHE_BYTES, LANES, round_up
+from kernels_tvm.descriptions import CACHE_BYTES, LANES
+
 
 class Arguments:
     """The buffers of a kernel, in the order in which it declares them."""
@@ -34,11 +35,10 @@ class Arguments:
 
 def kernel(body: Callable[[Arguments], None]):
     """The TIR function ``main`` that ``body`` emits."""
-    with IRBuilder() as builder:
-        with T.prim_func():
-            T.func_name("main")
-            T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
-            body(Arguments())
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name("main")
+        T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
+        body(Arguments())
     return builder.get()
 
 
@@ -97,7 +97,7 @@ def fold(vector, combine: Callable, dtype: str = "float32", count: int = LANES):
 
 
 def add(a, b):
-    """a + b, for `fold`."""
+    """A + b, for `fold`."""
     return a + b
 
 
@@ -144,7 +144,7 @@ _GELU_COEFFICIENTS = _normal_cdf_coefficients(_GELU_BOUND, 12)
 
 
 def gelu(x):
-    """x Phi(x) for vectors, Phi from a polynomial in x^2: no exponential and no division."""
+    """Return x Phi(x) for vectors, Phi from a polynomial in x^2: no exponential and no division."""
     clipped = T.bind(T.max(T.min(x, constant(_GELU_BOUND)), constant(-_GELU_BOUND)))
     u = T.bind(clipped * clipped * constant(2 / _GELU_BOUND**2) - constant(1))
     return T.bind(x * (clipped * polynomial(u, _GELU_COEFFICIENTS) + constant(0.5)))

@@ -32,10 +32,21 @@ class Kernel(NamedTuple):
 def builders() -> dict[str, Callable]:
     """The functions (target, threads, description) -> TIR, by the names of their kernels. Imports TVM."""
     from kernels_tvm.attention import hamming_linear_kernel
+    from kernels_tvm.binarize import binarize_kernel
+    from kernels_tvm.depthwise_conv import depthwise_conv_kernel
+    from kernels_tvm.matadd import hamming_product_kernel, matadd_kernel
     from kernels_tvm.matshift import linear_kernel
     from kernels_tvm.mlp import mlp_kernel
 
-    return {"linear": linear_kernel, "mlp": mlp_kernel, "hamming_linear": hamming_linear_kernel}
+    return {
+        "linear": linear_kernel,
+        "matadd": matadd_kernel,
+        "hamming_product": hamming_product_kernel,
+        "binarize": binarize_kernel,
+        "depthwise_conv": depthwise_conv_kernel,
+        "mlp": mlp_kernel,
+        "hamming_linear": hamming_linear_kernel,
+    }
 
 
 def is_installed() -> bool:

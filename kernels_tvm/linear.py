@@ -8,21 +8,6 @@ from collections.abc import Callable
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.emit import (
-    LANES,
-    RowTiles,
-    add,
-    constant,
-    fold,
-    lanes,
-    local,
-    otherwise,
-    round_up,
-    scratch,
-    sigmoid,
-    splat,
-    when,
-)
 from kernels_tvm.decoding import (
     code_table,
     column_offsets,
@@ -32,7 +17,20 @@ from kernels_tvm.decoding import (
     power_of_two,
     quantize_row,
 )
-from kernels_tvm.descriptions import Linear
+from kernels_tvm.descriptions import LANES, Linear, round_up
+from kernels_tvm.emit import (
+    RowTiles,
+    add,
+    constant,
+    fold,
+    lanes,
+    local,
+    otherwise,
+    scratch,
+    sigmoid,
+    splat,
+    when,
+)
 from kernels_tvm.packing import TILE_INPUTS
 from kernels_tvm.products import float_product, int8_product, shift_product
 from kernels_tvm.targets import Target

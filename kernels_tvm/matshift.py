@@ -2,8 +2,8 @@
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.emit import Arguments, for_each_vector, kernel, lanes, load_lanes, store_lanes
 from kernels_tvm.descriptions import Linear
+from kernels_tvm.emit import Arguments, for_each_vector, kernel, lanes, load_lanes, store_lanes
 from kernels_tvm.linear import linear_tile, row_tiles
 from kernels_tvm.targets import Target
 

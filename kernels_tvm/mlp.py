@@ -8,15 +8,15 @@ expanded twice.
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.depthwise_conv import convolve_tokens
-from kernels_tvm.emit import LANES, Arguments, constant, gelu, kernel, lanes, scratch, store_lanes
-from kernels_tvm.descriptions import Mlp
+from kernels_tvm.descriptions import LANES, Mlp
+from kernels_tvm.emit import Arguments, constant, gelu, kernel, lanes, scratch, store_lanes
 from kernels_tvm.linear import linear_tile
 from kernels_tvm.normalization import layer_norm_row
 from kernels_tvm.targets import Target
 
 
 def mlp_kernel(target: Target, threads: int, mlp: Mlp):
-    """x [images, tokens, channels], the parameters -> y [images, tokens, channels]."""
+    """From x [images, tokens, channels], the parameters -> y [images, tokens, channels]."""
     channels, hidden = mlp.fc1.inputs, mlp.fc1.outputs
     height, width = mlp.grid or (mlp.tokens, 1)
     margin = 1 if mlp.grid else 0  # rows and columns of neighbours
@@ -112,7 +112,7 @@ def mlp_kernel(target: Target, threads: int, mlp: Mlp):
 
 
 def _strip(target: Target, mlp: Mlp, band: int) -> int:
-    """Rows of the grid that a thread works on at once: as many as the cache holds, in equal parts of a band."""
+    """Rows of the grid that a thread works on at once: what the cache holds, in equal parts of a band."""
     width = mlp.grid[1] + 2 if mlp.grid else 1
     fits = max(1, target.strip_bytes // (4 * width * mlp.fc1.outputs) - (2 if mlp.grid else 0))
     return -(-band // -(-band // fits))

@@ -2,7 +2,8 @@
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.emit import LANES, add, constant, fold, lanes, local, splat
+from kernels_tvm.descriptions import LANES
+from kernels_tvm.emit import add, constant, fold, lanes, local, splat
 
 
 def layer_norm_row(load, channels: int, scale, bias, epsilon: float, buffer, offset) -> None:

@@ -4,16 +4,17 @@ from collections.abc import Callable
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.emit import LANES, constant, lanes, local, splat, when
+from kernels_tvm.descriptions import LANES
+from kernels_tvm.emit import constant, lanes, local, splat, when
 from kernels_tvm.targets import Target
 
-# What becomes of a row's sums: (row in the tile, column of the panel / LANES, the vector of sums).
-Finish = Callable
 
-
-def float_product(target: Target, x, stride: int, count, weights: Callable, inputs: int, columns: int, finish):
+def float_product(
+    target: Target, x, stride: int, count, weights: Callable, inputs: int, columns: int, finish
+):
     """Rows of ``x`` (a flat float32 buffer with rows of ``stride``) times ``weights(k, vector)``.
 
+    ``finish(row, vector, sums)`` takes a row's sums for a vector of the panel's columns.
     Rows are computed as many at a time as registers hold; of the last ones, those past ``count`` are
     computed on whatever the buffer has there and dropped.
     """
@@ -50,7 +51,14 @@ def int8_product(target: Target, x, stride: int, count, panel, start, inputs: in
             for i in range(rows):
                 four = T.bind(T.reinterpret("int32", x[lanes((first + i) * stride + group * 4, 4)]))
                 for j in range(vectors):
-                    dot4(target, sums, (i * vectors + j) * LANES, four, panel, (group * vectors + j) * 4 * LANES)
+                    dot4(
+                        target,
+                        sums,
+                        (i * vectors + j) * LANES,
+                        four,
+                        panel,
+                        (group * vectors + j) * 4 * LANES,
+                    )
         _finish_rows(rows, vectors, first, count, sums, finish)
 
 
@@ -110,10 +118,13 @@ def dot4(target: Target, sums, at, four, panel, offset):
             for part in range(2):
                 add_up(8, part, lambda s, w: _vpdpbusd("256", 8, s, four, w))
         case "vpmaddubsw_512":
-            add_up(16, 0, lambda s, w: s + _vpmadd("avx512.pmaddubs.w.512", "avx512.pmaddw.d.512", 16, four, w))
+            add_up(
+                16, 0, lambda s, w: s + _vpmadd("avx512.pmaddubs.w.512", "avx512.pmaddw.d.512", 16, four, w)
+            )
         case "vpmaddubsw_256":
             for part in range(2):
-                add_up(8, part, lambda s, w: s + _vpmadd("avx2.pmadd.ub.sw", "avx2.pmadd.wd", 8, four, w))
+                names = "avx2.pmadd.ub.sw", "avx2.pmadd.wd"
+                add_up(8, part, lambda s, w, names=names: s + _vpmadd(*names, 8, four, w))
         case "sdot_128":
             for part in range(4):
                 add_up(

@@ -46,28 +46,38 @@ _AVX2 = frozenset({"avx2", "fma", "bmi2", "f16c"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 
 
-def _x86(name, mcpu, features, float_tile, int8_tile, strip_bytes, convolved_tokens, dot):
+def _x86(name, mcpu, features, dot, **facts):
     llvm = (("kind", "llvm"), ("mtriple", "x86_64-linux-gnu"), ("mcpu", mcpu))
-    return Target(name, "x86_64", frozenset(features), llvm, float_tile, int8_tile, strip_bytes, convolved_tokens, dot)
+    return Target(name, "x86_64", frozenset(features), llvm, dot=dot, **facts)
 
 
-# Best first. 16 registers of 256 bits hold 6 x 16 sums, their factors and one broadcast; 32 of 512 bits
-# hold 6 x 64.
+# 32 registers of 512 bits hold 6 x 64 sums, their factors and one broadcast; 16 of 256 bits hold 6 x 16.
+_WIDE = {
+    "float_tile": (6, 64),
+    "int8_tile": (6, 64),
+    "strip_bytes": 512 * 1024,
+    "convolved_tokens": 7,
+}
+_NARROW = {
+    "float_tile": (6, 16),
+    "int8_tile": (4, 16),
+    "strip_bytes": 320 * 1024,
+    "convolved_tokens": 2,
+}
+
+# Best first.
 TARGETS = (
-    _x86("avx512_vnni", "cascadelake", _AVX512 | {"avx512_vnni"}, (6, 64), (6, 64), 512 * 1024, 7, "vpdpbusd_512"),
-    _x86("avx512", "skylake-avx512", _AVX512, (6, 64), (6, 64), 512 * 1024, 7, "vpmaddubsw_512"),
-    _x86("avx_vnni", "alderlake", _AVX2 | {"avx_vnni"}, (6, 16), (6, 16), 320 * 1024, 2, "vpdpbusd_256"),
-    _x86("avx2", "haswell", _AVX2, (6, 16), (4, 16), 320 * 1024, 2, "vpmaddubsw_256"),
+    _x86("avx512_vnni", "cascadelake", _AVX512 | {"avx512_vnni"}, "vpdpbusd_512", **_WIDE),
+    _x86("avx512", "skylake-avx512", _AVX512, "vpmaddubsw_512", **_WIDE),
+    _x86("avx_vnni", "alderlake", _AVX2 | {"avx_vnni"}, "vpdpbusd_256", **_NARROW),
+    _x86("avx2", "haswell", _AVX2, "vpmaddubsw_256", **_NARROW),
     Target(
         "neon",
         "aarch64",
         frozenset({"asimd", "asimddp"}),
         (("kind", "llvm"), ("mtriple", "aarch64-linux-gnu"), ("mattr", ("+neon", "+dotprod"))),
-        (6, 16),
-        (6, 16),
-        256 * 1024,
-        2,
-        "sdot_128",
+        dot="sdot_128",
+        **_NARROW,
     ),
 )
 

@@ -13,7 +13,7 @@ import pytest
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40, database=None)
 hypothesis.settings.load_profile("suite")
 
-IMPLEMENTATIONS = (None, "xla")
+IMPLEMENTATIONS = (None, "xla", "tvm")
 
 
 @pytest.fixture(scope="session", params=IMPLEMENTATIONS, ids=str)

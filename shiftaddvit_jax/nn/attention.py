@@ -17,6 +17,7 @@ from shiftaddvit_jax.nn.linear import Primitives, make_linear
 from shiftaddvit_jax.ops import (
     KernelHash,
     binarize,
+    code_similarity,
     depthwise_conv_1d,
     hash_codes,
     l2_normalize,
@@ -262,8 +263,8 @@ class HammingQuadraticAttention(Attention):
     def __call__(self, x: Tokens, grid: Grid) -> Tokens:
         q, k, v = self.qkv(x)
         implementation = self.primitives.implementation
-        q, k = (binarize(part, self.primitives.threshold, (-1, 1), implementation) for part in (q, k))
-        scores = matadd(q, k.swapaxes(-1, -2), implementation) * q.shape[-1] ** -0.5
+        similarity = code_similarity(q, k, self.primitives.threshold, implementation)
+        scores = similarity * q.shape[-1] ** -0.5
         return self.output(jnp.einsum("bhnm,bhmd->bhnd", jax.nn.softmax(scores), v))
 
 

@@ -183,12 +183,12 @@ class Block(nn.Module):
 
 
 def _reference(norm, branch, grid):
-    """x + branch(norm(x)) on XLA, as a function of x and the parameters of both, by their modules' names."""
-    norm_, name = norm.clone(parent=None), branch.name
-    branch = branch.clone(parent=None, primitives=dataclasses.replace(branch.primitives, implementation="xla"))
+    """The function (x, parameters of both) -> x + branch(norm(x)) on XLA."""
+    primitives = dataclasses.replace(branch.primitives, implementation="xla")
+    norm_alone, branch_alone = norm.clone(parent=None), branch.clone(parent=None, primitives=primitives)
 
     def function(x, params):
-        normalized = norm_.apply({"params": params[norm.name]}, x)
-        return x + branch.apply({"params": params[name]}, normalized, grid)
+        normalized = norm_alone.apply({"params": params[norm.name]}, x)
+        return x + branch_alone.apply({"params": params[branch.name]}, normalized, grid)
 
     return function

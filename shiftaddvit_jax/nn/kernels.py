@@ -24,9 +24,7 @@ def packed_bits(activations: Activations) -> int:
     return 4 if activations == "int8" else 5
 
 
-def why_no_kernel(
-    x: Array, kinds: tuple[str, ...], weight_bits: int, activations: Activations
-) -> str | None:
+def why_no_kernel(x: Array, kinds: tuple[str, ...], weight_bits: int, activations: Activations) -> str | None:
     """Why linear layers of these kinds have no kernel, None if they have one."""
     if x.dtype != jnp.float32:
         return f"its kernels compute in float32, not {x.dtype}"

@@ -6,9 +6,10 @@ exists).
 """
 
 from shiftaddvit_jax.ops.activations import dynamic_int8, fixed_point, quantize_activations
-from shiftaddvit_jax.ops.binarize import binarize
+from shiftaddvit_jax.ops.binarize import binarize, pack_codes
 from shiftaddvit_jax.ops.depthwise_conv import depthwise_conv_1d, depthwise_conv_2d
 from shiftaddvit_jax.ops.dispatch import dispatch
+from shiftaddvit_jax.ops.hamming import code_similarity, hamming_product
 from shiftaddvit_jax.ops.hashing import KernelHash, hash_codes, learn_hash
 from shiftaddvit_jax.ops.matadd import matadd
 from shiftaddvit_jax.ops.matshift import matshift, packed_product, shift_product
@@ -30,16 +31,19 @@ __all__ = [
     "additive_power_of_two_codes",
     "additive_power_of_two_levels",
     "binarize",
+    "code_similarity",
     "depthwise_conv_1d",
     "depthwise_conv_2d",
     "dispatch",
     "dynamic_int8",
     "fixed_point",
+    "hamming_product",
     "hash_codes",
     "l2_normalize",
     "learn_hash",
     "matadd",
     "matshift",
+    "pack_codes",
     "pack_weight",
     "packed_product",
     "power_of_two",

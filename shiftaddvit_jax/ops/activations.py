@@ -21,7 +21,7 @@ def fixed_point(
     """
     bound = 2.0 ** (integer_bits - 1)
     scale = 2.0**fraction_bits
-    return _straight_through(x, jnp.clip(jnp.floor(x * scale) / scale, -bound, bound - 1))
+    return straight_through(x, jnp.clip(jnp.floor(x * scale) / scale, -bound, bound - 1))
 
 
 def dynamic_int8(
@@ -51,14 +51,15 @@ def quantize_activations(
     if activations == "fixed_point":
         return fixed_point(x)
     whole, scale = dynamic_int8(x)
-    return _straight_through(x, whole * scale)
+    return straight_through(x, whole * scale)
 
 
 @jax.custom_jvp
-def _straight_through(x, rounded):
+def straight_through(x: Float[Array, "*shape"], rounded: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """``rounded``, in the dtype of ``x`` and with its gradient."""
     return rounded.astype(x.dtype)
 
 
-@_straight_through.defjvp
+@straight_through.defjvp
 def _straight_through_jvp(primals, tangents):
-    return _straight_through(*primals), tangents[0]
+    return straight_through(*primals), tangents[0]

@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from shiftaddvit_jax.ops.implementation import Implementation, uses_tvm
+from kernels_tvm.descriptions import DepthwiseConv
+from kernels_tvm.library import Kernel
+from shiftaddvit_jax.ops.custom_call import call_kernel, with_xla_gradient
+from shiftaddvit_jax.ops.implementation import Implementation, float32_only, uses_tvm
 
 
 def depthwise_conv_2d(
@@ -22,9 +25,8 @@ def depthwise_conv_2d(
     Raises:
       ValueError: a kernel of even size, or channels that differ.
     """
-    uses_tvm("depthwise_conv_2d", implementation, unsupported="it has no kernel yet")
     _check_kernel("depthwise_conv_2d", x, kernel, 2)
-    return _depthwise_conv(x, kernel)
+    return _convolve("depthwise_conv_2d", x, kernel, implementation)
 
 
 def depthwise_conv_1d(
@@ -37,9 +39,25 @@ def depthwise_conv_1d(
     Raises:
       ValueError: a kernel of even size, or channels that differ.
     """
-    uses_tvm("depthwise_conv_1d", implementation, unsupported="it has no kernel yet")
     _check_kernel("depthwise_conv_1d", x, kernel, 1)
-    return _depthwise_conv(x[..., None, :], kernel[:, None, :])[..., 0, :]
+    # Tokens are the width of a grid of one row.
+    y = _convolve("depthwise_conv_1d", x[..., None, :, :], kernel[None], implementation)
+    return y[..., 0, :, :]
+
+
+def _convolve(op, x, kernel, implementation):
+    if not uses_tvm(op, implementation, float32_only(x, kernel)):
+        return _depthwise_conv(x, kernel)
+
+    def forward(x, kernel):
+        *_, height, width, channels = x.shape
+        images = x.reshape(-1, height, width, channels)
+        conv = DepthwiseConv(height, width, channels, kernel.shape[:2])
+        output = jax.ShapeDtypeStruct(images.shape, x.dtype)
+        taps = kernel.reshape(-1, channels)
+        return call_kernel(Kernel("depthwise_conv", conv), [output], images, taps)[0].reshape(x.shape)
+
+    return with_xla_gradient(forward, _depthwise_conv)(x, kernel)
 
 
 def _check_kernel(op, x, kernel, spatial_axes):

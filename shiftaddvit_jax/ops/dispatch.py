@@ -35,7 +35,7 @@ def dispatch(
     Raises:
       ValueError: shapes that do not fit, no expert, or a block size below 1.
     """
-    uses_tvm("dispatch", implementation, unsupported="it has no kernel yet")
+    uses_tvm("dispatch", implementation, unsupported="functions of one's own have no kernel; a MoE layer has")
     if x.ndim != 2 or expert.shape != x.shape[:1]:
         raise ValueError(f"dispatch expects [tokens, inputs] and [tokens], got {x.shape} and {expert.shape}")
     if not experts:

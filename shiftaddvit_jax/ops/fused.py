@@ -10,10 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-
-from kernels_tvm.library import Kernel, host_target, thread_count
-
 from kernels_tvm.descriptions import HammingLinear, Linear, Mlp
+from kernels_tvm.library import Kernel, host_target, thread_count
 from shiftaddvit_jax.ops.custom_call import call_kernel
 
 Arrays = Mapping[str, Array]
@@ -28,7 +26,7 @@ def fused_linear(linear: Linear, arrays: Arrays, x: Float[Array, "*batch inputs"
 
 
 def fused_mlp(mlp: Mlp, arrays: Arrays, x: Float[Array, "batch tokens channels"]) -> Array:
-    """x + mlp(norm(x)), float32."""
+    """Return x + mlp(norm(x)), float32."""
     output = jax.ShapeDtypeStruct(x.shape, jnp.float32)
     (y,) = call_kernel(Kernel("mlp", mlp), [output], x, *_in_order(mlp, arrays))
     return y
@@ -37,7 +35,7 @@ def fused_mlp(mlp: Mlp, arrays: Arrays, x: Float[Array, "batch tokens channels"]
 def fused_hamming_linear(
     attention: HammingLinear, arrays: Arrays, x: Float[Array, "batch tokens channels"]
 ) -> Array:
-    """x + attention(norm(x)), float32."""
+    """Return x + attention(norm(x)), float32."""
     between = attention.scratch(host_target(), thread_count())
     outputs = [jax.ShapeDtypeStruct((x.shape[0], *shape), jnp.float32) for _, shape in between]
     outputs.append(jax.ShapeDtypeStruct(x.shape, jnp.float32))

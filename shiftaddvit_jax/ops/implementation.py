@@ -2,6 +2,9 @@
 
 from typing import Literal
 
+import jax.numpy as jnp
+from jaxtyping import Array
+
 from shiftaddvit_jax.ops.custom_call import unavailable
 from shiftaddvit_jax.validation import check_choice
 
@@ -34,6 +37,12 @@ def uses_tvm(
     if reason and implementation is not None:
         raise ValueError(f"{op} can't run on TVM here: {reason}; use implementation='xla' or None")
     return reason is None
+
+
+def float32_only(*arrays: Array) -> str | None:
+    """Why arrays have no kernel that computes in float32, None if they have one."""
+    others = [str(array.dtype) for array in arrays if array.dtype != jnp.float32]
+    return f"its kernel computes in float32, not {others[0]}" if others else None
 
 
 def check_implementation(implementation: Implementation) -> None:

@@ -2,33 +2,58 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int8, Int32
 
+from kernels_tvm.descriptions import MatAdd
+from kernels_tvm.library import Kernel
+from shiftaddvit_jax.ops.custom_call import call_kernel, with_xla_gradient
 from shiftaddvit_jax.ops.implementation import Implementation, uses_tvm
 
 
 def matadd(
-    codes: Float[Array, "*batch rows inner"],
-    values: Float[Array, "*batch inner columns"],
+    codes: Float[Array, "*batch rows inner"] | Int8[Array, "*batch rows inner"],
+    values: Float[Array, "*batch inner columns"] | Int8[Array, "*batch inner columns"],
     implementation: Implementation = None,
-) -> Float[Array, "*batch rows columns"]:
+) -> Float[Array, "*batch rows columns"] | Int32[Array, "*batch rows columns"]:
     """``codes @ values`` where the codes are 0, 1 or -1: each output is a sum of values, some negated.
 
-    Leading axes broadcast as in `numpy.matmul`. Gradients reach both operands.
+    Leading axes broadcast as in `numpy.matmul`. Gradients reach both operands. Sums of int8 values are int32.
 
     Raises:
       ValueError: fewer than two axes, or inner sizes that differ.
     """
-    uses_tvm("matadd", implementation, unsupported="it has no kernel yet")
     if codes.ndim < 2 or values.ndim < 2 or codes.shape[-1] != values.shape[-2]:
         raise ValueError(
             f"matadd expects [..., rows, inner] and [..., inner, columns], got {codes.shape} "
             f"and {values.shape}"
         )
-    return _matadd(codes, values)
+    if not uses_tvm("matadd", implementation, _why_no_kernel(values)):
+        return _matadd(codes, values)
+    return with_xla_gradient(_kernel, _matadd)(codes, values)
+
+
+def _why_no_kernel(values):
+    if values.dtype in (jnp.float32, jnp.int8):
+        return None
+    return f"its kernel adds float32 or int8 values, not {values.dtype}"
+
+
+def _kernel(codes, values):
+    batch = jnp.broadcast_shapes(codes.shape[:-2], values.shape[:-2])
+    (rows, inner), columns = codes.shape[-2:], values.shape[-1]
+    codes = jnp.broadcast_to(codes.astype(values.dtype), (*batch, rows, inner)).reshape(-1, rows, inner)
+    values = jnp.broadcast_to(values, (*batch, inner, columns)).reshape(-1, inner, columns)
+    dtype = _sum_dtype(values)
+    output = jax.ShapeDtypeStruct((codes.shape[0], rows, columns), dtype)
+    kernel = Kernel("matadd", MatAdd(inner, columns, values.dtype.name))
+    return call_kernel(kernel, [output], codes, values)[0].reshape(*batch, rows, columns)
+
+
+def _sum_dtype(values):
+    return jnp.int32 if values.dtype == jnp.int8 else values.dtype
 
 
 # A jit of its own names the product in the traced model, where operations are counted by primitive.
 @jax.jit
 def _matadd(codes, values):
-    return jnp.matmul(codes.astype(values.dtype), values)
+    return jnp.matmul(codes.astype(values.dtype), values, preferred_element_type=_sum_dtype(values))

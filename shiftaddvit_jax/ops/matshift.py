@@ -11,7 +11,7 @@ from shiftaddvit_jax.ops.activations import Activations, quantize_activations
 from shiftaddvit_jax.ops.custom_call import with_xla_gradient
 from shiftaddvit_jax.ops.fused import fused_linear
 from shiftaddvit_jax.ops.implementation import Implementation, uses_tvm
-from shiftaddvit_jax.ops.packing import PackedWeight, pack_weight, unpack_weight
+from shiftaddvit_jax.ops.packing import PackedWeight, pack_weight, round_to_octaves, unpack_weight
 from shiftaddvit_jax.ops.power_of_two import power_of_two_weight
 
 
@@ -26,8 +26,11 @@ def matshift(
     """``x @ (sign * 2^exponent)`` for any leading axes.
 
     ``activations`` is the number format of ``x``: ``"float"``, ``"fixed_point"`` (16.16) or ``"int8"`` (per
-    token, scaled to its largest magnitude). Floating signs and exponents are rounded and have gradients
-    (see `power_of_two_weight`); integer ones are constants.
+    token, scaled to its largest magnitude). With int8, weights are int8 numbers too: of each output's, those
+    below 1/64 of the largest become the nearer of 1/64 of it and 0 (see `pack_weight`).
+
+    Floating signs and exponents are rounded and have gradients (see `power_of_two_weight`); integer ones are
+    constants.
 
     Raises:
       ValueError: shapes that do not fit, or an unknown number format.
@@ -47,6 +50,7 @@ def shift_product(
     """`matshift` for a weight whose entries already are signed (sums of) powers of two."""
     _check_shapes(x, weight)
     if not uses_tvm("matshift", implementation, _why_no_kernel(x, activations)):
+        weight = round_to_octaves(weight) if activations == "int8" else weight
         return _matshift(quantize_activations(x, activations), weight)
 
     def forward(x, weight):
@@ -66,7 +70,7 @@ def packed_product(
     """`shift_product` for a packed weight of that many outputs.
 
     Raises:
-      ValueError: as `matshift`, and for int8 activations with weights packed to 5 bits where TVM is asked for.
+      ValueError: as `matshift`, and where TVM is asked for int8 activations with weights of 5 bits.
     """
     reason = _why_no_kernel(x, activations)
     if activations == "int8" and packed.bits != 4:

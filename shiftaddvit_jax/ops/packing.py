@@ -17,6 +17,7 @@ from kernels_tvm.packing import (
     TILE_OUTPUTS,
     packed_shape,
 )
+from shiftaddvit_jax.ops.activations import straight_through
 
 
 class PackedWeight(NamedTuple):
@@ -35,8 +36,8 @@ def pack_weight(weight: Float[Array, "inputs outputs"], bits: int) -> PackedWeig
     """Pack a weight whose entries are 0 or signed powers of two.
 
     Each output's exponent is that of its largest weight less 6 (4 bits) or 14 (5 bits), so that 7 or 15
-    exponents fit. A smaller weight takes the nearer of the smallest one that fits and 0, half of it going up: that
-    is the only loss there can be.
+    exponents fit. A smaller weight takes the nearer of the smallest one that fits and 0, half of it going
+    up: that is the only loss there can be.
 
     Raises:
       ValueError: ``bits`` other than 4 and 5.
@@ -65,6 +66,11 @@ def pack_weight(weight: Float[Array, "inputs outputs"], bits: int) -> PackedWeig
         packed = jnp.concatenate([packed, jnp.packbits(negative, axis=-1, bitorder="little")], axis=-1)
     padding = (0, shape[0] * TILE_OUTPUTS - outputs)
     return PackedWeight(packed, jnp.pad(channel, padding).astype(jnp.int8))
+
+
+def round_to_octaves(weight: Float[Array, "inputs outputs"]) -> Float[Array, "inputs outputs"]:
+    """A power-of-two weight as 4 bits hold it, for int8 products; straight-through gradient."""
+    return straight_through(weight, unpack_weight(pack_weight(weight, 4), *weight.shape))
 
 
 def unpack_weight(packed: PackedWeight, inputs: int, outputs: int) -> Float[Array, "inputs outputs"]:

@@ -1,0 +1,98 @@
+"""MatAdd: sums of values chosen by codes 0, 1 and -1, and products of binary codes by their distance."""
+
+from tvm.script.ir_builder import tirx as T
+
+from kernels_tvm.descriptions import LANES, HammingProduct, MatAdd
+from kernels_tvm.emit import Arguments, kernel, lanes, load_lanes, local, splat, store_lanes, when
+from kernels_tvm.targets import Target
+
+ROWS = 4  # computed together: they share the values that they add
+
+
+def matadd_kernel(target: Target, threads: int, matadd: MatAdd):
+    """From codes [batch, rows, inner], values [batch, inner, columns] -> [batch, rows, columns].
+
+    Each output starts at 0 and has values added and subtracted: there is nothing to multiply.
+    """
+    inner, columns, dtype = matadd.inner, matadd.columns, matadd.dtype
+    sum_dtype = "int32" if dtype == "int8" else "float32"
+    vector, scalar = f"{sum_dtype}x{LANES}", getattr(T, dtype)
+    vectors = 1 if target.float_tile[1] == LANES else 4
+
+    def body(arguments: Arguments):
+        codes = arguments("codes", ("batch", "rows", inner), dtype)
+        values = arguments("values", ("batch", inner, columns), dtype)
+        y = arguments("y", ("batch", "rows", columns), sum_dtype)
+        rows = arguments.symbols["rows"]
+        blocks = T.bind(T.ceildiv(rows, ROWS))
+
+        def panel(image, first, column, counts):
+            # The last block's surplus rows repeat the last one.
+            row = [T.bind(T.min(first + i, rows - 1)) for i in range(ROWS)]
+            sums = local(ROWS * len(counts) * LANES, sum_dtype)
+            for index in range(ROWS * len(counts)):
+                T.buffer_store(sums, splat(getattr(T, sum_dtype)(0)), [lanes(index * LANES)])
+            with T.serial(0, inner) as k:
+                added = [
+                    T.bind(T.Cast(vector, load_lanes(values, [image, k], column + j * LANES, count)))
+                    for j, count in enumerate(counts)
+                ]
+                for i in range(ROWS):
+                    code = T.bind(splat(codes[image, row[i], k]))
+                    plus, minus = code > splat(scalar(0)), code < splat(scalar(0))
+                    for j in range(len(counts)):
+                        at = lanes((i * len(counts) + j) * LANES)
+                        T.buffer_store(sums, T.Select(plus, sums[at] + added[j], sums[at]), [at])
+                        T.buffer_store(sums, T.Select(minus, sums[at] - added[j], sums[at]), [at])
+            for i in range(ROWS):
+                with when(first + i < rows):
+                    for j, count in enumerate(counts):
+                        value = sums[lanes((i * len(counts) + j) * LANES)]
+                        store_lanes(y, value, [image, first + i], column + j * LANES, count)
+
+        with T.parallel(0, arguments.symbols["batch"] * blocks) as task:
+            image, first = T.bind(T.floordiv(task, blocks)), T.bind(T.floormod(task, blocks) * ROWS)
+            width = vectors * LANES
+            if columns >= width:
+                with T.serial(0, columns // width) as number:
+                    panel(image, first, number * width, [LANES] * vectors)
+            rest = columns % width
+            if rest:
+                counts = [min(LANES, rest - start) for start in range(0, rest, LANES)]
+                panel(image, first, columns - rest, counts)
+
+    return kernel(body)
+
+
+def hamming_product_kernel(target: Target, threads: int, product: HammingProduct):
+    """Queries [batch, rows, words], keys [batch, others, words] (32 codes a word) -> [batch, rows, others].
+
+    The product of two codes of -1 and 1 is their length less twice the number of bits in which they differ.
+    """
+    words = product.words
+
+    def body(arguments: Arguments):
+        queries = arguments("queries", ("batch", "rows", words), "uint32")
+        keys = arguments("keys", ("batch", "others", words), "uint32")
+        y = arguments("y", ("batch", "rows", "others"), "int32")
+        rows, others = arguments.symbols["rows"], arguments.symbols["others"]
+        with T.parallel(0, arguments.symbols["batch"] * rows) as task:
+            image, row = T.bind(T.floordiv(task, rows)), T.bind(T.floormod(task, rows))
+            with T.serial(0, T.floordiv(others, LANES)) as vector:
+                start = vector * LANES
+                distance = splat(T.uint32(0))
+                for word in range(words):
+                    differ = splat(queries[image, row, word]) ^ keys[image, lanes(start), word]
+                    distance = distance + T.popcount(differ)
+                twice = T.shift_left(T.Cast(f"int32x{LANES}", distance), splat(T.int32(1)))
+                T.buffer_store(y, splat(T.int32(product.length)) - twice, [image, row, lanes(start)])
+            with T.serial(0, T.floormod(others, LANES)) as left:
+                other = T.bind(others - 1 - left)
+                distance = T.uint32(0)
+                for word in range(words):
+                    differ = queries[image, row, word] ^ keys[image, other, word]
+                    distance = distance + T.popcount(differ)
+                twice = T.shift_left(T.Cast("int32", distance), T.int32(1))
+                T.buffer_store(y, T.int32(product.length) - twice, [image, row, other])
+
+    return kernel(body)

@@ -1,0 +1,69 @@
+"""Products of binary codes, by XOR and popcount where they are bits."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32, UInt32
+
+from kernels_tvm.descriptions import HammingProduct
+from kernels_tvm.library import Kernel
+from shiftaddvit_jax.ops.binarize import Threshold, binarize, pack_codes
+from shiftaddvit_jax.ops.custom_call import call_kernel, with_xla_gradient
+from shiftaddvit_jax.ops.implementation import Implementation, float32_only, uses_tvm
+from shiftaddvit_jax.ops.matadd import matadd
+
+
+def hamming_product(
+    queries: UInt32[Array, "*batch rows words"],
+    keys: UInt32[Array, "*batch others words"],
+    length: int,
+    implementation: Implementation = None,
+) -> Int32[Array, "*batch rows others"]:
+    """Inner products of codes of -1 and 1 that `pack_codes` packed: length - 2 * their Hamming distance.
+
+    Raises:
+      ValueError: shapes that do not fit each other or the length of a code.
+    """
+    words = -(-length // 32)
+    if queries.shape[:-2] != keys.shape[:-2] or queries.shape[-1] != words or keys.shape[-1] != words:
+        raise ValueError(
+            f"hamming_product of codes of length {length} expects [..., rows, {words}] and [..., others, "
+            f"{words}], got {queries.shape} and {keys.shape}"
+        )
+    if not uses_tvm("hamming_product", implementation):
+        differ = queries[..., :, None, :] ^ keys[..., None, :, :]
+        return length - 2 * jnp.sum(jax.lax.population_count(differ), axis=-1, dtype=jnp.int32)
+    *batch, rows, _ = queries.shape
+    others = keys.shape[-2]
+    queries, keys = queries.reshape(-1, rows, words), keys.reshape(-1, others, words)
+    output = jax.ShapeDtypeStruct((queries.shape[0], rows, others), jnp.int32)
+    kernel = Kernel("hamming_product", HammingProduct(length))
+    return call_kernel(kernel, [output], queries, keys)[0].reshape(*batch, rows, others)
+
+
+def code_similarity(
+    queries: Float[Array, "*batch rows head_dim"],
+    keys: Float[Array, "*batch others head_dim"],
+    threshold: Threshold = "sample",
+    implementation: Implementation = None,
+) -> Float[Array, "*batch rows others"]:
+    """Inner products of the codes -1 and 1 of queries and keys, with `binarize`'s gradient to both.
+
+    XLA multiplies the codes as numbers; the kernels pack them as bits and count where they differ.
+
+    Raises:
+      ValueError: as `binarize`.
+    """
+
+    def reference(queries, keys):
+        queries, keys = (binarize(x, threshold, (-1, 1), "xla") for x in (queries, keys))
+        return matadd(queries, keys.swapaxes(-1, -2), "xla")
+
+    reason = "a threshold of the whole batch has no kernel" if threshold == "tensor" else None
+    if not uses_tvm("code_similarity", implementation, reason or float32_only(queries, keys)):
+        return reference(queries, keys)
+
+    def forward(queries, keys):
+        queries_, keys_ = (pack_codes(x, threshold, implementation) for x in (queries, keys))
+        return hamming_product(queries_, keys_, queries.shape[-1], implementation).astype(queries.dtype)
+
+    return with_xla_gradient(forward, reference)(queries, keys)
