@@ -24,7 +24,7 @@ from kernels_tvm.emit import (
     store_lanes,
     when,
 )
-from kernels_tvm.linear import linear_tile
+from kernels_tvm.linear import Layer, prepare_layers
 from kernels_tvm.mlp import part
 from kernels_tvm.normalization import layer_norm_row
 from kernels_tvm.targets import Target
@@ -49,9 +49,13 @@ def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear
             start = T.bind(number * length)
             return image, number, start, T.bind(T.max(T.min(tokens - start, length), 0))
 
+        project, proj = (
+            Layer(target, getattr(attention, name), part(buffers, f"{name}_")) for name in ("qkv", "proj")
+        )
+        prepare_layers([project, proj], threads)
         with T.parallel(0, batch * tiles) as index:
             image, tile, start, count = place(index, tiles, size)
-            _project(target, attention, x, buffers, image, start, size, count, qkv)
+            _project(attention, project, x, buffers, image, start, size, count, qkv)
             _normalize(attention, qkv, image, tile, start, count, sums)
         with T.parallel(0, batch * threads) as index:
             image, number, start, count = place(index, threads, chunk)
@@ -71,12 +75,12 @@ def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear
                 token = start + row
                 store_lanes(y, value + x[image, token, lanes(column)], [image, token], column, lanes_)
 
-            linear_tile(target, attention.proj, part(buffers, "proj_"), size, count, load_row, store)
+            proj.tile(size, count, load_row, store)
 
     return kernel(body)
 
 
-def _project(target, attention, x, buffers, image, start, limit, count, qkv):
+def _project(attention, layer, x, buffers, image, start, limit, count, qkv):
     def load_row(row, buffer, offset):
         layer_norm_row(
             lambda column: x[image, start + row, lanes(column)],
@@ -91,7 +95,7 @@ def _project(target, attention, x, buffers, image, start, limit, count, qkv):
     def store(row, column, value, lanes_):
         store_lanes(qkv, value, [image, start + row], column, lanes_)
 
-    linear_tile(target, attention.qkv, part(buffers, "qkv_"), limit, count, load_row, store)
+    layer.tile(limit, count, load_row, store)
 
 
 def _vectors(attention):

@@ -5,7 +5,6 @@ from tvm.script.ir_builder import tirx as T
 from kernels_tvm.descriptions import LANES
 from kernels_tvm.emit import constant, fold, lanes, local, maximum, splat
 from kernels_tvm.packing import SIGNS_OFFSET, TILE_INPUTS, TILE_OUTPUTS
-from kernels_tvm.products import dot4
 from kernels_tvm.targets import Target
 
 HALF = TILE_OUTPUTS // 2  # outputs whose codes are in one half of the bytes
@@ -63,36 +62,29 @@ def decode_float(linear, buffers: dict, first, columns: int, panel) -> None:
     _for_each_code(linear, buffers["codes"], first, columns, store)
 
 
-def decode_shifts(linear, codes, first, columns: int, panels) -> None:
-    """Write, as int32 [inputs, columns], how far to shift left, -1 where negative, -1 where not zero."""
-    left, sign, present = panels
+def decode_shifts(linear, codes, first, columns: int, panels, panel) -> None:
+    """Write the weights of ``columns`` outputs from ``first`` on into a panel of `ShiftPanels`."""
+    start = T.bind(panels.start(panel))
 
     def store(k, output, code, negative):
         zero = splat(T.int32(0), HALF)
-        at = [lanes(k * columns + output, HALF)]
-        T.buffer_store(left, T.max(code - splat(T.int32(1), HALF), zero), at)
-        T.buffer_store(sign, zero - negative, at)
-        T.buffer_store(present, T.Select(code == zero, zero, splat(T.int32(-1), HALF)), at)
+        at = [lanes(start + k * columns + output, HALF)]
+        T.buffer_store(panels.left, T.max(code - splat(T.int32(1), HALF), zero), at)
+        T.buffer_store(panels.sign, zero - negative, at)
+        T.buffer_store(panels.present, T.Select(code == zero, zero, splat(T.int32(-1), HALF)), at)
 
     _for_each_code(linear, codes, first, columns, store)
 
 
-def code_table():
-    """The int8 weight of each 4-bit code, twice over: what a byte shuffle looks up."""
-    table = local(32, "int8")
-    for code in range(32):
-        magnitude = (1 << (code & 7)) >> 1
-        T.buffer_store(table, T.int8(-magnitude if code & 8 else magnitude), [code])
-    return table
+def decode_int8(target: Target, linear, codes, first, columns: int, panels, panel) -> None:
+    """Write the weights of ``columns`` outputs from ``first`` on into a panel of `Int8Panels`.
 
-
-def decode_int8(target: Target, linear, codes, first, columns: int, panel, table) -> None:
-    """Write the weights of ``columns`` outputs from ``first`` on, over 2^exponent, as int8.
-
-    Their order is [inputs / 4, columns, 4], flat: what `dot4` takes.
+    They are the powers of two over 2^exponent, whole numbers up to 64.
     """
-    count = 4 * HALF
-    with T.serial(0, -(-linear.inputs // TILE_INPUTS)) as group, T.serial(0, columns // TILE_OUTPUTS) as tile:
+    count, table = 4 * HALF, _code_table()
+    start = T.bind(panels.start(panel))
+    groups = -(-linear.inputs // TILE_INPUTS)
+    with T.serial(0, groups) as group, T.serial(0, columns // TILE_OUTPUTS) as tile:
         pairs = T.bind(codes[T.floordiv(first, TILE_OUTPUTS) + tile, group, lanes(0, count)])
         halves = (
             T.bitwise_and(pairs, splat(T.uint8(15), count)),
@@ -101,7 +93,21 @@ def decode_int8(target: Target, linear, codes, first, columns: int, panel, table
         for half in range(2):
             weights = _look_up(target, table, T.bind(halves[half]))
             offset = (group * columns + tile * TILE_OUTPUTS + half * HALF) * TILE_INPUTS
-            T.buffer_store(panel, weights, [lanes(offset, count)])
+            T.buffer_store(panels.weights, weights, [lanes(start + offset, count)])
+    padding = panels.inputs - groups * TILE_INPUTS
+    if padding:
+        after = start + groups * TILE_INPUTS * columns
+        with T.serial(0, padding * columns // 64) as vector:
+            T.buffer_store(panels.weights, T.broadcast(T.int8(0), 64), [lanes(after + vector * 64, 64)])
+
+
+def _code_table():
+    """The int8 weight of each 4-bit code, twice over: what a byte shuffle looks up."""
+    table = local(32, "int8")
+    for code in range(32):
+        magnitude = (1 << (code & 7)) >> 1
+        T.buffer_store(table, T.int8(-magnitude if code & 8 else magnitude), [code])
+    return table
 
 
 def _look_up(target, table, index):
@@ -115,25 +121,6 @@ def _look_up(target, table, index):
         value = T.broadcast(T.int8(-magnitude if code & 8 else magnitude), 32)
         result = T.Select(index == T.broadcast(T.uint8(code), 32), value, result)
     return result
-
-
-def column_offsets(target: Target, panel, inputs: int, columns: int, start) -> None:
-    """Write what takes the activations' offset out of each column's sum: -offset * its weights."""
-    vectors = columns // LANES
-    if target.activation_offset == 0:
-        for j in range(vectors):
-            T.buffer_store(start, splat(T.int32(0)), [lanes(j * LANES)])
-        return
-    sums = local(columns, "int32")
-    for j in range(vectors):
-        T.buffer_store(sums, splat(T.int32(0)), [lanes(j * LANES)])
-    offsets = T.reinterpret("int32", T.broadcast(T.uint8(target.activation_offset), 4))
-    with T.serial(0, inputs // TILE_INPUTS) as group:
-        for j in range(vectors):
-            dot4(target, sums, j * LANES, offsets, panel, (group * vectors + j) * TILE_INPUTS * LANES)
-    for j in range(vectors):
-        at = lanes(j * LANES)
-        T.buffer_store(start, splat(T.int32(0)) - sums[at], [at])
 
 
 def quantize_row(target: Target, x, base, width: int, whole, offset, scale, slot) -> None:

@@ -1,22 +1,14 @@
-"""A linear layer of any kind for a tile of rows: multiplications, shifts, or a mixture of both.
+"""A linear layer of any kind, for tiles of rows: multiplications, shifts, or a mixture of both.
 
-The kernels that contain a linear layer (`kernels_tvm.matshift`, `kernels_tvm.mlp`,
-`kernels_tvm.attention`) emit it from here: they say where rows come from and where results go.
+The kernels that contain linear layers emit them from here: they say where rows come from and where results
+go. Packed weights are decoded once a call, by all threads, into the form that the products read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.decoding import (
-    code_table,
-    column_offsets,
-    decode_float,
-    decode_int8,
-    decode_shifts,
-    power_of_two,
-    quantize_row,
-)
+from kernels_tvm.decoding import decode_float, decode_int8, decode_shifts, power_of_two, quantize_row
 from kernels_tvm.descriptions import LANES, Linear, round_up
 from kernels_tvm.emit import (
     RowTiles,
@@ -31,118 +23,132 @@ from kernels_tvm.emit import (
     splat,
     when,
 )
-from kernels_tvm.packing import TILE_INPUTS
-from kernels_tvm.products import float_product, int8_product, shift_product
+from kernels_tvm.products import (
+    FloatPanels,
+    FloatRows,
+    Int8Panels,
+    Int8Rows,
+    ShiftPanels,
+    amx_begin,
+    amx_end,
+    float_product,
+    int8_product,
+    shift_product,
+)
 from kernels_tvm.targets import Target
 
 
-def row_tiles(target: Target, linear: Linear, rows, threads: int) -> RowTiles:
-    """Tiles that `linear_tile` works on."""
-    return RowTiles(rows, linear.row_bytes, target.float_tile[0], threads)
+class Layer:
+    """A linear layer in a kernel.
 
-
-def linear_tile(
-    target: Target,
-    linear: Linear,
-    buffers: dict,
-    limit: int,
-    count,
-    load_rows: Callable,
-    store: Callable,
-    group: int = 1,
-) -> None:
-    """Emit the layer for ``count`` rows, ``limit`` at most.
-
-    ``load_rows(row, buffer, offset)`` writes ``group`` rows of the tile from ``row`` on, each `Linear.width`
-    float32 numbers with zeros after the inputs; ``count`` must be a multiple of ``group``.
-    ``store(row, column, value, count)`` takes ``count`` results of a row, from a column on.
+    ``buffers`` are its parameters, by the names of `Linear.arguments`. To be made outside of parallel loops;
+    `prepare_layers` comes next, then any number of `tile`.
     """
-    # The last block of a product reads as many rows as registers hold.
-    capacity = limit + max(target.float_tile[0], target.int8_tile[0])
-    width = linear.width
-    if linear.kind == "moe":
-        _mixture(target, linear, buffers, capacity, count, load_rows, store, group)
-    elif linear.kind == "shift" and linear.activations == "int8":
-        x, whole, scale = scratch(group * width), scratch(capacity * width, "uint8"), scratch(capacity)
+
+    def __init__(self, target: Target, linear: Linear, buffers: dict):
+        self.target, self.linear, self.buffers = target, linear, buffers
+        kinds = ("dense", "shift") if linear.kind == "moe" else (linear.kind,)
+        self.experts = [self._expert(kind) for kind in kinds]
+
+    def _expert(self, kind):
+        if kind == "dense":
+            return _Dense(self.target, self.linear, self.buffers)
+        if self.linear.activations == "float":
+            return _ShiftFloat(self.target, self.linear, self.buffers)
+        return _ShiftInt8(self.target, self.linear, self.buffers)
+
+    def row_tiles(self, rows, threads: int) -> RowTiles:
+        """Tiles of rows that `tile` works on."""
+        return RowTiles(rows, self.linear.row_bytes, self.target.float_tile[0], threads)
+
+    def tile(self, limit: int, count, load_rows: Callable, store: Callable, group: int = 1) -> None:
+        """Emit the layer for ``count`` rows, ``limit`` at most.
+
+        ``load_rows(row, buffer, offset)`` writes ``group`` rows of the tile from ``row`` on, each
+        `Linear.width` float32 numbers with zeros after the inputs; ``count`` must be a multiple of ``group``.
+        ``store(row, column, value, count)`` takes ``count`` results of a row, from a column on.
+        """
+        # The last block of a product reads as many rows as registers hold.
+        capacity = limit + max(self.target.float_tile[0], self.target.int8_tile[0])
+        rows = [expert.rows(capacity) for expert in self.experts]
+        arriving = scratch(group * self.linear.width)
+        if len(self.experts) == 2:
+            counts, stores = self._route(rows, arriving, capacity, count, load_rows, store, group)
+        else:
+            with T.serial(0, T.floordiv(count, group)) as first:
+                load_rows(first * group, arriving, 0)
+                with T.serial(0, group) as member:
+                    rows[0].put(arriving, member * self.linear.width, first * group + member)
+            counts, stores = [count], [store]
+        if self.target.dot == "amx":
+            amx_begin()
+        for expert, rows_, count_, store_ in zip(self.experts, rows, counts, stores, strict=True):
+            with when(count_ > 0):
+                expert.multiply(rows_, count_, store_)
+        if self.target.dot == "amx":
+            amx_end()
+
+    def _route(self, expert_rows, arriving, capacity, count, load_rows, store, group):
+        """Sort rows by expert as they arrive, so that each expert sees its own, one after the other."""
+        width, router = self.linear.width, scratch(self.linear.width)
+        for column in range(self.linear.inputs, width):
+            T.buffer_store(router, T.float32(0), [column])
+        with T.serial(0, self.linear.inputs) as k:
+            kernel = self.buffers["router_kernel"]
+            T.buffer_store(router, kernel[k, 0] - kernel[k, 1], [k])
+        bias = T.bind(self.buffers["router_bias"][0] - self.buffers["router_bias"][1])
+
+        slots = round_up(capacity, LANES)
+        rows, gates = ([scratch(slots, dtype) for _ in range(2)] for dtype in ("int32", "float32"))
+        taken = local(2, "int32")
+        for expert in range(2):
+            T.buffer_store(taken, T.int32(0), [expert])
+
+        def take(expert, row, base, logit):
+            slot = T.bind(taken[expert])
+            T.buffer_store(rows[expert], row, [slot])
+            T.buffer_store(gates[expert], logit, [slot])
+            expert_rows[expert].put(arriving, base, slot)
+            T.buffer_store(taken, slot + 1, [expert])
+
         with T.serial(0, T.floordiv(count, group)) as first:
-            load_rows(first * group, x, 0)
+            load_rows(first * group, arriving, 0)
             with T.serial(0, group) as member:
-                row = T.bind(first * group + member)
-                quantize_row(target, x, member * width, width, whole, row * width, scale, row)
-        _shift_int8(target, linear, buffers, whole, scale, count, store)
-    else:
-        x = scratch(capacity * width)
-        with T.serial(0, T.floordiv(count, group)) as first:
-            load_rows(first * group, x, first * group * width)
-        product = _dense if linear.kind == "dense" else _shift_float
-        product(target, linear, buffers, x, count, store)
+                row, base = T.bind(first * group + member), T.bind(member * width)
+                logit = T.bind(_dot(arriving, base, router, width) + bias)
+                # Of equal logits the first expert wins, as in `jax.lax.top_k`.
+                is_dense = T.bind(logit >= T.float32(0))
+                with when(is_dense):
+                    take(0, row, base, logit)
+                with otherwise(is_dense):
+                    take(1, row, base, T.float32(0) - logit)
+        counts = [T.bind(taken[expert]) for expert in range(2)]
+        for expert in range(2):
+            with T.serial(0, T.ceildiv(counts[expert], LANES)) as vector:
+                at = lanes(vector * LANES)
+                T.buffer_store(gates[expert], sigmoid(gates[expert][at]), [at])
+
+        def gated(expert):
+            return lambda slot, column, value, lanes_: store(
+                rows[expert][slot], column, value * splat(gates[expert][slot]), lanes_
+            )
+
+        return counts, [gated(expert) for expert in range(2)]
 
 
-def _mixture(target, linear, buffers, capacity, count, load_rows, store, group):
-    """Rows are sorted by expert as they arrive: each expert then sees its own rows, one after the other."""
-    width = linear.width
-    router = scratch(width)
-    for column in range(linear.inputs, width):
-        T.buffer_store(router, T.float32(0), [column])
-    with T.serial(0, linear.inputs) as k:
-        kernel = buffers["router_kernel"]
-        T.buffer_store(router, kernel[k, 0] - kernel[k, 1], [k])
-    bias = T.bind(buffers["router_bias"][0] - buffers["router_bias"][1])
-
-    slots = round_up(capacity, LANES)
-    rows = {expert: scratch(slots, "int32") for expert in ("dense", "shift")}
-    gates = {expert: scratch(slots) for expert in ("dense", "shift")}
-    taken = local(2, "int32")
-    int8 = linear.activations == "int8"
-    arriving, dense_x = scratch(group * width), scratch(capacity * width)
-    shift_x = scratch(capacity * width, "uint8" if int8 else "float32")
-    scale = scratch(capacity) if int8 else None
-    for expert in range(2):
-        T.buffer_store(taken, T.int32(0), [expert])
-
-    def copy(base, x, slot):
-        with T.serial(0, width // LANES) as vector:
-            value = arriving[lanes(base + vector * LANES)]
-            T.buffer_store(x, value, [lanes(slot * width + vector * LANES)])
-
-    with T.serial(0, T.floordiv(count, group)) as first:
-        load_rows(first * group, arriving, 0)
-        with T.serial(0, group) as member:
-            row, base = T.bind(first * group + member), T.bind(member * width)
-            logit = T.bind(_dot(arriving, base, router, width) + bias)
-            # Of equal logits the first expert wins, as in `jax.lax.top_k`.
-            is_dense = T.bind(logit >= T.float32(0))
-            with when(is_dense):
-                slot = T.bind(taken[0])
-                T.buffer_store(rows["dense"], row, [slot])
-                T.buffer_store(gates["dense"], logit, [slot])
-                copy(base, dense_x, slot)
-                T.buffer_store(taken, slot + 1, [0])
-            with otherwise(is_dense):
-                slot = T.bind(taken[1])
-                T.buffer_store(rows["shift"], row, [slot])
-                T.buffer_store(gates["shift"], T.float32(0) - logit, [slot])
-                if int8:
-                    quantize_row(target, arriving, base, width, shift_x, slot * width, scale, slot)
-                else:
-                    copy(base, shift_x, slot)
-                T.buffer_store(taken, slot + 1, [1])
-    counts = [T.bind(taken[expert]) for expert in range(2)]
-    for expert, expert_count in zip(("dense", "shift"), counts, strict=True):
-        with T.serial(0, T.ceildiv(expert_count, LANES)) as vector:
-            at = lanes(vector * LANES)
-            T.buffer_store(gates[expert], sigmoid(gates[expert][at]), [at])
-
-    def gated(expert):
-        return lambda slot, column, value, lanes_: store(
-            rows[expert][slot], column, value * splat(gates[expert][slot]), lanes_
-        )
-
-    _dense(target, linear, buffers, dense_x, counts[0], gated("dense"))
-    if int8:
-        _shift_int8(target, linear, buffers, shift_x, scale, counts[1], gated("shift"))
-    else:
-        _shift_float(target, linear, buffers, shift_x, counts[1], gated("shift"))
+def prepare_layers(layers: Sequence[Layer], threads: int) -> None:
+    """Decode the weights of all layers, each thread its share of the panels."""
+    experts = [expert for layer in layers for expert in layer.experts if expert.panels.needed]
+    if not experts:
+        return
+    with T.parallel(0, threads) as thread:
+        for expert in experts:
+            whole, rest = expert.panels.whole, expert.panels.rest
+            with T.serial(0, T.ceildiv(T.max(whole - thread, 0), threads)) as number:
+                expert.prepare(thread + number * threads, expert.panels.columns)
+            if rest:
+                with when(thread == whole % threads):
+                    expert.prepare(whole, rest)
 
 
 def _dot(x, base, y, size):
@@ -154,81 +160,84 @@ def _dot(x, base, y, size):
     return fold(total[lanes(0)], add)
 
 
-def _for_each_panel(outputs: int, columns: int, body: Callable):
-    """``body(first column, columns, columns of the last that count)`` for panels of whole vectors."""
-    whole = outputs // columns
-    if whole:
-        with T.serial(0, whole) as panel:
-            body(panel * columns, columns, lambda vector: LANES)
-    rest = outputs - whole * columns
-    if rest:
-        body(whole * columns, round_up(rest, LANES), lambda vector: min(LANES, rest - vector * LANES))
+def _for_each_panel(panels, outputs: int, body: Callable) -> None:
+    """``body(panel, first column, columns, valid)``; ``valid(vector)`` lanes of a panel's vector count."""
+    if panels.whole:
+        with T.serial(0, panels.whole) as panel:
+            body(panel, panel * panels.columns, panels.columns, lambda vector: LANES)
+    if panels.rest:
+        first = panels.whole * panels.columns
+        body(panels.whole, first, panels.rest, lambda vector: min(LANES, outputs - first - vector * LANES))
 
 
-def _dense(target, linear, buffers, x, count, store):
-    def panel(first, columns, valid):
-        def weights(k, vector):
-            return buffers["kernel"][k, lanes(first + vector * LANES)]
+class _Dense:
+    def __init__(self, target, linear, buffers):
+        self.target, self.linear, self.buffers = target, linear, buffers
+        self.panels = FloatPanels(target, linear.inputs, linear.outputs, exact=False, given=True)
 
-        def finish(row, vector, sums):
-            column = first + vector * LANES
-            store(row, column, sums + buffers["bias"][lanes(column)], valid(vector))
+    def weights(self, first):
+        return lambda k, vector: self.buffers["kernel"][k, lanes(first + vector * LANES)]
 
-        float_product(target, x, linear.width, count, weights, linear.inputs, columns, finish)
+    def prepare(self, panel, columns):
+        self.panels.write(panel, columns, self.weights(panel * self.panels.columns))
 
-    _for_each_panel(linear.outputs, target.float_tile[1], panel)
+    def rows(self, capacity):
+        return FloatRows(self.target, capacity, self.linear.width)
 
+    def multiply(self, rows, count, store):
+        bias = self.buffers["bias"]
 
-def _shift_float(target, linear, buffers, x, count, store):
-    decoded = scratch(round_up(linear.inputs, TILE_INPUTS) * target.float_tile[1])
+        def multiply(panel, first, columns, valid):
+            def finish(row, vector, sums):
+                column = first + vector * LANES
+                store(row, column, sums + bias[lanes(column)], valid(vector))
 
-    def panel(first, columns, valid):
-        def weights(k, vector):
-            return decoded[lanes(k * columns + vector * LANES)]
+            weights = self.panels.weights(panel, columns) if self.panels.needed else self.weights(first)
+            float_product(self.target, rows, count, self.panels, panel, weights, columns, finish)
 
-        def finish(row, vector, sums):
-            column = first + vector * LANES
-            store(row, column, sums + buffers["shift_bias"][lanes(column)], valid(vector))
-
-        with when(count > 0):
-            decode_float(linear, buffers, first, columns, decoded)
-            float_product(target, x, linear.width, count, weights, linear.inputs, columns, finish)
-
-    _for_each_panel(linear.outputs, target.float_tile[1], panel)
+        _for_each_panel(self.panels, self.linear.outputs, multiply)
 
 
-def _shift_int8(target, linear, buffers, whole, scale, count, store):
-    inputs = round_up(linear.inputs, TILE_INPUTS)
-    columns = target.int8_tile[1]
-    if linear.shifts:
-        decoded = [scratch(inputs * columns, "int32") for _ in range(3)]
-    else:
-        decoded, start, table = scratch(inputs * columns, "int8"), scratch(columns, "int32"), code_table()
+class _ShiftFloat(_Dense):
+    def __init__(self, target, linear, buffers):
+        super().__init__(target, linear, buffers | {"bias": buffers["shift_bias"]})
+        # A power of two is a bfloat16 number.
+        self.panels = FloatPanels(target, linear.inputs, linear.outputs, exact=True, given=False)
 
-    def panel(first, columns, valid):
-        def finish(row, vector, sums):
-            column = first + vector * LANES
-            channel = power_of_two(T.Cast(f"int32x{LANES}", buffers["exponent"][lanes(column)]))
-            value = T.Cast(f"float32x{LANES}", sums) * (channel * splat(scale[row]))
-            store(row, column, value + buffers["shift_bias"][lanes(column)], valid(vector))
+    def prepare(self, panel, columns):
+        decoded = scratch(round_up(self.linear.inputs, 4) * columns)
+        decode_float(self.linear, self.buffers, panel * self.panels.columns, columns, decoded)
+        self.panels.write(panel, columns, lambda k, vector: decoded[lanes(k * columns + vector * LANES)])
 
-        with when(count > 0):
-            if linear.shifts:
-                decode_shifts(linear, buffers["codes"], first, columns, decoded)
-                shift_product(target, whole, linear.width, count, decoded, linear.inputs, columns, finish)
-            else:
-                decode_int8(target, linear, buffers["codes"], first, columns, decoded, table)
-                column_offsets(target, decoded, inputs, columns, start)
-                int8_product(
-                    target,
-                    whole,
-                    linear.width,
-                    count,
-                    decoded,
-                    lambda vector: start[lanes(vector * LANES)],
-                    inputs,
-                    columns,
-                    finish,
-                )
 
-    _for_each_panel(linear.outputs, columns, panel)
+class _ShiftInt8:
+    def __init__(self, target, linear, buffers):
+        self.target, self.linear, self.buffers = target, linear, buffers
+        panels = ShiftPanels if linear.shifts else Int8Panels
+        self.panels = panels(target, linear.inputs, linear.outputs)
+
+    def prepare(self, panel, columns):
+        first = panel * self.panels.columns
+        if self.linear.shifts:
+            decode_shifts(self.linear, self.buffers["codes"], first, columns, self.panels, panel)
+        else:
+            decode_int8(self.target, self.linear, self.buffers["codes"], first, columns, self.panels, panel)
+            self.panels.sum_columns(panel, columns)
+
+    def rows(self, capacity):
+        return Int8Rows(self.target, capacity, self.linear.width, quantize_row)
+
+    def multiply(self, rows, count, store):
+        product = shift_product if self.linear.shifts else int8_product
+        exponent, bias = self.buffers["exponent"], self.buffers["shift_bias"]
+
+        def multiply(panel, first, columns, valid):
+            def finish(row, vector, sums):
+                at = lanes(first + vector * LANES)
+                scale = power_of_two(T.Cast(f"int32x{LANES}", exponent[at])) * splat(rows.scale[row])
+                value = T.Cast(f"float32x{LANES}", sums) * scale
+                store(row, first + vector * LANES, value + bias[at], valid(vector))
+
+            product(self.target, rows, count, self.panels, panel, columns, finish)
+
+        _for_each_panel(self.panels, self.linear.outputs, multiply)

@@ -4,7 +4,7 @@ from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.descriptions import Linear
 from kernels_tvm.emit import Arguments, for_each_vector, kernel, lanes, load_lanes, store_lanes
-from kernels_tvm.linear import linear_tile, row_tiles
+from kernels_tvm.linear import Layer, prepare_layers
 from kernels_tvm.targets import Target
 
 
@@ -15,7 +15,9 @@ def linear_kernel(target: Target, threads: int, linear: Linear):
         x = arguments("x", ("rows", linear.inputs), "float32")
         buffers = {name: arguments(name, shape, dtype) for name, shape, dtype in linear.arguments()}
         y = arguments("y", ("rows", linear.outputs), "float32")
-        tiles = row_tiles(target, linear, arguments.symbols["rows"], threads)
+        layer = Layer(target, linear, buffers)
+        prepare_layers([layer], threads)
+        tiles = layer.row_tiles(arguments.symbols["rows"], threads)
         with T.parallel(0, tiles.count) as tile:
             start, count = tiles[tile]
 
@@ -25,7 +27,7 @@ def linear_kernel(target: Target, threads: int, linear: Linear):
             def store(row, column, value, lanes_):
                 store_lanes(y, value, [start + row], column, lanes_)
 
-            linear_tile(target, linear, buffers, tiles.limit, count, load_row, store)
+            layer.tile(tiles.limit, count, load_row, store)
 
     return kernel(body)
 

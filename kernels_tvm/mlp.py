@@ -10,7 +10,7 @@ from tvm.script.ir_builder import tirx as T
 from kernels_tvm.depthwise_conv import convolve_tokens
 from kernels_tvm.descriptions import LANES, Mlp
 from kernels_tvm.emit import Arguments, constant, gelu, kernel, lanes, scratch, store_lanes
-from kernels_tvm.linear import linear_tile
+from kernels_tvm.linear import Layer, prepare_layers
 from kernels_tvm.normalization import layer_norm_row
 from kernels_tvm.targets import Target
 
@@ -30,6 +30,8 @@ def mlp_kernel(target: Target, threads: int, mlp: Mlp):
         buffers = {name: arguments(name, shape, dtype) for name, shape, dtype in mlp.arguments()}
         y = arguments("y", ("images", mlp.tokens, channels), "float32")
 
+        fc1, fc2 = (Layer(target, getattr(mlp, name), part(buffers, f"{name}_")) for name in ("fc1", "fc2"))
+        prepare_layers([fc1, fc2], threads)
         with T.parallel(0, arguments.symbols["images"] * threads) as task:
             image, top = T.bind(T.floordiv(task, threads)), T.bind(T.floormod(task, threads) * band)
             bottom = T.bind(T.min(top + band, height))
@@ -62,10 +64,7 @@ def mlp_kernel(target: Target, threads: int, mlp: Mlp):
                     place = (start + T.floordiv(row, width)) * padded_width + T.floormod(row, width) + margin
                     T.buffer_store(between, value, [lanes(place * hidden + column)])
 
-                linear_tile(
-                    target,
-                    mlp.fc1,
-                    part(buffers, "fc1_"),
+                fc1.tile(
                     (strip + 2 * margin) * width,
                     T.bind(T.max(stop - start, 0) * width),
                     load_normalized,
@@ -97,10 +96,7 @@ def mlp_kernel(target: Target, threads: int, mlp: Mlp):
                     value = value + x[image, token, lanes(column)]
                     store_lanes(y, value, [image, token], column, lanes_)
 
-                linear_tile(
-                    target,
-                    mlp.fc2,
-                    part(buffers, "fc2_"),
+                fc2.tile(
                     strip * width,
                     T.bind(T.min(strip, bottom - above - margin) * width),
                     load_activated,

@@ -1,93 +1,284 @@
-"""Products of a tile of rows with a panel of columns: the two inner loops that the linear layers share."""
+"""Products of a tile of rows with a panel of columns: the inner loops that the linear layers share.
+
+Rows and panels are laid out as the target's instructions read them. A panel has as many columns as a
+tile of sums in registers; the last one may have fewer.
+"""
 
 from collections.abc import Callable
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import LANES
-from kernels_tvm.emit import constant, lanes, local, splat, when
+from kernels_tvm.descriptions import LANES, round_up
+from kernels_tvm.emit import constant, lanes, local, scratch, splat, when
 from kernels_tvm.targets import Target
+
+SHIFTED_ROWS = 4  # computed together by shifts: their counts, signs and masks take registers too
+AMX_ROWS = 16  # of a matrix register, of 64 bytes each
+AMX_BF16_INPUTS, AMX_INT8_INPUTS = 32, 64  # that one instruction sums over
+
+
+class _Panels:
+    """How outputs are cut into panels: ``whole`` ones of ``columns``, one of ``rest`` columns if any."""
+
+    def __init__(self, outputs: int, columns: int):
+        self.columns = columns
+        self.whole, rest = divmod(outputs, columns)
+        self.rest = round_up(rest, LANES)
+        self.count = self.whole + (self.rest > 0)
+        self.needed = True
+
+
+class FloatPanels(_Panels):
+    """Weights for `float_product`: float32 [panel, inputs, columns], for AMX pairs of bfloat16 numbers.
+
+    A float32 number is its nearest bfloat16 number plus a rest that is rounded to bfloat16 too; ``exact``
+    ones have no rest. ``given`` weights lie in memory row by row: without AMX they are read from there.
+    """
+
+    def __init__(self, target: Target, inputs: int, outputs: int, exact: bool, given: bool):
+        super().__init__(outputs, target.float_tile[1])
+        self.amx, self.inputs = target.dot == "amx", inputs
+        self.needed = self.amx or not given
+        if self.amx:
+            self.pairs = round_up(inputs, AMX_BF16_INPUTS) // 2
+            size = self.count * self.pairs * self.columns
+            self.parts = [scratch(size, "uint32") for _ in range(1 if exact else 2)]
+        elif self.needed:
+            self.parts = [scratch(self.count * inputs * self.columns)]
+
+    def start(self, panel):
+        """Where a panel starts in each of ``parts``."""
+        return panel * ((self.pairs if self.amx else self.inputs) * self.columns)
+
+    def write(self, panel, columns: int, weights: Callable) -> None:
+        """Fill a panel; ``weights(k, vector)`` is a vector of input ``k``'s weights."""
+        start, vectors = T.bind(self.start(panel)), columns // LANES
+        if not self.amx:
+            with T.serial(0, self.inputs) as k:
+                for j in range(vectors):
+                    at = lanes(start + k * columns + j * LANES)
+                    T.buffer_store(self.parts[0], weights(k, j), [at])
+            return
+
+        # Lane n of a pair's vector holds the weights of two inputs for output n.
+        def write_pair(pair, low, high):
+            for j in range(vectors):
+                for part, a, b in zip(
+                    self.parts, _bfloat16_parts(low[j]), _bfloat16_parts(high[j]), strict=False
+                ):
+                    value = T.bitwise_or(T.shift_right(a, splat(T.uint32(16))), b)
+                    T.buffer_store(part, value, [lanes(start + pair * columns + j * LANES)])
+
+        with T.serial(0, self.inputs // 2) as pair:
+            low, high = ([T.bind(weights(2 * pair + i, j)) for j in range(vectors)] for i in range(2))
+            write_pair(pair, low, high)
+        if self.inputs % 2:
+            low = [T.bind(weights(self.inputs - 1, j)) for j in range(vectors)]
+            write_pair(self.inputs // 2, low, [constant(0)] * vectors)
+        for pair in range(-(-self.inputs // 2), self.pairs):
+            write_pair(pair, [constant(0)] * vectors, [constant(0)] * vectors)
+
+    def weights(self, panel, columns: int) -> Callable:
+        """What `write` was given, from float32 panels."""
+        start = self.start(panel)
+        if self.amx:
+            return None
+        return lambda k, vector: self.parts[0][lanes(start + k * columns + vector * LANES)]
+
+
+class Int8Panels(_Panels):
+    """Weights for `int8_product`: int8 [panel, inputs / 4, columns, 4], inputs padded with zeros.
+
+    ``offsets`` is what each column's sum starts from.
+    """
+
+    def __init__(self, target: Target, inputs: int, outputs: int):
+        super().__init__(outputs, target.int8_tile[1])
+        self.target = target
+        self.inputs = round_up(inputs, AMX_INT8_INPUTS if target.dot == "amx" else 4)
+        self.weights = scratch(self.count * self.inputs * self.columns, "int8")
+        self.offsets = scratch(self.count * self.columns, "int32")
+
+    def start(self, panel):
+        """Where a panel starts in ``weights``."""
+        return panel * (self.inputs * self.columns)
+
+    def sum_columns(self, panel, columns: int) -> None:
+        """Write what takes the activations' offset out of each column's sum: -offset * its weights."""
+        vectors, start = columns // LANES, self.start(panel)
+        sums = local(columns, "int32")
+        for j in range(vectors):
+            T.buffer_store(sums, splat(T.int32(0)), [lanes(j * LANES)])
+        if self.target.activation_offset:
+            four = T.reinterpret("int32", T.broadcast(T.uint8(self.target.activation_offset), 4))
+            with T.serial(0, self.inputs // 4) as group:
+                for j in range(vectors):
+                    at = start + (group * vectors + j) * 4 * LANES
+                    dot4(self.target, sums, j * LANES, four, self.weights, at)
+        for j in range(vectors):
+            value = splat(T.int32(0)) - sums[lanes(j * LANES)]
+            T.buffer_store(self.offsets, value, [lanes(panel * self.columns + j * LANES)])
+
+
+class ShiftPanels(_Panels):
+    """Weights for `shift_product`: three times int32 [panel, inputs, columns].
+
+    ``left`` is how far to shift, ``sign`` -1 where negative, else 0, ``present`` 0 for a zero, else -1.
+    """
+
+    def __init__(self, target: Target, inputs: int, outputs: int):
+        super().__init__(outputs, target.int8_tile[1])
+        self.inputs = inputs
+        size = self.count * round_up(inputs, 4) * self.columns
+        self.left, self.sign, self.present = (scratch(size, "int32") for _ in range(3))
+
+    def start(self, panel):
+        """Where a panel starts in each."""
+        return panel * (round_up(self.inputs, 4) * self.columns)
+
+
+class FloatRows:
+    """A tile's rows for `float_product`: float32, for AMX as two bfloat16 parts (see `FloatPanels`)."""
+
+    def __init__(self, target: Target, capacity: int, width: int):
+        self.amx = target.dot == "amx"
+        self.width = width
+        self.stride = round_up(width, AMX_BF16_INPUTS) if self.amx else width
+        dtype = "uint16" if self.amx else "float32"
+        self.parts = [scratch(capacity * self.stride, dtype) for _ in range(2 if self.amx else 1)]
+
+    def put(self, x, base, slot) -> None:
+        """Write row ``slot`` from the float32 numbers of ``x`` from ``base`` on."""
+        with T.serial(0, self.width // LANES) as vector:
+            at = lanes(slot * self.stride + vector * LANES)
+            value = T.bind(x[lanes(base + vector * LANES)])
+            if self.amx:
+                for part, bits in zip(self.parts, _bfloat16_parts(value), strict=True):
+                    half = T.shift_right(bits, splat(T.uint32(16)))
+                    T.buffer_store(part, T.Cast(f"uint16x{LANES}", half), [at])
+            else:
+                T.buffer_store(self.parts[0], value, [at])
+        for column in range(self.width, self.stride, LANES):
+            for part in self.parts:
+                T.buffer_store(part, splat(T.uint16(0)), [lanes(slot * self.stride + column)])
+
+
+class Int8Rows:
+    """A tile's rows for `int8_product`: whole numbers plus the target's offset, and each row's scale."""
+
+    def __init__(self, target: Target, capacity: int, width: int, quantize: Callable):
+        self.target, self.width, self.quantize = target, width, quantize
+        # A matrix register reads 64 numbers of a row, whatever follows it.
+        self.whole = scratch(capacity * width + AMX_INT8_INPUTS, "uint8")
+        self.scale = scratch(capacity)
+
+    def put(self, x, base, slot) -> None:
+        """Write row ``slot`` from the float32 numbers of ``x`` from ``base`` on."""
+        self.quantize(self.target, x, base, self.width, self.whole, slot * self.width, self.scale, slot)
+
+
+def _bfloat16_parts(value):
+    """The bits of the two bfloat16 numbers that sum to ``value``, in the upper halves of uint32 lanes."""
+
+    def rounded(x):
+        bits = T.reinterpret(f"uint32x{LANES}", x) + splat(T.uint32(0x8000))
+        return T.bind(T.bitwise_and(bits, splat(T.uint32(0xFFFF0000))))
+
+    high = rounded(value)
+    return high, rounded(value - T.reinterpret(f"float32x{LANES}", high))
 
 
 def float_product(
-    target: Target, x, stride: int, count, weights: Callable, inputs: int, columns: int, finish
-):
-    """Rows of ``x`` (a flat float32 buffer with rows of ``stride``) times ``weights(k, vector)``.
+    target: Target,
+    x: FloatRows,
+    count,
+    panels: FloatPanels,
+    panel,
+    weights: Callable,
+    columns: int,
+    finish: Callable,
+) -> None:
+    """Rows of ``x`` times a panel, or without AMX times ``weights(k, vector)``.
 
-    ``finish(row, vector, sums)`` takes a row's sums for a vector of the panel's columns.
-    Rows are computed as many at a time as registers hold; of the last ones, those past ``count`` are
-    computed on whatever the buffer has there and dropped.
+    ``finish(row, vector, sums)`` takes a row's sums for a vector of the panel's columns. Rows are computed
+    as many at a time as registers hold; of the last ones, those past ``count`` are computed on whatever the
+    buffer has there and dropped.
     """
+    if panels.amx:
+        _amx_float_product(x, count, panels, panel, columns, finish)
+        return
+    (rows_of_x,), stride = x.parts, x.stride
     rows, vectors = target.float_tile[0], columns // LANES
     with T.serial(0, T.ceildiv(count, rows)) as block:
         first = T.bind(block * rows)
         sums = local(rows * columns)
         for i in range(rows * vectors):
             T.buffer_store(sums, constant(0), [lanes(i * LANES)])
-        with T.serial(0, inputs) as k:
+        with T.serial(0, panels.inputs) as k:
             weight = [T.bind(weights(k, j)) for j in range(vectors)]
             for i in range(rows):
-                value = T.bind(splat(x[(first + i) * stride + k]))
+                value = T.bind(splat(rows_of_x[(first + i) * stride + k]))
                 for j in range(vectors):
                     at = lanes((i * vectors + j) * LANES)
                     T.buffer_store(sums, sums[at] + value * weight[j], [at])
         _finish_rows(rows, vectors, first, count, sums, finish)
 
 
-def int8_product(target: Target, x, stride: int, count, panel, start, inputs: int, columns: int, finish):
-    """Rows of int8 numbers (see `Target.activation_offset`) times an int8 panel, in int32 sums.
+def int8_product(
+    target: Target, x: Int8Rows, count, panels: Int8Panels, panel, columns: int, finish: Callable
+) -> None:
+    """Rows of int8 numbers times an int8 panel, in int32 sums; otherwise as `float_product`."""
 
-    The panel is [inputs / 4, columns, 4], flat. ``start(vector)`` is what the sums start from.
-    """
+    def offset(vector):
+        return panels.offsets[lanes(panel * panels.columns + vector * LANES)]
+
+    start = T.bind(panels.start(panel))
+    if target.dot == "amx":
+        _amx_int8_product(x, count, panels, start, offset, columns, finish)
+        return
     rows, vectors = target.int8_tile[0], columns // LANES
     with T.serial(0, T.ceildiv(count, rows)) as block:
         first = T.bind(block * rows)
         sums = local(rows * columns, "int32")
         for j in range(vectors):
-            value = T.bind(start(j))
+            value = T.bind(offset(j))
             for i in range(rows):
                 T.buffer_store(sums, value, [lanes((i * vectors + j) * LANES)])
-        with T.serial(0, inputs // 4) as group:
+        with T.serial(0, panels.inputs // 4) as group:
             for i in range(rows):
-                four = T.bind(T.reinterpret("int32", x[lanes((first + i) * stride + group * 4, 4)]))
+                four = T.bind(T.reinterpret("int32", x.whole[lanes((first + i) * x.width + group * 4, 4)]))
                 for j in range(vectors):
-                    dot4(
-                        target,
-                        sums,
-                        (i * vectors + j) * LANES,
-                        four,
-                        panel,
-                        (group * vectors + j) * 4 * LANES,
-                    )
+                    at, place = (i * vectors + j) * LANES, start + (group * vectors + j) * 4 * LANES
+                    dot4(target, sums, at, four, panels.weights, place)
         _finish_rows(rows, vectors, first, count, sums, finish)
 
 
-def shift_product(target: Target, x, stride: int, count, weights, inputs: int, columns: int, finish):
-    """As `int8_product`, with shifts and additions alone: the pure MatShift.
+def shift_product(
+    target: Target, x: Int8Rows, count, panels: ShiftPanels, panel, columns: int, finish: Callable
+) -> None:
+    """As `int8_product`, with shifts and additions alone: the pure MatShift."""
+    start = T.bind(panels.start(panel))
+    for vector in range(columns // LANES):
+        with T.serial(0, T.ceildiv(count, SHIFTED_ROWS)) as block:
+            _shift_block(target, x, count, panels, start, block * SHIFTED_ROWS, vector, columns, finish)
 
-    ``weights`` are three flat int32 buffers [inputs, columns], see `kernels_tvm.decoding.decode_shifts`.
-    """
-    rows, vectors = target.int8_tile[0], columns // LANES
-    left, sign, present = weights
-    with T.serial(0, T.ceildiv(count, rows)) as block:
-        first = T.bind(block * rows)
-        sums = local(rows * columns, "int32")
-        for i in range(rows * vectors):
-            T.buffer_store(sums, splat(T.int32(0)), [lanes(i * LANES)])
-        with T.serial(0, inputs) as k:
-            values = [
-                T.bind(splat(T.Cast("int32", x[(first + i) * stride + k]) - target.activation_offset))
-                for i in range(rows)
-            ]
-            for j in range(vectors):
-                at = lanes(k * columns + j * LANES)
-                shift, negative, mask = T.bind(left[at]), T.bind(sign[at]), T.bind(present[at])
-                for i in range(rows):
-                    shifted = T.bind(T.shift_left(values[i], shift))
-                    signed = T.bind(T.bitwise_xor(shifted, negative) - negative)
-                    total = lanes((i * vectors + j) * LANES)
-                    T.buffer_store(sums, sums[total] + T.bitwise_and(signed, mask), [total])
-        _finish_rows(rows, vectors, first, count, sums, finish)
+
+def _shift_block(target, x, count, panels, start, first, vector, columns, finish):
+    sums = local(SHIFTED_ROWS * LANES, "int32")
+    for i in range(SHIFTED_ROWS):
+        T.buffer_store(sums, splat(T.int32(0)), [lanes(i * LANES)])
+    with T.serial(0, panels.inputs) as k:
+        at = lanes(start + k * columns + vector * LANES)
+        shift, negative, mask = (T.bind(part[at]) for part in (panels.left, panels.sign, panels.present))
+        for i in range(SHIFTED_ROWS):
+            number = T.Cast("int32", x.whole[(first + i) * x.width + k]) - target.activation_offset
+            shifted = T.bind(T.shift_left(splat(number), shift))
+            signed = T.bind(T.bitwise_xor(shifted, negative) - negative)
+            total = lanes(i * LANES)
+            T.buffer_store(sums, sums[total] + T.bitwise_and(signed, mask), [total])
+    for i in range(SHIFTED_ROWS):
+        with when(first + i < count):
+            finish(first + i, vector, sums[lanes(i * LANES)])
 
 
 def _finish_rows(rows, vectors, first, count, sums, finish):
@@ -95,6 +286,94 @@ def _finish_rows(rows, vectors, first, count, sums, finish):
         with when(first + i < count):
             for j in range(vectors):
                 finish(first + i, j, sums[lanes((i * vectors + j) * LANES)])
+
+
+def amx_begin() -> None:
+    """Shape all tile registers as 16 rows of 64 bytes. Before the products of a thread's tile of rows."""
+    shape = scratch(64, "uint8")
+    T.buffer_store(shape, T.broadcast(T.uint8(0), 64), [lanes(0, 64)])
+    T.buffer_store(shape, T.uint8(1), [0])
+    for register in range(8):
+        T.buffer_store(shape, T.uint8(64), [16 + 2 * register])
+        T.buffer_store(shape, T.uint8(AMX_ROWS), [48 + register])
+    _amx("ldtilecfg", T.address_of(shape[0]))
+
+
+def amx_end() -> None:
+    """Give the tile registers back: a thread that keeps them is slower to switch."""
+    _amx("tilerelease")
+
+
+def _amx(name, *arguments):
+    arguments = [T.int8(value) if isinstance(value, int) else value for value in arguments]
+    T.evaluate(T.call_llvm_intrin("void", f"llvm.x86.{name}", *arguments))
+
+
+def _amx_load(register, buffer, at, stride_bytes):
+    _amx("tileloadd64", register, T.address_of(buffer[at]), T.int64(stride_bytes))
+
+
+def _amx_blocks(count, columns, sums, compute: Callable, finish: Callable):
+    """32 rows and up to 32 columns at a time: ``compute(first row)`` leaves sums in registers 0 to 3."""
+    vectors = columns // LANES
+    with T.serial(0, T.ceildiv(count, 2 * AMX_ROWS)) as block:
+        first = T.bind(block * 2 * AMX_ROWS)
+        for i in range(2):
+            for j in range(vectors):
+                _amx("tilezero", 2 * i + j)
+        compute(first)
+        for i in range(2):
+            for j in range(vectors):
+                address = T.address_of(sums[i * AMX_ROWS * columns + j * LANES])
+                _amx("tilestored64", 2 * i + j, address, T.int64(4 * columns))
+        with T.serial(0, T.min(2 * AMX_ROWS, count - first)) as row:
+            for j in range(vectors):
+                finish(first + row, j, sums[lanes(row * columns + j * LANES)])
+
+
+def _amx_float_product(x, count, panels, panel, columns, finish):
+    """(x' + x")(w' + w") without x" w", each product with sums in float32."""
+    vectors, start = columns // LANES, T.bind(panels.start(panel))
+    sums = scratch(2 * AMX_ROWS * columns)
+    products = [(0, 0), (1, 0)] if len(panels.parts) == 1 else [(1, 0), (0, 0), (0, 1)]
+
+    def compute(first):
+        with T.serial(0, panels.pairs // AMX_ROWS) as chunk:
+            held = (None, None)
+            for x_part, weight_part in products:
+                if x_part != held[0]:
+                    for i in range(2):
+                        at = (first + i * AMX_ROWS) * x.stride + chunk * AMX_BF16_INPUTS
+                        _amx_load(4 + i, x.parts[x_part], at, 2 * x.stride)
+                if weight_part != held[1]:
+                    for j in range(vectors):
+                        at = start + chunk * (AMX_ROWS * columns) + j * LANES
+                        _amx_load(6 + j, panels.parts[weight_part], at, 4 * columns)
+                held = (x_part, weight_part)
+                for i in range(2):
+                    for j in range(vectors):
+                        _amx("tdpbf16ps", 2 * i + j, 4 + i, 6 + j)
+
+    _amx_blocks(count, columns, sums, compute, finish)
+
+
+def _amx_int8_product(x, count, panels, start, offset, columns, finish):
+    vectors = columns // LANES
+    sums = scratch(2 * AMX_ROWS * columns, "int32")
+
+    def compute(first):
+        with T.serial(0, panels.inputs // AMX_INT8_INPUTS) as chunk:
+            for i in range(2):
+                at = (first + i * AMX_ROWS) * x.width + chunk * AMX_INT8_INPUTS
+                _amx_load(4 + i, x.whole, at, x.width)
+            for j in range(vectors):
+                at = start + (chunk * (AMX_ROWS * columns) + j * LANES) * 4
+                _amx_load(6 + j, panels.weights, at, 4 * columns)
+            for i in range(2):
+                for j in range(vectors):
+                    _amx("tdpbusd", 2 * i + j, 4 + i, 6 + j)
+
+    _amx_blocks(count, columns, sums, compute, lambda row, j, value: finish(row, j, value + offset(j)))
 
 
 def dot4(target: Target, sums, at, four, panel, offset):
@@ -112,7 +391,7 @@ def dot4(target: Target, sums, at, four, panel, offset):
         T.buffer_store(sums, product(sums[at], weights), [at])
 
     match target.dot:
-        case "vpdpbusd_512":
+        case "vpdpbusd_512" | "amx":
             add_up(16, 0, lambda s, w: _vpdpbusd("512", 16, s, four, w))
         case "vpdpbusd_256":
             for part in range(2):

@@ -1,5 +1,6 @@
 """What each kind of CPU can do: the one table of hardware facts that the schedules read."""
 
+import ctypes
 import os
 import platform
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-Dot = Literal["vpdpbusd_512", "vpdpbusd_256", "vpmaddubsw_512", "vpmaddubsw_256", "sdot_128"]
+Dot = Literal["amx", "vpdpbusd_512", "vpdpbusd_256", "vpmaddubsw_512", "vpmaddubsw_256", "sdot_128"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Target:
       int8_tile: the same for an int8 product with int32 sums.
       strip_bytes: hidden activations that a thread keeps in its cache.
       convolved_tokens: how many neighbours a depthwise convolution computes at once.
-      dot: the instruction that multiplies four int8 numbers by four and adds them to an int32.
+      dot: the instruction that multiplies int8 numbers and adds the products to an int32. ``"amx"`` has
+        matrix registers, for bfloat16 numbers too.
     """
 
     name: str
@@ -65,8 +67,11 @@ _NARROW = {
     "convolved_tokens": 2,
 }
 
+_AMX = _AVX512 | {"avx512_vnni", "amx_tile", "amx_int8", "amx_bf16"}
+
 # Best first.
 TARGETS = (
+    _x86("amx", "sapphirerapids", _AMX, "amx", **(_WIDE | {"float_tile": (32, 32), "int8_tile": (32, 32)})),
     _x86("avx512_vnni", "cascadelake", _AVX512 | {"avx512_vnni"}, "vpdpbusd_512", **_WIDE),
     _x86("avx512", "skylake-avx512", _AVX512, "vpmaddubsw_512", **_WIDE),
     _x86("avx_vnni", "alderlake", _AVX2 | {"avx_vnni"}, "vpdpbusd_256", **_NARROW),
@@ -103,11 +108,7 @@ def host_target() -> Target | None:
     Raises:
       ValueError: SHIFTADDVIT_TARGET names an unknown target, or one that this machine does not run.
     """
-    running = [
-        target
-        for target in TARGETS
-        if target.machine == platform.machine() and target.features <= _cpu_features()
-    ]
+    running = [target for target in TARGETS if _runs(target)]
     wanted = os.environ.get("SHIFTADDVIT_TARGET")
     if wanted is None:
         return running[0] if running else None
@@ -118,6 +119,18 @@ def host_target() -> Target | None:
             f"{', '.join(t.name for t in running) or 'none'}"
         )
     return target
+
+
+def _runs(target: Target) -> bool:
+    if target.machine != platform.machine() or not target.features <= _cpu_features():
+        return False
+    return target.dot != "amx" or _may_use_amx()
+
+
+def _may_use_amx() -> bool:
+    """Ask Linux for the matrix registers, once for the process: without that, using them is a crash."""
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
 
 
 def _cpu_features() -> frozenset[str]:
