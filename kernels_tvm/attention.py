@@ -30,6 +30,9 @@ from kernels_tvm.normalization import layer_norm_row
 from kernels_tvm.targets import Target
 
 
+MIXED_ROWS = 8  # tokens that share the rows of the context that they add
+
+
 def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear):
     """From x [batch, tokens, channels], the parameters -> the scratch arrays, y [batch, tokens, channels]."""
     tokens, channels = attention.tokens, attention.channels
@@ -153,8 +156,7 @@ def _threshold(attention, sums, tiles, image, index):
 
 def _block(target, vectors, total):
     """How many of ``total`` sums of ``vectors`` vectors registers hold: a divisor of it."""
-    rows, columns = target.float_tile
-    fits = max(1, rows * columns // 16 // vectors)
+    fits = max(1, target.sums // vectors)
     return max(size for size in range(1, total + 1) if total % size == 0 and size <= fits)
 
 
@@ -208,8 +210,8 @@ def _mix(target, attention, qkv, sums, tiles, context, buffers, image, start, li
     """The attention's output for a tile, [rows, channels], flat."""
     width, vectors = _vectors(attention)
     head_dim, channels = attention.head_dim, attention.channels
-    rows = _block(target, vectors, target.float_tile[0])
-    mixed = scratch((limit + target.float_tile[0]) * channels)
+    rows = _block(target, vectors, MIXED_ROWS)
+    mixed = scratch(limit * channels)
     with T.serial(0, attention.heads) as head:
         limit_ = _threshold(attention, sums, tiles, image, head)
         first = T.bind(head * head_dim)

@@ -131,13 +131,16 @@ def quantize_row(target: Target, x, base, width: int, whole, offset, scale, slot
     largest = local(LANES)
     T.buffer_store(largest, constant(0), [lanes(0)])
     with T.serial(0, width // LANES) as vector:
-        value = x[lanes(base + vector * LANES)]
-        T.buffer_store(largest, T.max(largest[lanes(0)], T.max(value, constant(0) - value)), [lanes(0)])
+        bits = T.reinterpret(f"uint32x{LANES}", x[lanes(base + vector * LANES)])
+        magnitude = T.reinterpret(f"float32x{LANES}", T.bitwise_and(bits, splat(T.uint32(0x7FFFFFFF))))
+        T.buffer_store(largest, T.max(largest[lanes(0)], magnitude), [lanes(0)])
     peak = T.bind(fold(largest[lanes(0)], maximum))
     some = T.bind(peak > T.float32(0))
     inverse = T.bind(T.Select(some, T.float32(127) / T.max(peak, T.float32(1e-30)), T.float32(0)))
     T.buffer_store(scale, T.Select(some, peak * T.float32(1 / 127), T.float32(1)), [slot])
     with T.serial(0, width // LANES) as vector:
-        scaled = T.nearbyint(x[lanes(base + vector * LANES)] * splat(inverse))
-        number = T.Cast(f"int32x{LANES}", scaled) + splat(T.int32(target.activation_offset))
-        T.buffer_store(whole, T.Cast(f"uint8x{LANES}", number), [lanes(offset + vector * LANES)])
+        # 1.5 * 2^23 plus a small number is rounded to a whole one, in the lowest bits of the sum.
+        rounder = constant(1.5 * 2**23 + target.activation_offset)
+        rounded = x[lanes(base + vector * LANES)] * splat(inverse) + rounder
+        number = T.Cast(f"uint8x{LANES}", T.reinterpret(f"uint32x{LANES}", rounded))
+        T.buffer_store(whole, number, [lanes(offset + vector * LANES)])
