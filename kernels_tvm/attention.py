@@ -29,7 +29,6 @@ from kernels_tvm.mlp import part
 from kernels_tvm.normalization import layer_norm_row
 from kernels_tvm.targets import Target
 
-
 MIXED_ROWS = 8  # tokens that share the rows of the context that they add
 
 
@@ -58,7 +57,9 @@ def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear
         prepare_layers([project, proj], threads)
         with T.parallel(0, batch * tiles) as index:
             image, tile, start, count = place(index, tiles, size)
-            _project(attention, project, x, buffers, image, start, size, count, qkv)
+            project_tokens(
+                attention, project, buffers, size, count, lambda row: (image, T.bind(start + row)), x, qkv
+            )
             _normalize(attention, qkv, image, tile, start, count, sums)
         with T.parallel(0, batch * threads) as index:
             image, number, start, count = place(index, threads, chunk)
@@ -83,20 +84,23 @@ def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear
     return kernel(body)
 
 
-def _project(attention, layer, x, buffers, image, start, limit, count, qkv):
+def project_tokens(attention, layer, buffers, limit, count, place, x, qkv) -> None:
+    """Queries, keys and values of normalized tokens; ``place(row)`` is a row's image and token."""
+
     def load_row(row, buffer, offset):
+        image, token = place(row)
         layer_norm_row(
-            lambda column: x[image, start + row, lanes(column)],
+            lambda column: x[image, token, lanes(column)],
             attention.channels,
             buffers["norm_scale"],
             buffers["norm_bias"],
             attention.epsilon,
-            buffer,
-            offset,
+            lambda column, value: T.buffer_store(buffer, value, [lanes(offset + column)]),
         )
 
     def store(row, column, value, lanes_):
-        store_lanes(qkv, value, [image, start + row], column, lanes_)
+        image, token = place(row)
+        store_lanes(qkv, value, [image, token], column, lanes_)
 
     layer.tile(limit, count, load_row, store)
 

@@ -64,6 +64,10 @@ class Linear:
         return {"dense": dense, "shift": shift, "moe": router + dense + shift}[self.kind]
 
 
+def _prefixed(name, linear):
+    return [(f"{name}_{argument}", shape, dtype) for argument, shape, dtype in linear.arguments()]
+
+
 @dataclass(frozen=True)
 class Mlp:
     """What an MLP computes. Channels and hidden channels are multiples of 16.
@@ -89,11 +93,45 @@ class Mlp:
         channels, hidden = self.fc1.inputs, self.fc1.outputs
         norm = [("norm_scale", (channels,), "float32"), ("norm_bias", (channels,), "float32")]
         conv = [("conv_kernel", (9, hidden), "float32"), ("conv_bias", (hidden,), "float32")]
-        fc1, fc2 = (
-            [(f"{name}_{argument}", shape, dtype) for argument, shape, dtype in linear.arguments()]
-            for name, linear in (("fc1", self.fc1), ("fc2", self.fc2))
-        )
-        return norm + fc1 + (conv if self.grid else []) + fc2
+        return norm + _prefixed("fc1", self.fc1) + (conv if self.grid else []) + _prefixed("fc2", self.fc2)
+
+
+@dataclass(frozen=True)
+class SoftmaxAttention:
+    """What softmax attention computes. Channels are a multiple of 16, head_dim of 8.
+
+    Attributes:
+      qkv: the layer that makes queries, keys and values.
+      proj: the layer after the attention.
+      heads: attention heads.
+      tokens: of an image.
+      epsilon: of the LayerNorm.
+    """
+
+    qkv: Linear
+    proj: Linear
+    heads: int
+    tokens: int
+    epsilon: float
+
+    @property
+    def channels(self) -> int:
+        """Channels of a token."""
+        return self.proj.outputs
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return self.channels // self.heads
+
+    def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
+        """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
+        norm = [("norm_scale", (self.channels,), "float32"), ("norm_bias", (self.channels,), "float32")]
+        return norm + _prefixed("qkv", self.qkv) + _prefixed("proj", self.proj)
+
+    def scratch(self, target: Target, threads: int) -> list[tuple[str, tuple[int, ...]]]:
+        """Name and shape, without the batch axis, of what goes from pass to pass, all float32."""
+        return [("qkv", (self.tokens, 3 * self.channels)), ("mixed", (self.tokens, self.channels))]
 
 
 @dataclass(frozen=True)
@@ -129,11 +167,8 @@ class HammingLinear:
     def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
         norm = [("norm_scale", (self.channels,), "float32"), ("norm_bias", (self.channels,), "float32")]
-        qkv, proj = (
-            [(f"{name}_{argument}", shape, dtype) for argument, shape, dtype in linear.arguments()]
-            for name, linear in (("qkv", self.qkv), ("proj", self.proj))
-        )
-        return [*norm, *qkv, ("value_kernel", (VALUE_TAPS, self.heads), "float32"), *proj]
+        values = [("value_kernel", (VALUE_TAPS, self.heads), "float32")]
+        return norm + _prefixed("qkv", self.qkv) + values + _prefixed("proj", self.proj)
 
     def scratch(self, target: Target, threads: int) -> list[tuple[str, tuple[int, ...]]]:
         """Name and shape, without the batch axis, of what goes from pass to pass, all float32."""
@@ -219,3 +254,44 @@ class DepthwiseConv:
     width: int
     channels: int
     kernel: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class PatchEmbed:
+    """A strided convolution whose patches may overlap, zero-padded by half a patch, then a LayerNorm.
+
+    Attributes:
+      projection: the product with a patch, its channels last; its outputs are a multiple of 16.
+      height: of the images.
+      width: of the images.
+      channels: of the images.
+      patch: side of a patch.
+      stride: distance of two patches.
+      epsilon: of the LayerNorm.
+    """
+
+    projection: Linear
+    height: int
+    width: int
+    channels: int
+    patch: int
+    stride: int
+    epsilon: float
+
+    @property
+    def padding(self) -> int:
+        """Zeros on each side of an image."""
+        return self.patch // 2
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        return tuple(
+            (side + 2 * self.padding - self.patch) // self.stride + 1 for side in (self.height, self.width)
+        )
+
+    def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
+        """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
+        features = self.projection.outputs
+        norm = [("norm_scale", (features,), "float32"), ("norm_bias", (features,), "float32")]
+        return _prefixed("projection", self.projection) + norm

@@ -55,8 +55,7 @@ def mlp_kernel(target: Target, threads: int, mlp: Mlp):
                         buffers["norm_scale"],
                         buffers["norm_bias"],
                         mlp.epsilon,
-                        buffer,
-                        offset,
+                        lambda column, value: T.buffer_store(buffer, value, [lanes(offset + column)]),
                     )
 
                 def store_hidden(row, column, value, lanes_):

@@ -6,8 +6,8 @@ from kernels_tvm.descriptions import LANES
 from kernels_tvm.emit import add, constant, fold, lanes, local, splat
 
 
-def layer_norm_row(load, channels: int, scale, bias, epsilon: float, buffer, offset) -> None:
-    """Write the normalized row; ``load(column)`` is a vector of it. Whole vectors only.
+def layer_norm_row(load, channels: int, scale, bias, epsilon: float, write) -> None:
+    """``write(column, vector)`` the normalized row; ``load(column)`` is a vector of it. Whole vectors only.
 
     The variance is the mean square less the squared mean, and at least 0, as in Flax.
     """
@@ -25,4 +25,4 @@ def layer_norm_row(load, channels: int, scale, bias, epsilon: float, buffer, off
     with T.serial(0, channels // LANES) as vector:
         at = lanes(vector * LANES)
         value = (load(vector * LANES) - splat(mean)) * (splat(inverse) * scale[at]) + bias[at]
-        T.buffer_store(buffer, value, [lanes(offset + vector * LANES)])
+        write(vector * LANES, value)

@@ -6,8 +6,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_tvm.descriptions import Linear, PatchEmbed
 from shiftaddvit_jax.models.pyramid import SIDES, SR_RATIOS, STAGES, check_size, reductions, stage_arguments
 from shiftaddvit_jax.nn import Block, Primitives
+from shiftaddvit_jax.nn.kernels import is_packed, patch_embed_arrays
+from shiftaddvit_jax.ops.custom_call import with_xla_gradient
+from shiftaddvit_jax.ops.fused import fused_patch_embed
+from shiftaddvit_jax.ops.implementation import float32_only, uses_tvm
 from shiftaddvit_jax.validation import check_images
 
 
@@ -20,6 +25,7 @@ class OverlapPatchEmbed(nn.Module):
       stride: distance of two patches in pixels.
       layer_norm_eps: epsilon of the LayerNorm; by default the original's 1e-5.
       dtype: dtype of the computation.
+      use_kernel: whether to leave it to one TVM kernel.
     """
 
     features: int
@@ -27,11 +33,14 @@ class OverlapPatchEmbed(nn.Module):
     stride: int
     layer_norm_eps: float | None
     dtype: Any
+    use_kernel: bool = False
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch rows columns features"]:
+        if self.use_kernel and not self.is_initializing():
+            return self._fused(x)
         sides = (self.patch_size,) * 2
         # He initialisation for the fan-out, as in the original.
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -45,6 +54,20 @@ class OverlapPatchEmbed(nn.Module):
             name="proj",
         )(x)
         return nn.LayerNorm(self.layer_norm_eps or 1e-5, dtype=self.dtype, name="norm")(x)
+
+    def _fused(self, x):
+        _, height, width, channels = x.shape
+        epsilon = self.layer_norm_eps or 1e-5
+        projection = Linear("dense", self.patch_size**2 * channels, self.features)
+        embed = PatchEmbed(projection, height, width, channels, self.patch_size, self.stride, epsilon)
+        reference = self.clone(parent=None, use_kernel=False)
+
+        def forward(x, params):
+            return fused_patch_embed(embed, patch_embed_arrays(embed, params["proj"], params["norm"]), x)
+
+        return with_xla_gradient(forward, lambda x, params: reference.apply({"params": params}, x))(
+            x, self.variables["params"]
+        )
 
 
 class Stage(nn.Module):
@@ -70,7 +93,13 @@ class Stage(nn.Module):
     ) -> Float[Array, "batch rows columns features"]:
         dtype, epsilon = self.block["primitives"].dtype, self.block["layer_norm_eps"]
         x = OverlapPatchEmbed(
-            self.features, self.patch_size, self.stride, epsilon, dtype, name="patch_embed"
+            self.features,
+            self.patch_size,
+            self.stride,
+            epsilon,
+            dtype,
+            self._has_kernel(x),
+            name="patch_embed",
         )(x)
         batch, *grid, channels = x.shape
         x = x.reshape(batch, -1, channels)
@@ -78,6 +107,13 @@ class Stage(nn.Module):
             x = Block(**self.block, drop_path=rate, name=f"block{index + 1}")(x, tuple(grid))
         x = nn.LayerNorm(epsilon or 1e-6, dtype=dtype, name="norm")(x)
         return x.reshape(batch, *grid, channels)
+
+    def _has_kernel(self, x):
+        if self.block["train"] or self.is_initializing():
+            return False
+        reason = float32_only(x) or ("features are no multiple of 16" if self.features % 16 else None)
+        packed = is_packed(self.variables["params"])
+        return reason is None and uses_tvm("a stage", self.block["primitives"].implementation, prefer=packed)
 
 
 class PyramidVisionTransformerV2(nn.Module):

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_tvm.descriptions import HammingLinear
+from kernels_tvm.descriptions import HammingLinear, SoftmaxAttention
 from shiftaddvit_jax.nn.attention import make_attention
 from shiftaddvit_jax.nn.kernels import (
+    attention_arrays,
     describe_linear,
     describe_mlp,
-    hamming_linear_arrays,
     is_packed,
     mlp_arrays,
     why_no_kernel,
@@ -20,8 +20,10 @@ from shiftaddvit_jax.nn.kernels import (
 from shiftaddvit_jax.nn.linear import Primitives
 from shiftaddvit_jax.nn.mlp import Mlp
 from shiftaddvit_jax.ops.custom_call import with_xla_gradient
-from shiftaddvit_jax.ops.fused import fused_hamming_linear, fused_mlp
+from shiftaddvit_jax.ops.fused import fused_attention, fused_mlp
 from shiftaddvit_jax.ops.implementation import uses_tvm
+
+MOST_SOFTMAX_TOKENS = 64  # for which softmax attention has a kernel
 
 
 class DropPath(nn.Module):
@@ -128,9 +130,11 @@ class Block(nn.Module):
 
     def _is_fused_attention(self, x):
         channels = x.shape[-1]
+        binary = self.attention == "hamming_linear" and self.primitives.threshold in ("zero", "sample")
+        # For many tokens XLA's products of whole matrices are the faster ones.
+        few = self.attention == "msa" and x.shape[1] <= MOST_SOFTMAX_TOKENS
         return (
-            self.attention == "hamming_linear"
-            and self.primitives.threshold in ("zero", "sample")
+            (binary or few)
             and channels % 16 == 0
             and channels % self.num_heads == 0
             and channels // self.num_heads % 8 == 0
@@ -150,12 +154,15 @@ class Block(nn.Module):
             )
             for name, outputs in (("qkv", 3 * channels), ("proj", channels))
         )
-        sample = primitives.threshold == "sample"
-        kernel = HammingLinear(qkv, proj, self.num_heads, x.shape[1], sample, norm.epsilon)
+        if self.attention == "msa":
+            kernel = SoftmaxAttention(qkv, proj, self.num_heads, x.shape[1], norm.epsilon)
+        else:
+            sample = primitives.threshold == "sample"
+            kernel = HammingLinear(qkv, proj, self.num_heads, x.shape[1], sample, norm.epsilon)
 
         def forward(x, params):
-            arrays = hamming_linear_arrays(kernel, params["norm1"], params["attn"], primitives.weight_bits)
-            return fused_hamming_linear(kernel, arrays, x)
+            arrays = attention_arrays(kernel, params["norm1"], params["attn"], primitives.weight_bits)
+            return fused_attention(kernel, arrays, x)
 
         return with_xla_gradient(forward, _reference(norm, attention, grid))(x, params)
 

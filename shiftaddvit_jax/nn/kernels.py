@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, PyTree
 
-from kernels_tvm.descriptions import HammingLinear, Linear, Mlp
+from kernels_tvm.descriptions import HammingLinear, Linear, Mlp, PatchEmbed, SoftmaxAttention
 from shiftaddvit_jax.ops import PackedWeight, pack_weight, power_of_two
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.implementation import Implementation
@@ -114,14 +114,24 @@ def mlp_arrays(mlp: Mlp, norm: Params, params: Params, weight_bits: int) -> dict
     return arrays
 
 
-def hamming_linear_arrays(
-    attention: HammingLinear, norm: Params, params: Params, weight_bits: int
+def attention_arrays(
+    attention: HammingLinear | SoftmaxAttention, norm: Params, params: Params, weight_bits: int
 ) -> dict[str, Array]:
     """The parameters of an attention and of its LayerNorm by the kernel's names."""
     return {
         "norm_scale": norm["scale"],
         "norm_bias": norm["bias"],
-        "value_kernel": params["dconv"],
+        **({"value_kernel": params["dconv"]} if "dconv" in params else {}),
         **linear_arrays(attention.qkv, params["qkv"], weight_bits, "qkv_"),
         **linear_arrays(attention.proj, params["proj"], weight_bits, "proj_"),
+    }
+
+
+def patch_embed_arrays(embed: PatchEmbed, conv: Params, norm: Params) -> dict[str, Array]:
+    """The parameters of a patch embedding by the kernel's names."""
+    return {
+        "projection_kernel": conv["kernel"].reshape(embed.projection.inputs, -1),
+        "projection_bias": conv["bias"],
+        "norm_scale": norm["scale"],
+        "norm_bias": norm["bias"],
     }

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_tvm.descriptions import HammingLinear, Linear, Mlp
+from kernels_tvm.descriptions import HammingLinear, Linear, Mlp, PatchEmbed, SoftmaxAttention
 from kernels_tvm.library import Kernel, host_target, thread_count
 from shiftaddvit_jax.ops.custom_call import call_kernel
 
@@ -32,14 +32,26 @@ def fused_mlp(mlp: Mlp, arrays: Arrays, x: Float[Array, "batch tokens channels"]
     return y
 
 
-def fused_hamming_linear(
-    attention: HammingLinear, arrays: Arrays, x: Float[Array, "batch tokens channels"]
+def fused_patch_embed(
+    embed: PatchEmbed, arrays: Arrays, x: Float[Array, "batch height width channels"]
+) -> Array:
+    """The tokens of a patch embedding, [batch, rows, columns, features], float32."""
+    rows, columns = embed.grid
+    output = jax.ShapeDtypeStruct((x.shape[0], rows * columns, embed.projection.outputs), jnp.float32)
+    images = x.reshape(x.shape[0], -1)
+    (y,) = call_kernel(Kernel("patch_embed", embed), [output], images, *_in_order(embed, arrays))
+    return y.reshape(x.shape[0], rows, columns, -1)
+
+
+def fused_attention(
+    attention: HammingLinear | SoftmaxAttention, arrays: Arrays, x: Float[Array, "batch tokens channels"]
 ) -> Array:
     """Return x + attention(norm(x)), float32."""
+    name = "hamming_linear" if isinstance(attention, HammingLinear) else "softmax_attention"
     between = attention.scratch(host_target(), thread_count())
     outputs = [jax.ShapeDtypeStruct((x.shape[0], *shape), jnp.float32) for _, shape in between]
     outputs.append(jax.ShapeDtypeStruct(x.shape, jnp.float32))
-    *_, y = call_kernel(Kernel("hamming_linear", attention), outputs, x, *_in_order(attention, arrays))
+    *_, y = call_kernel(Kernel(name, attention), outputs, x, *_in_order(attention, arrays))
     return y
 
 
