@@ -2,6 +2,7 @@
 
 from shiftaddvit_jax.checkpoints import load_model, load_pretrained, save_model, save_onnx, save_safetensors
 from shiftaddvit_jax.models import create_model, init_variables, list_models
+from shiftaddvit_jax.pack import pack
 from shiftaddvit_jax.reparameterize import (
     learn_hashes,
     redraw_features,
@@ -18,6 +19,7 @@ __all__ = [
     "list_models",
     "load_model",
     "load_pretrained",
+    "pack",
     "redraw_features",
     "reparameterization_report",
     "reparameterize",

@@ -106,7 +106,7 @@ def create_model(
       ValueError: an unknown name or kind (with the nearest known ones), or a number out of range.
     """
     check_choice("model", name, list_models())
-    check_implementation(name, implementation)
+    check_implementation(implementation)
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     family = _family(name)

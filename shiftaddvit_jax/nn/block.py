@@ -1,13 +1,27 @@
 """A transformer block: attention and MLP, each behind a LayerNorm and beside a residual."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_tvm.descriptions import HammingLinear
 from shiftaddvit_jax.nn.attention import make_attention
+from shiftaddvit_jax.nn.kernels import (
+    describe_linear,
+    describe_mlp,
+    hamming_linear_arrays,
+    is_packed,
+    mlp_arrays,
+    why_no_kernel,
+)
 from shiftaddvit_jax.nn.linear import Primitives
 from shiftaddvit_jax.nn.mlp import Mlp
+from shiftaddvit_jax.ops.custom_call import with_xla_gradient
+from shiftaddvit_jax.ops.fused import fused_hamming_linear, fused_mlp
+from shiftaddvit_jax.ops.implementation import uses_tvm
 
 
 class DropPath(nn.Module):
@@ -68,9 +82,10 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "batch tokens channels"], grid: tuple[int, int]
     ) -> Float[Array, "batch tokens channels"]:
-        def norm(name):
-            return nn.LayerNorm(self.layer_norm_eps or 1e-6, dtype=self.primitives.dtype, name=name)
-
+        norm1, norm2 = (
+            nn.LayerNorm(self.layer_norm_eps or 1e-6, dtype=self.primitives.dtype, name=name)
+            for name in ("norm1", "norm2")
+        )
         drop_path = DropPath(self.drop_path, self.train)
         attention = make_attention(
             self.attention,
@@ -83,7 +98,10 @@ class Block(nn.Module):
             train=self.train,
             name="attn",
         )
-        x = x + drop_path(attention(norm("norm1")(x), grid))
+        if self._has_kernel(x, self.projections) and self._is_fused_attention(x):
+            x = self._fused_attention(x, norm1, attention, grid)
+        else:
+            x = x + drop_path(attention(norm1(x), grid))
         hidden = int(x.shape[-1] * self.mlp_ratio)
         mlp = Mlp(
             hidden,
@@ -95,4 +113,82 @@ class Block(nn.Module):
             self.train,
             name="mlp",
         )
-        return x + drop_path(mlp(norm("norm2")(x), grid))
+        if self._has_kernel(x, self.mlp) and x.shape[-1] % 16 == 0 and hidden % 16 == 0:
+            return self._fused_mlp(x, norm2, mlp, grid)
+        return x + drop_path(mlp(norm2(x), grid))
+
+    def _has_kernel(self, x, kind):
+        """Whether a whole branch of this block, with linear layers of a kind, is left to one TVM kernel."""
+        watched = self.is_mutable_collection("routing")
+        if self.train or self.is_initializing() or watched:
+            return False
+        reason = why_no_kernel(x, (kind,), self.primitives.weight_bits, self.primitives.activations)
+        packed = is_packed(self.variables["params"])
+        return reason is None and uses_tvm("a block", self.primitives.implementation, prefer=packed)
+
+    def _is_fused_attention(self, x):
+        channels = x.shape[-1]
+        return (
+            self.attention == "hamming_linear"
+            and self.primitives.threshold in ("zero", "sample")
+            and channels % 16 == 0
+            and channels % self.num_heads == 0
+            and channels // self.num_heads % 8 == 0
+        )
+
+    def _fused_attention(self, x, norm, attention, grid):
+        params = {name: self.variables["params"][name] for name in ("norm1", "attn")}
+        primitives, channels = self.primitives, x.shape[-1]
+        qkv, proj = (
+            describe_linear(
+                self.projections,
+                params["attn"][name],
+                channels,
+                outputs,
+                primitives.activations,
+                primitives.implementation,
+            )
+            for name, outputs in (("qkv", 3 * channels), ("proj", channels))
+        )
+        sample = primitives.threshold == "sample"
+        kernel = HammingLinear(qkv, proj, self.num_heads, x.shape[1], sample, norm.epsilon)
+
+        def forward(x, params):
+            arrays = hamming_linear_arrays(kernel, params["norm1"], params["attn"], primitives.weight_bits)
+            return fused_hamming_linear(kernel, arrays, x)
+
+        return with_xla_gradient(forward, _reference(norm, attention, grid))(x, params)
+
+    def _fused_mlp(self, x, norm, mlp, grid):
+        params = {name: self.variables["params"][name] for name in ("norm2", "mlp")}
+        primitives = self.primitives
+        kernel = describe_mlp(
+            self.mlp,
+            params["mlp"],
+            x.shape[-1],
+            mlp.hidden_features,
+            x.shape[1],
+            tuple(grid) if self.depthwise else None,
+            self.relu,
+            norm.epsilon,
+            primitives.activations,
+            primitives.implementation,
+        )
+
+        def forward(x, params):
+            arrays = mlp_arrays(kernel, params["norm2"], params["mlp"], primitives.weight_bits)
+            return fused_mlp(kernel, arrays, x)
+
+        return with_xla_gradient(forward, _reference(norm, mlp, grid))(x, params)
+
+
+def _reference(norm, branch, grid):
+    """x + branch(norm(x)) on XLA, as a function of x and the parameters of both, by their modules' names."""
+    norm_, name = norm.clone(parent=None), branch.name
+    branch = branch.clone(parent=None, primitives=dataclasses.replace(branch.primitives, implementation="xla"))
+
+    def function(x, params):
+        normalized = norm_.apply({"params": params[norm.name]}, x)
+        return x + branch.apply({"params": params[name]}, normalized, grid)
+
+    return function

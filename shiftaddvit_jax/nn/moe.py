@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from shiftaddvit_jax.nn.kernels import describe_linear, is_packed, linear_arrays, why_no_kernel
 from shiftaddvit_jax.nn.shift import ShiftDense, kernel_init
 from shiftaddvit_jax.ops import dispatch
 from shiftaddvit_jax.ops.activations import Activations
-from shiftaddvit_jax.ops.implementation import Implementation
+from shiftaddvit_jax.ops.custom_call import with_xla_gradient
+from shiftaddvit_jax.ops.fused import fused_linear
+from shiftaddvit_jax.ops.implementation import Implementation, uses_tvm
 
 EXPERTS = ("dense", "shift")
 
@@ -85,6 +88,8 @@ class MoEDense(nn.Module):
             outputs = jnp.stack([dense(tokens), shift(tokens)], axis=1)
             gates = probabilities * jnp.sum(jax.nn.one_hot(chosen, len(EXPERTS)), axis=1)
             y = jnp.sum(gates[..., None].astype(outputs.dtype) * outputs, axis=1)
+        elif self._has_kernel(tokens):
+            y = self._fused(tokens)
         else:
             weight = shift.weight()
             dense_expert, dense_variables = dense.clone(parent=None), dense.variables
@@ -100,6 +105,27 @@ class MoEDense(nn.Module):
             gates = jnp.take_along_axis(probabilities, chosen, axis=1)
             y = jnp.sum(gates[..., None].astype(outputs.dtype) * outputs, axis=1)
         return y.reshape(*x.shape[:-1], self.features)
+
+    def _has_kernel(self, tokens):
+        reason = why_no_kernel(tokens, ("moe",), self.weight_bits, self.activations)
+        if self.top_k != 1:
+            reason = f"the kernel chooses one expert a token, not {self.top_k}"
+        prefer = is_packed(self.variables["params"])
+        return uses_tvm("a mixture of experts", self.implementation, reason, prefer)
+
+    def _fused(self, tokens):
+        params = self.variables["params"]
+        linear = describe_linear(
+            "moe", params, tokens.shape[-1], self.features, self.activations, self.implementation
+        )
+        reference = self.clone(parent=None, implementation="xla")
+
+        def forward(tokens, params):
+            return fused_linear(linear, linear_arrays(linear, params, self.weight_bits), tokens)
+
+        return with_xla_gradient(forward, lambda tokens, params: reference.apply({"params": params}, tokens))(
+            tokens, params
+        )
 
     def _report(self, clean, chosen):
         if not self.is_mutable_collection("routing") or self.is_initializing():

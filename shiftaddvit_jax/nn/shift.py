@@ -8,15 +8,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from shiftaddvit_jax.ops import (
+    PackedWeight,
     additive_power_of_two,
     fixed_point,
+    packed_product,
     power_of_two,
     power_of_two_codes,
     power_of_two_weight,
     shift_product,
 )
 from shiftaddvit_jax.ops.activations import Activations
-from shiftaddvit_jax.ops.implementation import Implementation
+from shiftaddvit_jax.ops.implementation import Implementation, uses_tvm
 from shiftaddvit_jax.validation import check_choice
 
 Quantizer = Literal["power_of_two", "additive_power_of_two"]
@@ -59,7 +61,9 @@ class ShiftDense(nn.Module):
         check_choice("shift mode", self.mode, ("q", "ps"))
         check_choice("quantizer", self.quantizer, ("power_of_two", "additive_power_of_two"))
         shape = (x.shape[-1], self.features)
-        if self.mode == "q":
+        if self.has_variable("params", "codes"):
+            pass  # packed: neither made here nor trained
+        elif self.mode == "q":
             self.param("kernel", kernel_init, shape)
         else:
             self.param("sign", _init_sign, shape)
@@ -68,8 +72,10 @@ class ShiftDense(nn.Module):
             self.param("bias", nn.initializers.zeros, (self.features,))
         return self.project(x, self.weight())
 
-    def weight(self) -> Float[Array, "inputs outputs"]:
-        """The power-of-two weight, with its straight-through gradient."""
+    def weight(self) -> Float[Array, "inputs outputs"] | PackedWeight:
+        """The power-of-two weight, with its straight-through gradient, or as it was packed."""
+        if self.has_variable("params", "codes"):
+            return PackedWeight(*(self.get_variable("params", name) for name in PackedWeight._fields))
         if self.mode == "ps":
             sign = self.get_variable("params", "sign")
             sign = jax.lax.stop_gradient(sign) if self.freeze_sign else sign
@@ -78,12 +84,21 @@ class ShiftDense(nn.Module):
         return round_weight(self.get_variable("params", "kernel"), self.weight_bits)
 
     def project(
-        self, x: Float[Array, "*batch inputs"], weight: Float[Array, "inputs outputs"]
+        self, x: Float[Array, "*batch inputs"], weight: Float[Array, "inputs outputs"] | PackedWeight
     ) -> Float[Array, "*batch outputs"]:
         """``x`` times a weight that `weight` returned, plus the bias."""
         bias = self.get_variable("params", "bias") if self.use_bias else None
-        x, weight, bias = nn.dtypes.promote_dtype(x, weight, bias, dtype=self.dtype)
-        y = shift_product(x, weight, self.activations, self.implementation)
+        if isinstance(weight, PackedWeight):
+            x, bias = nn.dtypes.promote_dtype(x, bias, dtype=self.dtype)
+            y = packed_product(x, weight, self.features, self.activations, self.implementation)
+        else:
+            x, weight, bias = nn.dtypes.promote_dtype(x, weight, bias, dtype=self.dtype)
+            implementation = self.implementation
+            if self.quantizer == "additive_power_of_two" or self.weight_bits > 5:
+                what = "sums of two powers of two" if self.weight_bits <= 5 else "weights of more than 5 bits"
+                uses_tvm("a shift layer", implementation, unsupported=f"there is no kernel for {what}")
+                implementation = "xla"
+            y = shift_product(x, weight, self.activations, implementation)
         if bias is None:
             return y
         return y + (fixed_point(bias) if self.activations == "fixed_point" else bias)

@@ -11,8 +11,9 @@ from shiftaddvit_jax.ops.depthwise_conv import depthwise_conv_1d, depthwise_conv
 from shiftaddvit_jax.ops.dispatch import dispatch
 from shiftaddvit_jax.ops.hashing import KernelHash, hash_codes, learn_hash
 from shiftaddvit_jax.ops.matadd import matadd
-from shiftaddvit_jax.ops.matshift import matshift, shift_product
+from shiftaddvit_jax.ops.matshift import matshift, packed_product, shift_product
 from shiftaddvit_jax.ops.normalize import l2_normalize
+from shiftaddvit_jax.ops.packing import PackedWeight, pack_weight, unpack_weight
 from shiftaddvit_jax.ops.power_of_two import (
     additive_power_of_two,
     additive_power_of_two_codes,
@@ -24,6 +25,7 @@ from shiftaddvit_jax.ops.power_of_two import (
 
 __all__ = [
     "KernelHash",
+    "PackedWeight",
     "additive_power_of_two",
     "additive_power_of_two_codes",
     "additive_power_of_two_levels",
@@ -38,9 +40,12 @@ __all__ = [
     "learn_hash",
     "matadd",
     "matshift",
+    "pack_weight",
+    "packed_product",
     "power_of_two",
     "power_of_two_codes",
     "power_of_two_weight",
     "quantize_activations",
     "shift_product",
+    "unpack_weight",
 ]

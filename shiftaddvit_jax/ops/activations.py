@@ -29,11 +29,13 @@ def dynamic_int8(
 ) -> tuple[Float[Array, "*batch channels"], Float[Array, "*batch 1"]]:
     """Whole numbers in [-127, 127] and each token's scale, max |x| / 127: ``x`` is about their product.
 
-    A token of zeros has the scale 1.
+    They are x * (127 / max |x|), rounded to even as every CPU does. A token of zeros has the scale 1.
     """
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
-    scale = jnp.where(largest > 0, largest / 127, 1).astype(x.dtype)
-    return jnp.clip(jnp.round(x / scale), -127, 127), scale
+    some = largest > 0
+    inverse = jnp.where(some, 127 / jnp.where(some, largest, 1), 0).astype(x.dtype)
+    scale = jnp.where(some, largest * (1 / 127), 1).astype(x.dtype)
+    return jnp.clip(jnp.round(x * inverse), -127, 127), scale
 
 
 def quantize_activations(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from shiftaddvit_jax.ops.implementation import Implementation, check_implementation
+from shiftaddvit_jax.ops.implementation import Implementation, uses_tvm
 from shiftaddvit_jax.validation import check_choice
 
 Threshold = Literal["zero", "sample", "tensor"]
@@ -37,7 +37,7 @@ def binarize(
     Raises:
       ValueError: unknown threshold or levels, or fewer than two axes.
     """
-    check_implementation("binarize", implementation)
+    uses_tvm("binarize", implementation, unsupported="it has no kernel yet")
     check_choice("threshold", threshold, THRESHOLDS)
     if tuple(levels) not in LEVELS:
         raise ValueError(f"levels must be (0, 1) or (-1, 1), got {levels!r}")

@@ -2,18 +2,41 @@
 
 from typing import Literal
 
+from shiftaddvit_jax.ops.custom_call import unavailable
 from shiftaddvit_jax.validation import check_choice
 
-Implementation = Literal["xla", "tvm"] | None
+# "tvm_shift" is "tvm" with MatShift's int8 products made of shifts and additions alone.
+Implementation = Literal["xla", "tvm", "tvm_shift"] | None
+IMPLEMENTATIONS = ("xla", "tvm", "tvm_shift")
 
 
-def check_implementation(op: str, implementation: Implementation) -> None:
-    """Raise a ``ValueError`` unless ``implementation`` can run ``op`` here.
+def uses_tvm(
+    op: str, implementation: Implementation, unsupported: str | None = None, prefer: bool = False
+) -> bool:
+    """Whether ``op`` is to run its TVM kernel.
 
-    ``None`` always can: it stands for the best implementation available, today the XLA path.
+    ``None`` takes it where ``prefer`` says that it is the better choice (weights are packed, so this is
+    inference) and it runs here, and XLA otherwise.
+
+    Args:
+      op: its name, for messages.
+      implementation: what the caller asked for.
+      unsupported: why there is no kernel for these shapes or dtypes, None if there is one.
+      prefer: whether the kernel is what None stands for.
+
+    Raises:
+      ValueError: an unknown implementation, or TVM asked for where it can't run.
     """
-    if implementation is None:
-        return
-    check_choice("implementation", implementation, ("xla", "tvm"))
-    if implementation == "tvm":
-        raise ValueError(f"{op} has no TVM kernel in this version; use implementation='xla' or None")
+    check_implementation(implementation)
+    if implementation == "xla" or (implementation is None and not prefer):
+        return False
+    reason = unsupported or unavailable()
+    if reason and implementation is not None:
+        raise ValueError(f"{op} can't run on TVM here: {reason}; use implementation='xla' or None")
+    return reason is None
+
+
+def check_implementation(implementation: Implementation) -> None:
+    """Raise a ``ValueError`` for an unknown implementation."""
+    if implementation is not None:
+        check_choice("implementation", implementation, IMPLEMENTATIONS)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from shiftaddvit_jax.ops.implementation import Implementation, check_implementation
+from shiftaddvit_jax.ops.implementation import Implementation, uses_tvm
 
 
 def matadd(
@@ -19,7 +19,7 @@ def matadd(
     Raises:
       ValueError: fewer than two axes, or inner sizes that differ.
     """
-    check_implementation("matadd", implementation)
+    uses_tvm("matadd", implementation, unsupported="it has no kernel yet")
     if codes.ndim < 2 or values.ndim < 2 or codes.shape[-1] != values.shape[-2]:
         raise ValueError(
             f"matadd expects [..., rows, inner] and [..., inner, columns], got {codes.shape} "

@@ -1,11 +1,17 @@
 """MatShift: a product with power-of-two weights, which needs shifts and additions alone."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from kernels_tvm.descriptions import Linear
 from shiftaddvit_jax.ops.activations import Activations, quantize_activations
-from shiftaddvit_jax.ops.implementation import Implementation, check_implementation
+from shiftaddvit_jax.ops.custom_call import with_xla_gradient
+from shiftaddvit_jax.ops.fused import fused_linear
+from shiftaddvit_jax.ops.implementation import Implementation, uses_tvm
+from shiftaddvit_jax.ops.packing import PackedWeight, pack_weight, unpack_weight
 from shiftaddvit_jax.ops.power_of_two import power_of_two_weight
 
 
@@ -39,12 +45,58 @@ def shift_product(
     implementation: Implementation = None,
 ) -> Float[Array, "*batch outputs"]:
     """`matshift` for a weight whose entries already are signed (sums of) powers of two."""
-    check_implementation("matshift", implementation)
+    _check_shapes(x, weight)
+    if not uses_tvm("matshift", implementation, _why_no_kernel(x, activations)):
+        return _matshift(quantize_activations(x, activations), weight)
+
+    def forward(x, weight):
+        packed = pack_weight(weight, 4 if activations == "int8" else 5)
+        return _kernel(x, packed, weight.shape[1], activations, implementation)
+
+    return with_xla_gradient(forward, lambda x, w: shift_product(x, w, activations, "xla"))(x, weight)
+
+
+def packed_product(
+    x: Float[Array, "*batch inputs"],
+    packed: PackedWeight,
+    outputs: int,
+    activations: Activations = "float",
+    implementation: Implementation = None,
+) -> Float[Array, "*batch outputs"]:
+    """`shift_product` for a packed weight of that many outputs.
+
+    Raises:
+      ValueError: as `matshift`, and for int8 activations with weights packed to 5 bits where TVM is asked for.
+    """
+    reason = _why_no_kernel(x, activations)
+    if activations == "int8" and packed.bits != 4:
+        reason = "int8 activations need weights packed to 4 bits"
+    if uses_tvm("matshift", implementation, reason, prefer=True):
+        forward = partial(_kernel, outputs=outputs, activations=activations, implementation=implementation)
+        reference = partial(packed_product, outputs=outputs, activations=activations, implementation="xla")
+        return with_xla_gradient(forward, reference)(x, packed)
+    weight = unpack_weight(packed, x.shape[-1], outputs).astype(x.dtype)
+    return _matshift(quantize_activations(x, activations), weight)
+
+
+def _check_shapes(x, weight):
     if x.ndim < 1 or weight.ndim != 2 or x.shape[-1] != weight.shape[0]:
         raise ValueError(
             f"matshift expects [..., inputs] and [inputs, outputs], got {x.shape} and {weight.shape}"
         )
-    return _matshift(quantize_activations(x, activations), weight)
+
+
+def _why_no_kernel(x, activations):
+    if x.dtype != jnp.float32:
+        return f"its kernels compute in float32, not {x.dtype}"
+    return "there is no kernel for fixed-point activations" if activations == "fixed_point" else None
+
+
+def _kernel(x, packed, outputs, activations, implementation):
+    shifts = implementation == "tvm_shift"
+    linear = Linear("shift", x.shape[-1], outputs, packed.bits, activations, shifts)
+    arrays = {"codes": packed.codes, "exponent": packed.exponent, "shift_bias": jnp.zeros(outputs)}
+    return fused_linear(linear, arrays, x)
 
 
 # A jit of its own names the product in the traced model, where operations are counted by primitive.

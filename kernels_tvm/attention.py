@@ -1,0 +1,265 @@
+"""Linear attention in Hamming space: x + proj(attention(qkv(norm(x)))), in three passes over the tokens.
+
+The first computes queries, keys and values, normalizes queries and keys, and sums them: their means are
+the thresholds. The second adds up the values whose key has a bit set, bit by bit: the context. The third
+adds up the rows of the context whose bit is set in the query, normalizes, adds the convolution of the
+values and projects. No sum over tokens or bits multiplies.
+"""
+
+import math
+
+from tvm.script.ir_builder import tirx as T
+
+from kernels_tvm.emit import (
+    Arguments,
+    add,
+    fold,
+    kernel,
+    lanes,
+    local,
+    otherwise,
+    scratch,
+    splat,
+    store_lanes,
+    when,
+)
+from kernels_tvm.descriptions import VALUE_TAPS, HammingLinear, image_tiles
+from kernels_tvm.linear import linear_tile
+from kernels_tvm.mlp import part
+from kernels_tvm.normalization import layer_norm_row
+from kernels_tvm.targets import Target
+
+def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear):
+    """x [batch, tokens, channels], the parameters -> the scratch arrays, y [batch, tokens, channels]."""
+    tokens, channels = attention.tokens, attention.channels
+    tiles, size = image_tiles(target, attention, threads)
+    chunk = -(-tokens // threads)
+
+    def body(arguments: Arguments):
+        x = arguments("x", ("batch", tokens, channels), "float32")
+        buffers = {name: arguments(name, shape, dtype) for name, shape, dtype in attention.arguments()}
+        qkv, sums, contexts = (
+            arguments(name, ("batch", *shape), "float32") for name, shape in attention.scratch(target, threads)
+        )
+        y = arguments("y", ("batch", tokens, channels), "float32")
+        batch = arguments.symbols["batch"]
+
+        def place(index, parts, length):
+            image, number = T.bind(T.floordiv(index, parts)), T.bind(T.floormod(index, parts))
+            start = T.bind(number * length)
+            return image, number, start, T.bind(T.max(T.min(tokens - start, length), 0))
+
+        with T.parallel(0, batch * tiles) as index:
+            image, tile, start, count = place(index, tiles, size)
+            _project(target, attention, x, buffers, image, start, size, count, qkv)
+            _normalize(attention, qkv, image, start, count, lambda at, value: T.buffer_store(sums, value, [image, tile, at]))
+        with T.parallel(0, batch * threads) as index:
+            image, number, start, count = place(index, threads, chunk)
+            _context(target, attention, qkv, sums, tiles, image, number, start, count, contexts)
+        with T.parallel(0, batch * tiles) as index:
+            image, tile, start, count = place(index, tiles, size)
+            mixed = _mix(target, attention, qkv, sums, tiles, contexts, threads, buffers, image, start, size, count)
+
+            def load_row(row, buffer, offset):
+                with T.serial(0, channels // 16) as vector:
+                    T.buffer_store(buffer, mixed[lanes(row * channels + vector * 16)], [lanes(offset + vector * 16)])
+
+            def store(row, column, value, lanes_):
+                token = start + row
+                store_lanes(y, value + x[image, token, lanes(column)], [image, token], column, lanes_)
+
+            linear_tile(target, attention.proj, part(buffers, "proj_"), size, count, load_row, store)
+
+    return kernel(body)
+
+
+def _project(target, attention, x, buffers, image, start, limit, count, qkv):
+    def load_row(row, buffer, offset):
+        layer_norm_row(
+            lambda column: x[image, start + row, lanes(column)],
+            attention.channels,
+            buffers["norm_scale"],
+            buffers["norm_bias"],
+            attention.epsilon,
+            buffer,
+            offset,
+        )
+
+    def store(row, column, value, lanes_):
+        store_lanes(qkv, value, [image, start + row], column, lanes_)
+
+    linear_tile(target, attention.qkv, part(buffers, "qkv_"), limit, count, load_row, store)
+
+
+def _vectors(attention):
+    """Lanes and vectors of a head."""
+    width = 16 if attention.head_dim % 16 == 0 else 8
+    return width, attention.head_dim // width
+
+
+def _normalize(attention, qkv, image, start, count, store_sum):
+    """Queries and keys over their norms, in place, and the sums of the results by head."""
+    width, vectors = _vectors(attention)
+    parts = 2 * attention.heads
+    sums = scratch(parts)
+    for index in range(parts):
+        T.buffer_store(sums, T.float32(0), [index])
+    with T.serial(0, count) as row, T.serial(0, parts) as index:
+        token = start + row
+
+        def at(vector):
+            return lanes(index * attention.head_dim + vector * width, width)
+
+        values = [T.bind(qkv[image, token, at(vector)]) for vector in range(vectors)]
+        inverse = T.bind(_inverse_norm(values, width))
+        normalized = [T.bind(value * splat(inverse, width)) for value in values]
+        for vector, value in enumerate(normalized):
+            T.buffer_store(qkv, value, [image, token, at(vector)])
+        total = fold(_add_up(normalized), add, count=width)
+        T.buffer_store(sums, sums[index] + total, [index])
+    for index in range(parts):
+        store_sum(index, sums[index])
+
+
+def _add_up(vectors):
+    total = vectors[0]
+    for vector in vectors[1:]:
+        total = total + vector
+    return total
+
+
+def _inverse_norm(values, width):
+    """1 / the norm of the vectors together, 0 where its square is below 1e-30."""
+    square = fold(_add_up([value * value for value in values]), add, count=width)
+    positive = square > T.float32(1e-30)
+    root = T.sqrt(T.Select(positive, square, T.float32(1)))
+    return T.Select(positive, T.float32(1) / root, T.float32(0))
+
+
+def _threshold(attention, sums, tiles, image, index):
+    """Above what a normalized query (index: the head) or key (heads + the head) has the code 1."""
+    if not attention.sample_threshold:
+        return T.float32(0)
+    total = local(1)
+    T.buffer_store(total, T.float32(0), [0])
+    with T.serial(0, tiles) as tile:
+        T.buffer_store(total, total[0] + sums[image, tile, index], [0])
+    return T.bind(total[0] * T.float32(1 / (attention.tokens * attention.head_dim)))
+
+
+def _block(target, vectors, total):
+    """How many of ``total`` sums of ``vectors`` vectors registers hold: a divisor of it."""
+    rows, columns = target.float_tile
+    fits = max(1, rows * columns // 16 // vectors)
+    return max(size for size in range(1, total + 1) if total % size == 0 and size <= fits)
+
+
+def _context(target, attention, qkv, sums, tiles, image, number, start, count, contexts):
+    """context[d] = the sum of the values of all tokens whose key has bit d."""
+    width, vectors = _vectors(attention)
+    head_dim = attention.head_dim
+    block = _block(target, vectors, head_dim)
+    with T.serial(0, attention.heads) as head:
+        limit = _threshold(attention, sums, tiles, image, attention.heads + head)
+        with T.serial(0, head_dim // block) as group:
+            total = local(block * head_dim)
+            for index in range(block * vectors):
+                T.buffer_store(total, T.broadcast(T.float32(0), width), [lanes(index * width, width)])
+            with T.serial(0, count) as row:
+                token = start + row
+                first = attention.channels + head * head_dim
+                values = [
+                    T.bind(qkv[image, token, lanes(first + attention.channels + v * width, width)])
+                    for v in range(vectors)
+                ]
+                for bit in range(block):
+                    key = qkv[image, token, first + group * block + bit]
+                    is_set = T.bind(splat(key, width) > splat(limit, width))
+                    for v in range(vectors):
+                        at = lanes((bit * vectors + v) * width, width)
+                        added = T.Select(is_set, total[at] + values[v], total[at])
+                        T.buffer_store(total, added, [at])
+            for index in range(block * vectors):
+                at = (head * head_dim + group * block) * head_dim + index * width
+                T.buffer_store(contexts, total[lanes(index * width, width)], [image, number, lanes(at, width)])
+
+
+def _mix(target, attention, qkv, sums, tiles, contexts, chunks, buffers, image, start, limit, count):
+    """The attention's output for a tile, [rows, channels], flat."""
+    width, vectors = _vectors(attention)
+    head_dim, channels = attention.head_dim, attention.channels
+    entries = attention.heads * head_dim**2
+    context = scratch(entries)
+    with T.serial(0, entries // width) as index:
+        at = lanes(index * width, width)
+        total = contexts[image, 0, at]
+        for number in range(1, chunks):
+            total = total + contexts[image, number, at]
+        T.buffer_store(context, total, [at])
+
+    rows = _block(target, vectors, target.float_tile[0])
+    mixed = scratch((limit + target.float_tile[0]) * channels)
+    with T.serial(0, attention.heads) as head:
+        limit_ = _threshold(attention, sums, tiles, image, head)
+        first = T.bind(head * head_dim)
+        with T.serial(0, T.ceildiv(count, rows)) as block:
+            # The last block's surplus rows repeat the last one.
+            token = [T.bind(start + T.min(block * rows + i, count - 1)) for i in range(rows)]
+            total = local(rows * head_dim)
+            for index in range(rows * vectors):
+                T.buffer_store(total, T.broadcast(T.float32(0), width), [lanes(index * width, width)])
+            with T.serial(0, head_dim) as bit:
+                row_of_bit = [
+                    T.bind(context[lanes((first + bit) * head_dim + v * width, width)]) for v in range(vectors)
+                ]
+                for i in range(rows):
+                    query = qkv[image, token[i], first + bit]
+                    is_set = T.bind(splat(query, width) > splat(limit_, width))
+                    for v in range(vectors):
+                        at = lanes((i * vectors + v) * width, width)
+                        T.buffer_store(total, T.Select(is_set, total[at] + row_of_bit[v], total[at]), [at])
+            for i in range(rows):
+                _finish_token(attention, qkv, buffers, image, token[i], head, total, i, mixed, start)
+    return mixed
+
+
+def _finish_token(attention, qkv, buffers, image, token, head, total, i, mixed, start):
+    """v / 2 + q context / pi over its norm, plus the convolution of the values over the tokens."""
+    width, vectors = _vectors(attention)
+    head_dim, channels = attention.head_dim, attention.channels
+    column = T.bind(2 * channels + head * head_dim)
+
+    def values(shift, v):
+        return qkv[image, token + shift, lanes(column + v * width, width)]
+
+    summed = [
+        T.bind(
+            values(0, v) * T.broadcast(T.float32(0.5), width)
+            + total[lanes((i * vectors + v) * width, width)] * T.broadcast(T.float32(1 / math.pi), width)
+        )
+        for v in range(vectors)
+    ]
+    inverse = T.bind(_inverse_norm(summed, width))
+    out = local(head_dim)
+    for v in range(vectors):
+        T.buffer_store(out, summed[v] * splat(inverse, width), [lanes(v * width, width)])
+    kernel_ = buffers["value_kernel"]
+    reach = VALUE_TAPS // 2
+    inside = T.bind(T.And(token >= reach, token < attention.tokens - reach))
+
+    def tap(shift):
+        weight = T.bind(splat(kernel_[shift + reach, head], width))
+        for v in range(vectors):
+            at = lanes(v * width, width)
+            T.buffer_store(out, out[at] + values(shift, v) * weight, [at])
+
+    with when(inside):
+        for shift in range(-reach, reach + 1):
+            tap(shift)
+    with otherwise(inside):
+        for shift in range(-reach, reach + 1):
+            with when(T.And(token + shift >= 0, token + shift < attention.tokens)):
+                tap(shift)
+    for v in range(vectors):
+        at = lanes((token - start) * channels + head * head_dim + v * width, width)
+        T.buffer_store(mixed, out[lanes(v * width, width)], [at])

@@ -1,0 +1,155 @@
+"""From packed weights to what the products multiply with, and from float32 rows to int8 ones."""
+
+from tvm.script.ir_builder import tirx as T
+
+from kernels_tvm.emit import LANES, constant, fold, lanes, local, maximum, splat
+from kernels_tvm.packing import SIGNS_OFFSET, TILE_INPUTS, TILE_OUTPUTS
+from kernels_tvm.products import dot4
+from kernels_tvm.targets import Target
+
+HALF = TILE_OUTPUTS // 2  # outputs whose codes are in one half of the bytes
+
+
+def power_of_two(exponent):
+    """2^exponent as float32, for a vector of int32 exponents from -126 to 127."""
+    bits = T.shift_left(exponent + splat(T.int32(127)), splat(T.int32(23)))
+    return T.reinterpret(f"float32x{LANES}", bits)
+
+
+def _for_each_code(linear, codes, first, columns, body):
+    """``body(input, output, code, negative)`` for the weights of a panel, ``HALF`` outputs at a time.
+
+    ``output`` counts from the panel's first one; ``code`` and ``negative`` (0 or 1) are int32 vectors.
+    """
+    word = f"int32x{HALF}"
+
+    def bits(value, shift, mask):
+        return T.bitwise_and(T.shift_right(value, shift), splat(T.int32(mask), HALF))
+
+    with T.serial(0, -(-linear.inputs // TILE_INPUTS)) as group, T.serial(0, columns // TILE_OUTPUTS) as tile:
+        block = T.bind(T.floordiv(first, TILE_OUTPUTS) + tile)
+        # Lane c: the codes of four inputs for output c in the low halves, for c + 8 in the high ones.
+        words = T.bind(T.reinterpret(word, codes[block, group, lanes(0, 4 * HALF)]))
+        for half in range(2):
+            if linear.bits == 5:
+                signs = T.reinterpret("int32", codes[block, group, lanes(SIGNS_OFFSET + 4 * half, 4)])
+                signs = T.bind(T.shift_right(splat(signs, HALF), T.ramp(T.int32(0), T.int32(4), HALF)))
+            for i in range(TILE_INPUTS):
+                shift = splat(T.int32(8 * i + 4 * half), HALF)
+                if linear.bits == 5:
+                    code = T.bind(bits(words, shift, 15))
+                    negative = T.bind(bits(signs, splat(T.int32(i), HALF), 1))
+                else:
+                    code = T.bind(bits(words, shift, 7))
+                    negative = T.bind(bits(words, splat(T.int32(8 * i + 4 * half + 3), HALF), 1))
+                body(T.bind(group * TILE_INPUTS + i), tile * TILE_OUTPUTS + half * HALF, code, negative)
+
+
+def decode_float(linear, buffers: dict, first, columns: int, panel) -> None:
+    """Write the weights of ``columns`` outputs from ``first`` on as float32, [inputs, columns], flat.
+
+    A power of two is the float whose bits are its sign and its exponent: nothing is multiplied.
+    """
+
+    def store(k, output, code, negative):
+        exponent = T.Cast(f"int32x{HALF}", buffers["exponent"][lanes(first + output, HALF)])
+        magnitude = T.shift_left(code + exponent + splat(T.int32(126), HALF), splat(T.int32(23), HALF))
+        sign = T.shift_left(negative, splat(T.int32(31), HALF))
+        is_zero = code == splat(T.int32(0), HALF)
+        value = T.Select(is_zero, splat(T.int32(0), HALF), T.bitwise_or(magnitude, sign))
+        T.buffer_store(panel, T.reinterpret(f"float32x{HALF}", value), [lanes(k * columns + output, HALF)])
+
+    _for_each_code(linear, buffers["codes"], first, columns, store)
+
+
+def decode_shifts(linear, codes, first, columns: int, panels) -> None:
+    """Write, as int32 [inputs, columns], how far to shift left, -1 where negative, -1 where not zero."""
+    left, sign, present = panels
+
+    def store(k, output, code, negative):
+        zero = splat(T.int32(0), HALF)
+        at = [lanes(k * columns + output, HALF)]
+        T.buffer_store(left, T.max(code - splat(T.int32(1), HALF), zero), at)
+        T.buffer_store(sign, zero - negative, at)
+        T.buffer_store(present, T.Select(code == zero, zero, splat(T.int32(-1), HALF)), at)
+
+    _for_each_code(linear, codes, first, columns, store)
+
+
+def code_table():
+    """The int8 weight of each 4-bit code, twice over: what a byte shuffle looks up."""
+    table = local(32, "int8")
+    for code in range(32):
+        magnitude = (1 << (code & 7)) >> 1
+        T.buffer_store(table, T.int8(-magnitude if code & 8 else magnitude), [code])
+    return table
+
+
+def decode_int8(target: Target, linear, codes, first, columns: int, panel, table) -> None:
+    """Write the weights of ``columns`` outputs from ``first`` on, over 2^exponent, as int8.
+
+    Their order is [inputs / 4, columns, 4], flat: what `dot4` takes.
+    """
+    count = 4 * HALF
+    with T.serial(0, -(-linear.inputs // TILE_INPUTS)) as group, T.serial(0, columns // TILE_OUTPUTS) as tile:
+        pairs = T.bind(codes[T.floordiv(first, TILE_OUTPUTS) + tile, group, lanes(0, count)])
+        halves = (
+            T.bitwise_and(pairs, splat(T.uint8(15), count)),
+            T.shift_right(pairs, splat(T.uint8(4), count)),
+        )
+        for half in range(2):
+            weights = _look_up(target, table, T.bind(halves[half]))
+            offset = (group * columns + tile * TILE_OUTPUTS + half * HALF) * TILE_INPUTS
+            T.buffer_store(panel, weights, [lanes(offset, count)])
+
+
+def _look_up(target, table, index):
+    if target.machine == "x86_64":
+        index = T.reinterpret("int8x32", index)
+        return T.call_llvm_pure_intrin("int8x32", "llvm.x86.avx2.pshuf.b", table[lanes(0, 32)], index)
+    # No byte shuffle with a name of its own: one comparison a code.
+    result = T.broadcast(T.int8(0), 32)
+    for code in range(1, 16):
+        magnitude = (1 << (code & 7)) >> 1
+        value = T.broadcast(T.int8(-magnitude if code & 8 else magnitude), 32)
+        result = T.Select(index == T.broadcast(T.uint8(code), 32), value, result)
+    return result
+
+
+def column_offsets(target: Target, panel, inputs: int, columns: int, start) -> None:
+    """Write what takes the activations' offset out of each column's sum: -offset * its weights."""
+    vectors = columns // LANES
+    if target.activation_offset == 0:
+        for j in range(vectors):
+            T.buffer_store(start, splat(T.int32(0)), [lanes(j * LANES)])
+        return
+    sums = local(columns, "int32")
+    for j in range(vectors):
+        T.buffer_store(sums, splat(T.int32(0)), [lanes(j * LANES)])
+    offsets = T.reinterpret("int32", T.broadcast(T.uint8(target.activation_offset), 4))
+    with T.serial(0, inputs // TILE_INPUTS) as group:
+        for j in range(vectors):
+            dot4(target, sums, j * LANES, offsets, panel, (group * vectors + j) * TILE_INPUTS * LANES)
+    for j in range(vectors):
+        at = lanes(j * LANES)
+        T.buffer_store(start, splat(T.int32(0)) - sums[at], [at])
+
+
+def quantize_row(target: Target, x, base, width: int, whole, offset, scale, slot) -> None:
+    """A row of ``x`` as whole numbers from -127 to 127, plus the target's offset, and their scale.
+
+    scale = max |x| / 127, or 1 for a row of zeros; the numbers are x * (127 / max |x|), rounded to even.
+    """
+    largest = local(LANES)
+    T.buffer_store(largest, constant(0), [lanes(0)])
+    with T.serial(0, width // LANES) as vector:
+        value = x[lanes(base + vector * LANES)]
+        T.buffer_store(largest, T.max(largest[lanes(0)], T.max(value, constant(0) - value)), [lanes(0)])
+    peak = T.bind(fold(largest[lanes(0)], maximum))
+    some = T.bind(peak > T.float32(0))
+    inverse = T.bind(T.Select(some, T.float32(127) / T.max(peak, T.float32(1e-30)), T.float32(0)))
+    T.buffer_store(scale, T.Select(some, peak * T.float32(1 / 127), T.float32(1)), [slot])
+    with T.serial(0, width // LANES) as vector:
+        scaled = T.nearbyint(x[lanes(base + vector * LANES)] * splat(inverse))
+        number = T.Cast(f"int32x{LANES}", scaled) + splat(T.int32(target.activation_offset))
+        T.buffer_store(whole, T.Cast(f"uint8x{LANES}", number), [lanes(offset + vector * LANES)])

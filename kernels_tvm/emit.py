@@ -1,0 +1,202 @@
+"""Pieces that kernels are written with: vectors, reductions, elementary functions, tiles of rows.
+
+Kernels are Python functions that emit TVM's TIR through its IRBuilder. A Python loop unrolls; a loop of
+`T.serial` or `T.parallel` stays one. Vectors have 16 lanes on every target: LLVM cuts them into the
+registers that there are, and the tiles in `kernels_tvm.targets` keep what is cut in registers.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from kernels_tvm.descriptions import CACHE_BYTES, LANES, round_up
+
+class Arguments:
+    """The buffers of a kernel, in the order in which it declares them."""
+
+    def __init__(self):
+        self.symbols = {}
+
+    def __call__(self, name: str, shape: tuple[int | str, ...], dtype: str):
+        """A buffer; a string in ``shape`` is a size known only at run time, equal wherever it stands."""
+        sizes = []
+        handle = T.arg(name, T.handle())
+        for size in shape:
+            if isinstance(size, str):
+                size = self.symbols.setdefault(size, T.int32())
+            sizes.append(size)
+        return T.match_buffer(handle, tuple(sizes), dtype)
+
+
+def kernel(body: Callable[[Arguments], None]):
+    """The TIR function ``main`` that ``body`` emits."""
+    with IRBuilder() as builder:
+        with T.prim_func():
+            T.func_name("main")
+            T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
+            body(Arguments())
+    return builder.get()
+
+
+@contextmanager
+def when(condition) -> Iterator[None]:
+    """What is inside runs where ``condition`` holds."""
+    with T.If(condition), T.Then():
+        yield
+
+
+@contextmanager
+def otherwise(condition) -> Iterator[None]:
+    """What is inside runs where ``condition`` does not hold."""
+    with T.If(T.Not(condition)), T.Then():
+        yield
+
+
+def lanes(base, count: int = LANES):
+    """The indices base, base + 1, ..."""
+    return T.ramp(base, 1, count)
+
+
+def splat(value, count: int = LANES):
+    """``value`` in every lane."""
+    return T.broadcast(value, count)
+
+
+def constant(value: float, count: int = LANES):
+    """A float32 constant in every lane."""
+    return T.broadcast(T.float32(float(value)), count)
+
+
+def local(size: int, dtype: str = "float32"):
+    """A small buffer that ends up in registers where its indices are known at compile time."""
+    return T.alloc_buffer((size,), dtype, scope="local")
+
+
+def scratch(size: int, dtype: str = "float32"):
+    """A buffer of the thread that runs the enclosing iteration."""
+    return T.alloc_buffer((size,), dtype, scope="global")
+
+
+def fold(vector, combine: Callable, dtype: str = "float32", count: int = LANES):
+    """The scalar that ``combine`` makes of all lanes, by halves."""
+    buffer = local(count, dtype)
+    T.buffer_store(buffer, vector, [lanes(0, count)])
+    while count > 1:
+        half = count // 2 if count % 2 == 0 else 1
+        if half == 1 and count > 2:
+            raise ValueError(f"cannot fold {count} lanes by halves")
+        if half == 1:
+            return T.bind(combine(buffer[0], buffer[1]))
+        T.buffer_store(buffer, combine(buffer[lanes(0, half)], buffer[lanes(half, half)]), [lanes(0, half)])
+        count = half
+    return T.bind(buffer[0])
+
+
+def add(a, b):
+    """a + b, for `fold`."""
+    return a + b
+
+
+def maximum(a, b):
+    """The larger one, for `fold`."""
+    return T.max(a, b)
+
+
+def polynomial(x, coefficients):
+    """Horner's rule; coefficients from the lowest power."""
+    result = constant(coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        result = T.bind(result * x + constant(coefficient))
+    return result
+
+
+def exp(x):
+    """e^x for vectors, to 2 units in the last place; results below 2^-126 are not denormal but 2^-126."""
+    x = T.bind(T.max(T.min(x, constant(88.0)), constant(-87.0)))
+    whole = T.bind(T.nearbyint(x * constant(1 / math.log(2))))
+    # ln 2 in two parts, the first exact in few bits, as in Cody and Waite.
+    rest = T.bind(x - whole * constant(0.693359375) - whole * constant(-2.12194440e-4))
+    power = polynomial(rest, [1, 1, 0.5, 1 / 6, 1 / 24, 1 / 120, 1 / 720])
+    bits = T.shift_left(T.Cast(f"int32x{LANES}", whole) + splat(T.int32(127)), splat(T.int32(23)))
+    return T.bind(power * T.reinterpret(f"float32x{LANES}", bits))
+
+
+def sigmoid(x):
+    """1 / (1 + e^-x) for vectors."""
+    return T.bind(constant(1) / (constant(1) + exp(constant(0) - x)))
+
+
+def _normal_cdf_coefficients(bound: float, degree: int) -> list[float]:
+    """Powers of u = 2 x^2 / bound^2 - 1 that sum to (Phi(x) - 1/2) / x for |x| <= bound."""
+    u = np.cos(np.pi * (np.arange(400) + 0.5) / 400)
+    x = bound * np.sqrt((u + 1) / 2)
+    half_erf = np.array([math.erf(value / math.sqrt(2)) / 2 for value in x])
+    return list(np.polynomial.chebyshev.cheb2poly(np.polynomial.chebyshev.chebfit(u, half_erf / x, degree)))
+
+
+# Beyond the bound Phi is 0 or 1 to 4e-7; within it the error is 3e-7 at most.
+_GELU_BOUND = 5.0
+_GELU_COEFFICIENTS = _normal_cdf_coefficients(_GELU_BOUND, 12)
+
+
+def gelu(x):
+    """x Phi(x) for vectors, Phi from a polynomial in x^2: no exponential and no division."""
+    clipped = T.bind(T.max(T.min(x, constant(_GELU_BOUND)), constant(-_GELU_BOUND)))
+    u = T.bind(clipped * clipped * constant(2 / _GELU_BOUND**2) - constant(1))
+    return T.bind(x * (clipped * polynomial(u, _GELU_COEFFICIENTS) + constant(0.5)))
+
+
+class RowTiles:
+    """A number of rows known at run time, cut into tiles of about equal size, as many as threads divide.
+
+    Attributes:
+      count: how many tiles there are; some may be empty.
+      limit: rows that a tile has at most, known at compile time.
+    """
+
+    def __init__(self, rows, row_bytes: int, multiple: int, threads: int):
+        self.rows = rows
+        self.limit = max(multiple, min(512, CACHE_BYTES // row_bytes) // multiple * multiple)
+        per_thread = T.ceildiv(T.ceildiv(rows, self.limit), threads)
+        self.count = T.bind(T.max(per_thread, 1) * threads)
+        self.size = T.bind(T.ceildiv(T.ceildiv(rows, self.count), multiple) * multiple)
+
+    def __getitem__(self, tile):
+        """The first row of a tile and how many it has."""
+        start = T.bind(tile * self.size)
+        return start, T.bind(T.max(T.min(self.size, self.rows - start), 0))
+
+
+def load_lanes(buffer, index: list, column, count: int = LANES):
+    """A vector from the last axis of ``buffer``; lanes past ``count`` are 0."""
+    if count == LANES:
+        return buffer[(*index, lanes(column))]
+    part = local(LANES, buffer.dtype)
+    T.buffer_store(part, splat(getattr(T, buffer.dtype)(0)), [lanes(0)])
+    for lane in range(count):
+        T.buffer_store(part, buffer[(*index, column + lane)], [lane])
+    return part[lanes(0)]
+
+
+def store_lanes(buffer, value, index: list, column, count: int = LANES):
+    """The first ``count`` lanes of ``value`` to the last axis of ``buffer``."""
+    if count == LANES:
+        T.buffer_store(buffer, value, [*index, lanes(column)])
+        return
+    part = local(LANES, buffer.dtype)
+    T.buffer_store(part, value, [lanes(0)])
+    for lane in range(count):
+        T.buffer_store(buffer, part[lane], [*index, column + lane])
+
+
+def for_each_vector(size: int, body: Callable):
+    """``body(column, count)`` for each vector of an axis of ``size``; the last may have fewer lanes."""
+    if size >= LANES:
+        with T.serial(0, size // LANES) as vector:
+            body(vector * LANES, LANES)
+    if size % LANES:
+        body(size - size % LANES, size % LANES)

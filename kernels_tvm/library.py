@@ -1,0 +1,118 @@
+"""Kernels by name and description: compiled once, then loaded from a folder of the user's cache.
+
+An entry is named by what it depends on: the kernel and its description, the target, the number of threads,
+TVM's version and the text of this package. Entries are written under a temporary name and renamed, so
+concurrent processes and a kill leave nothing half written; what does not load is compiled again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kernels_tvm.targets import Target, host_target, thread_count
+
+PACKAGES = ("apache-tvm", "apache-tvm-ffi")
+
+
+class Kernel(NamedTuple):
+    """A kernel to be: the name of its function in `builders`, and the description that the function takes."""
+
+    name: str
+    description: Any
+
+
+def builders() -> dict[str, Callable]:
+    """The functions (target, threads, description) -> TIR, by the names of their kernels. Imports TVM."""
+    from kernels_tvm.attention import hamming_linear_kernel
+    from kernels_tvm.matshift import linear_kernel
+    from kernels_tvm.mlp import mlp_kernel
+
+    return {"linear": linear_kernel, "mlp": mlp_kernel, "hamming_linear": hamming_linear_kernel}
+
+
+def is_installed() -> bool:
+    """Whether TVM can be imported."""
+    return util.find_spec("tvm") is not None
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: $XDG_CACHE_HOME/shiftaddvit_jax/kernels, by default in ~/.cache."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "shiftaddvit_jax" / "kernels"
+
+
+def entry_name(kernel: Kernel, target: Target, threads: int) -> str:
+    """What identifies the compiled kernel, also as the name of a custom call."""
+    depends_on = {
+        "kernel": kernel.name,
+        "description": dataclasses.asdict(kernel.description),
+        "target": [target.name, sorted(target.llvm, key=str), target.float_tile, target.int8_tile],
+        "cache": [target.strip_bytes, target.convolved_tokens],
+        "threads": threads,
+        "versions": [metadata.version(package) for package in PACKAGES],
+        "source": _source_hash(),
+    }
+    text = json.dumps(depends_on, sort_keys=True, default=str)
+    return f"{kernel.name}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+@cache
+def _source_hash() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def load(kernel: Kernel):
+    """The kernel's function for this machine, compiled now if no process has before.
+
+    Raises:
+      ValueError: this machine's CPU is not among the targets.
+    """
+    import tvm
+
+    target, threads = host_target(), thread_count()
+    if target is None:
+        raise ValueError("no TVM kernels for this CPU; use implementation='xla' or None")
+    path = cache_folder() / f"{entry_name(kernel, target, threads)}.so"
+    if path.is_file():
+        try:
+            return tvm.runtime.load_module(str(path))["main"]
+        except Exception:  # whatever a corrupt file makes the loader raise
+            path.unlink(missing_ok=True)
+    library = build(kernel, target, threads)
+    if _save(library, path):
+        return tvm.runtime.load_module(str(path))["main"]
+    return library["main"]
+
+
+def build(kernel: Kernel, target: Target, threads: int):
+    """The kernel's library, compiled for ``target``."""
+    from kernels_tvm.build import compile_kernel
+
+    return compile_kernel(builders()[kernel.name](target, threads, kernel.description), target)
+
+
+def _save(library, path: Path) -> bool:
+    """Keep a library; False where this machine has no linker or the folder can't be written."""
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        return False
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
+            library.export_library(str(temporary))
+            os.replace(temporary, path)
+    except OSError:
+        return False
+    return True

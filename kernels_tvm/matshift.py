@@ -1,0 +1,39 @@
+"""MatShift: rows times a packed power-of-two weight, plus a bias."""
+
+from tvm.script.ir_builder import tirx as T
+
+from kernels_tvm.emit import Arguments, for_each_vector, kernel, lanes, load_lanes, store_lanes
+from kernels_tvm.descriptions import Linear
+from kernels_tvm.linear import linear_tile, row_tiles
+from kernels_tvm.targets import Target
+
+
+def linear_kernel(target: Target, threads: int, linear: Linear):
+    """``y = linear(x)``: x [rows, inputs] float32, the parameters, y [rows, outputs] float32."""
+
+    def body(arguments: Arguments):
+        x = arguments("x", ("rows", linear.inputs), "float32")
+        buffers = {name: arguments(name, shape, dtype) for name, shape, dtype in linear.arguments()}
+        y = arguments("y", ("rows", linear.outputs), "float32")
+        tiles = row_tiles(target, linear, arguments.symbols["rows"], threads)
+        with T.parallel(0, tiles.count) as tile:
+            start, count = tiles[tile]
+
+            def load_row(row, buffer, offset):
+                copy_row(x, start + row, linear.inputs, buffer, offset)
+
+            def store(row, column, value, lanes_):
+                store_lanes(y, value, [start + row], column, lanes_)
+
+            linear_tile(target, linear, buffers, tiles.limit, count, load_row, store)
+
+    return kernel(body)
+
+
+def copy_row(x, row, channels: int, buffer, offset) -> None:
+    """Copy a row of ``x`` to scratch memory, with zeros up to the next whole vector."""
+
+    def copy(column, count):
+        T.buffer_store(buffer, load_lanes(x, [row], column, count), [lanes(offset + column)])
+
+    for_each_vector(channels, copy)

@@ -1,0 +1,22 @@
+"""The packed form of power-of-two weights: what the bytes mean, for kernels and for whoever writes them.
+
+A weight is 0 or +-2^(code - 1 + exponent), with one ``exponent`` for each output channel and a code from 1
+to 15 (5 bits a weight with its sign) or to 7 (4 bits a weight: then 2^(code - 1) is at most 64 and an int8
+number). Weights [inputs, outputs] are padded with zeros to multiples of 4 and 16 and cut into tiles of 4
+inputs x 16 outputs, [outputs / 16, inputs / 4, tile bytes]. Numbered 4 * output + input, the 64 weights of a
+tile are in
+
+- 32 bytes of codes: number i in the low half of byte i, number 32 + i in its high half. At 4 bits the
+  sign is the highest bit of a half;
+- at 5 bits, 8 bytes of signs after them: number i in bit i % 8 of byte i / 8.
+"""
+
+TILE_INPUTS, TILE_OUTPUTS = 4, 16
+TILE_BYTES = {4: 32, 5: 40}
+LARGEST_CODE = {4: 7, 5: 15}
+SIGNS_OFFSET = 32
+
+
+def packed_shape(inputs: int, outputs: int, bits: int) -> tuple[int, int, int]:
+    """The shape of the packed bytes."""
+    return -(-outputs // TILE_OUTPUTS), -(-inputs // TILE_INPUTS), TILE_BYTES[bits]

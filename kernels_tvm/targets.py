@@ -1,0 +1,128 @@
+"""What each kind of CPU can do: the one table of hardware facts that the schedules read."""
+
+import os
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+Dot = Literal["vpdpbusd_512", "vpdpbusd_256", "vpmaddubsw_512", "vpmaddubsw_256", "sdot_128"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of CPU.
+
+    Attributes:
+      name: its name in records, cache entries and messages.
+      machine: what `platform.machine` says on such a CPU.
+      features: the flags of /proc/cpuinfo that it needs; more are no harm.
+      llvm: TVM's description of the target.
+      float_tile: rows and columns of a float32 product that registers hold.
+      int8_tile: the same for an int8 product with int32 sums.
+      strip_bytes: hidden activations that a thread keeps in its cache.
+      convolved_tokens: how many neighbours a depthwise convolution computes at once.
+      dot: the instruction that multiplies four int8 numbers by four and adds them to an int32.
+    """
+
+    name: str
+    machine: str
+    features: frozenset[str]
+    llvm: tuple[tuple[str, Any], ...]
+    float_tile: tuple[int, int]
+    int8_tile: tuple[int, int]
+    strip_bytes: int
+    convolved_tokens: int
+    dot: Dot
+
+    @property
+    def activation_offset(self) -> int:
+        """What is added to int8 activations: x86 multiplies unsigned numbers by signed ones."""
+        return 0 if self.dot == "sdot_128" else 128
+
+
+_AVX2 = frozenset({"avx2", "fma", "bmi2", "f16c"})
+_AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+
+
+def _x86(name, mcpu, features, float_tile, int8_tile, strip_bytes, convolved_tokens, dot):
+    llvm = (("kind", "llvm"), ("mtriple", "x86_64-linux-gnu"), ("mcpu", mcpu))
+    return Target(name, "x86_64", frozenset(features), llvm, float_tile, int8_tile, strip_bytes, convolved_tokens, dot)
+
+
+# Best first. 16 registers of 256 bits hold 6 x 16 sums, their factors and one broadcast; 32 of 512 bits
+# hold 6 x 64.
+TARGETS = (
+    _x86("avx512_vnni", "cascadelake", _AVX512 | {"avx512_vnni"}, (6, 64), (6, 64), 512 * 1024, 7, "vpdpbusd_512"),
+    _x86("avx512", "skylake-avx512", _AVX512, (6, 64), (6, 64), 512 * 1024, 7, "vpmaddubsw_512"),
+    _x86("avx_vnni", "alderlake", _AVX2 | {"avx_vnni"}, (6, 16), (6, 16), 320 * 1024, 2, "vpdpbusd_256"),
+    _x86("avx2", "haswell", _AVX2, (6, 16), (4, 16), 320 * 1024, 2, "vpmaddubsw_256"),
+    Target(
+        "neon",
+        "aarch64",
+        frozenset({"asimd", "asimddp"}),
+        (("kind", "llvm"), ("mtriple", "aarch64-linux-gnu"), ("mattr", ("+neon", "+dotprod"))),
+        (6, 16),
+        (6, 16),
+        256 * 1024,
+        2,
+        "sdot_128",
+    ),
+)
+
+
+def named_target(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+      ValueError: unknown name.
+    """
+    for target in TARGETS:
+        if target.name == name:
+            return target
+    raise ValueError(f"unknown target {name!r}; choose among {', '.join(t.name for t in TARGETS)}")
+
+
+@cache
+def host_target() -> Target | None:
+    """The best target that this machine runs, None if there is none.
+
+    The environment variable SHIFTADDVIT_TARGET names another one, such as ``avx2`` on a newer CPU.
+
+    Raises:
+      ValueError: SHIFTADDVIT_TARGET names an unknown target, or one that this machine does not run.
+    """
+    running = [
+        target
+        for target in TARGETS
+        if target.machine == platform.machine() and target.features <= _cpu_features()
+    ]
+    wanted = os.environ.get("SHIFTADDVIT_TARGET")
+    if wanted is None:
+        return running[0] if running else None
+    target = named_target(wanted)
+    if target not in running:
+        raise ValueError(
+            f"SHIFTADDVIT_TARGET is {wanted!r}, which this machine does not run; it runs "
+            f"{', '.join(t.name for t in running) or 'none'}"
+        )
+    return target
+
+
+def _cpu_features() -> frozenset[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+@cache
+def thread_count() -> int:
+    """How many threads a kernel's work is cut for: TVM_NUM_THREADS, else the CPUs of this process."""
+    return int(os.environ.get("TVM_NUM_THREADS") or len(os.sched_getaffinity(0)))

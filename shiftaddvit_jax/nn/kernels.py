@@ -1,0 +1,129 @@
+"""From modules to the TVM kernels that compute them: descriptions, and arrays by the kernels' names."""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+from jaxtyping import Array, Float, PyTree
+
+from kernels_tvm.descriptions import HammingLinear, Linear, Mlp
+from shiftaddvit_jax.ops import PackedWeight, pack_weight, power_of_two
+from shiftaddvit_jax.ops.activations import Activations
+from shiftaddvit_jax.ops.implementation import Implementation
+
+Params = Mapping[str, PyTree]
+
+
+def is_packed(params: Params) -> bool:
+    """Whether there are packed weights among the parameters."""
+    return any(path[-1] == "codes" for path in flatten_dict(params))
+
+
+def packed_bits(activations: Activations) -> int:
+    """Bits of a packed weight: 4 where it becomes an int8 number, else the 5 that lose nothing."""
+    return 4 if activations == "int8" else 5
+
+
+def why_no_kernel(
+    x: Array, kinds: tuple[str, ...], weight_bits: int, activations: Activations
+) -> str | None:
+    """Why linear layers of these kinds have no kernel, None if they have one."""
+    if x.dtype != jnp.float32:
+        return f"its kernels compute in float32, not {x.dtype}"
+    if set(kinds) & {"shift", "moe"}:
+        if activations == "fixed_point":
+            return "there is no kernel for fixed-point activations"
+        if weight_bits > 5:
+            return f"packed weights have at most 5 bits, not {weight_bits}"
+    return None
+
+
+def describe_linear(
+    kind: str,
+    params: Params,
+    inputs: int,
+    outputs: int,
+    activations: Activations,
+    implementation: Implementation,
+) -> Linear:
+    """The kernel's description of a linear layer.
+
+    Raises:
+      ValueError: weights packed with 5 bits, for int8 activations.
+    """
+    bits = packed_bits(activations)
+    shift = {"shift": params, "moe": params.get("shift")}.get(kind)
+    if shift is not None and "codes" in shift:
+        bits = PackedWeight(shift["codes"], shift["exponent"]).bits
+        if activations == "int8" and bits != 4:
+            raise ValueError("int8 activations need weights of 4 bits, these have 5; pack the model again")
+    if kind == "dense":
+        return Linear(kind, inputs, outputs)
+    return Linear(kind, inputs, outputs, bits, activations, implementation == "tvm_shift")
+
+
+def linear_arrays(
+    linear: Linear, params: Params, weight_bits: int, prefix: str = ""
+) -> dict[str, Float[Array, "..."]]:
+    """A layer's parameters by the kernel's names; weights that are not packed are packed here."""
+    arrays = {}
+    if linear.kind == "moe":
+        arrays |= {f"router_{name}": value for name, value in params["router"].items()}
+    if linear.kind != "shift":
+        dense = params["dense"] if linear.kind == "moe" else params
+        arrays |= {"kernel": dense["kernel"], "bias": _bias(dense, linear)}
+    if linear.kind != "dense":
+        shift = params["shift"] if linear.kind == "moe" else params
+        packed = (
+            PackedWeight(shift["codes"], shift["exponent"])
+            if "codes" in shift
+            else pack_weight(power_of_two(shift["kernel"], weight_bits), linear.bits)
+        )
+        arrays |= {"codes": packed.codes, "exponent": packed.exponent, "shift_bias": _bias(shift, linear)}
+    return {prefix + name: array for name, array in arrays.items()}
+
+
+def _bias(params, linear):
+    return params["bias"] if "bias" in params else jnp.zeros(linear.outputs)
+
+
+def describe_mlp(
+    kind: str,
+    params: Params,
+    channels: int,
+    hidden: int,
+    tokens: int,
+    grid: tuple[int, int] | None,
+    relu: bool,
+    epsilon: float,
+    activations: Activations,
+    implementation: Implementation,
+) -> Mlp:
+    """The kernel's description of a block's MLP with its LayerNorm; ``params`` are the MLP's."""
+    fc1 = describe_linear(kind, params["fc1"], channels, hidden, activations, implementation)
+    fc2 = describe_linear(kind, params["fc2"], hidden, channels, activations, implementation)
+    return Mlp(fc1, fc2, epsilon, tokens, grid, relu)
+
+
+def mlp_arrays(mlp: Mlp, norm: Params, params: Params, weight_bits: int) -> dict[str, Array]:
+    """The parameters of an MLP and of its LayerNorm by the kernel's names."""
+    arrays = {"norm_scale": norm["scale"], "norm_bias": norm["bias"]}
+    arrays |= linear_arrays(mlp.fc1, params["fc1"], weight_bits, "fc1_")
+    arrays |= linear_arrays(mlp.fc2, params["fc2"], weight_bits, "fc2_")
+    if mlp.grid:
+        conv = params["dwconv"]
+        arrays |= {"conv_kernel": conv["kernel"].reshape(9, -1), "conv_bias": conv["bias"]}
+    return arrays
+
+
+def hamming_linear_arrays(
+    attention: HammingLinear, norm: Params, params: Params, weight_bits: int
+) -> dict[str, Array]:
+    """The parameters of an attention and of its LayerNorm by the kernel's names."""
+    return {
+        "norm_scale": norm["scale"],
+        "norm_bias": norm["bias"],
+        "value_kernel": params["dconv"],
+        **linear_arrays(attention.qkv, params["qkv"], weight_bits, "qkv_"),
+        **linear_arrays(attention.proj, params["proj"], weight_bits, "proj_"),
+    }

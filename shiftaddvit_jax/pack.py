@@ -1,0 +1,77 @@
+"""From trained variables to inference variables: the weights of shift layers as packed codes."""
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import PyTree
+
+from shiftaddvit_jax.nn import ShiftDense
+from shiftaddvit_jax.nn.kernels import packed_bits
+from shiftaddvit_jax.ops import pack_weight, unpack_weight
+
+
+def pack(model: nn.Module, variables: PyTree) -> PyTree:
+    """``variables`` for inference: each shift layer's weight as 4- or 5-bit codes.
+
+    ``model.apply`` takes them as it takes ``variables``; all else is unchanged. With float activations a
+    weight has 5 bits and packing is exact. With int8 activations it has 4: the 7 powers of two that an int8
+    number holds, scaled for each output by its largest weight. What is smaller becomes the nearer of the
+    smallest one and 0, and a warning says how many weights did and how far they moved at most.
+
+    Raises:
+      ValueError: weights that are not single powers of two or have more than 5 bits, or variables that are
+        packed already.
+    """
+    flat = flatten_dict(variables["params"])
+    bits = packed_bits(model.primitives.activations)
+    changed, total, worst = 0, 0, 0.0
+    for path, layer in _shift_layers(model, variables).items():
+        if (*path, "codes") in flat:
+            raise ValueError("the variables are packed already")
+        if layer.quantizer != "power_of_two" or layer.weight_bits > 5:
+            raise ValueError(
+                f"{'/'.join(path)} can't be packed: expected single powers of two of at most 5 bits, got "
+                f"{layer.quantizer} of {layer.weight_bits} bits"
+            )
+        weight = layer.apply({"params": _subtree(flat, path)}, method="weight")
+        packed = pack_weight(weight, bits)
+        error = jnp.abs(unpack_weight(packed, *weight.shape) - weight)
+        changed, total = changed + int(jnp.sum(error > 0)), total + weight.size
+        worst = max(worst, float(jnp.max(error / jnp.max(jnp.abs(weight)))))
+        for name in ("kernel", "sign", "exponent"):
+            flat.pop((*path, name), None)
+        flat |= {(*path, name): value for name, value in packed._asdict().items()}
+    if changed:
+        warnings.warn(
+            f"{changed} of {total} weights ({changed / total:.2%}) moved to fit {bits} bits, by at most "
+            f"{worst:.1e} of their layer's largest weight",
+            stacklevel=2,
+        )
+    return {**variables, "params": unflatten_dict(flat)}
+
+
+def _shift_layers(model, variables) -> dict[tuple[str, ...], ShiftDense]:
+    """The shift layers by the paths of their parameters."""
+    layers = {}
+
+    def watch(call, arguments, keywords, context):
+        if isinstance(context.module, ShiftDense):
+            layers[context.module.path] = context.module.clone(parent=None)
+        return call(*arguments, **keywords)
+
+    # Traced on XLA, where every layer is called on its own.
+    side = model.image_size
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    on_xla = model.clone(primitives=dataclasses.replace(model.primitives, implementation="xla"))
+    with nn.intercept_methods(watch):
+        jax.eval_shape(on_xla.apply, variables, images)
+    return layers
+
+
+def _subtree(flat: Mapping, path):
+    return {name[len(path)]: value for name, value in flat.items() if name[: len(path)] == path}
