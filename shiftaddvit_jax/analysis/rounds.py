@@ -70,7 +70,7 @@ class Worker:
         """Its reply to one request.
 
         Raises:
-          ValueError: it ended instead; with the last line it wrote on standard error.
+          ValueError: it failed, or ended with what it wrote last on standard error.
         """
         self.process.send_signal(signal.SIGCONT)
         try:
@@ -83,7 +83,10 @@ class Worker:
             last = (self.log.read().decode(errors="replace").strip().splitlines() or ["no message"])[-1]
             raise ValueError(f"a benchmark process ended with code {self.process.wait()}: {last}")
         self.process.send_signal(signal.SIGSTOP)
-        return json.loads(reply)
+        reply = json.loads(reply)
+        if "failed" in reply:
+            raise ValueError(f"a benchmark process failed: {reply['failed']}")
+        return reply
 
     def __enter__(self) -> "Worker":
         return self
@@ -134,7 +137,7 @@ def time_contestants(
       seconds: how long a turn lasts, without its unmeasured runs.
 
     Raises:
-      ValueError: a contestant whose process ends.
+      ValueError: a contestant whose process fails or ends.
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")

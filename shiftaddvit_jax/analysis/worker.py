@@ -8,6 +8,8 @@ It reads requests and writes replies, JSON objects, one a line:
 - ``{"run": index, "seconds": s}`` runs what the ``index``-th load prepared, twice unmeasured, then at least
   three times and until ``s`` seconds are over. The reply is ``{"times_ms": [...]}``.
 
+To what goes wrong, a ``ValueError`` of a load apart, the reply is ``{"failed": message}``.
+
 A task's ``runtime`` is ``"jax"``, ``"onnxruntime"``, ``"openvino"``, ``"torch"`` or ``"kernel"``; what else
 it holds, the function of that name below says. All tasks but kernels have the ``images``' shape,
 [batch, height, width, 3], and those of dense models their ``attention``.
@@ -171,7 +173,11 @@ def main() -> None:
         return {"start_s": time.perf_counter() - start, **about}
 
     for line in sys.stdin:
-        print(json.dumps(answer(json.loads(line))), file=replies, flush=True)
+        try:
+            reply = answer(json.loads(line))
+        except Exception as error:
+            reply = {"failed": f"{type(error).__name__}: {error}"}
+        print(json.dumps(reply), file=replies, flush=True)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def state_of(worker):
     return Path(f"/proc/{worker.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def test_a_worker_is_stopped_but_while_it_answers_and_its_end_is_reported():
+def test_a_worker_is_stopped_but_while_it_answers_and_its_failures_are_reported():
     with Worker(1) as worker:
         assert worker.ask({"load": SMALL})["start_s"] > 0
         if Path("/proc/self/stat").exists():
@@ -68,8 +68,11 @@ def test_a_worker_is_stopped_but_while_it_answers_and_its_end_is_reported():
             {"load": {"runtime": "jax", "model": {"name": "pvt_v9"}, "images": [1, 8, 8, 3]}}
         )
         assert "unknown model" in refused["refused"]
-        with pytest.raises(ValueError, match="ended with code 1: KeyError: 'nothing'"):
+        with pytest.raises(ValueError, match="failed: KeyError: 'nothing'"):
             worker.ask({"load": {"runtime": "nothing"}})
+        worker.process.kill()
+        with pytest.raises(ValueError, match="ended with code -9: "):
+            worker.ask({"load": SMALL})
 
 
 @pytest.fixture
