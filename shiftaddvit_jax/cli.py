@@ -15,7 +15,7 @@ from rich.table import Table
 import shiftaddvit_jax
 from shiftaddvit_jax import main as training
 from shiftaddvit_jax.analysis import count_operations, plot_bench
-from shiftaddvit_jax.analysis.bench import IMPLEMENTATIONS, PEERS, bench_kernels, bench_model
+from shiftaddvit_jax.analysis.bench import PEERS, bench_kernels, bench_model
 from shiftaddvit_jax.analysis.rounds import available_threads
 from shiftaddvit_jax.checkpoints import load_model, load_pretrained, save_model
 from shiftaddvit_jax.command import Parser, run_command, table_console
@@ -26,6 +26,7 @@ from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.models import create_model, list_models, model_row
 from shiftaddvit_jax.models.create import init_function
 from shiftaddvit_jax.nn import ATTENTION_KINDS, LINEAR_KINDS
+from shiftaddvit_jax.ops.implementation import IMPLEMENTATIONS
 from shiftaddvit_jax.progress import track
 from shiftaddvit_jax.reparameterize import reparameterization_report, reparameterize
 from shiftaddvit_jax.train import evaluate
@@ -157,7 +158,7 @@ def bench(arguments: argparse.Namespace) -> None:
             **settings,
             batch=arguments.batch,
             image_size=arguments.image_size,
-            implementations=arguments.implementation or IMPLEMENTATIONS,
+            implementations=arguments.implementation or ("tvm", "xla"),
             peers=[peer for peer in arguments.peers.split(",") if peer],
             **{name: parse_kinds(getattr(arguments, name)) for name in ("attention", "mlp", "projections")},
             activations=arguments.activations,
@@ -283,7 +284,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="of shift layers; default: %(default)s",
     )
     command.add_argument(
-        "--implementation", action="append", choices=IMPLEMENTATIONS, help="may be repeated; default: all"
+        "--implementation",
+        action="append",
+        choices=IMPLEMENTATIONS,
+        help="may be repeated; default: tvm and xla",
     )
     command.add_argument("--batch", type=int, default=1, metavar="N", help="images at a time (default: 1)")
     command.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")

@@ -37,6 +37,7 @@ from shiftaddvit_jax.models import (
 from shiftaddvit_jax.models.create import init_function
 from shiftaddvit_jax.models.pyramid import reductions
 from shiftaddvit_jax.ops.activations import Activations
+from shiftaddvit_jax.ops.implementation import IMPLEMENTATIONS
 from shiftaddvit_jax.validation import check_choice
 
 # The packages that each peer needs.
@@ -45,7 +46,6 @@ PEERS = {
     "openvino": ("openvino", "onnx"),
     "torch": ("torch", "transformers"),
 }
-IMPLEMENTATIONS = ("tvm", "xla")
 SECONDS_A_TURN, SECONDS_A_KERNEL = 0.4, 0.1
 LARGEST_LOGIT_ERROR = 1e-3  # in float32; a runtime that is further off computes something else
 
@@ -61,7 +61,7 @@ def bench_model(
     mlp: str | Sequence[str] = "moe",
     projections: str | Sequence[str] = "dense",
     activations: Activations = "float",
-    implementations: Sequence[str] = IMPLEMENTATIONS,
+    implementations: Sequence[str] = ("tvm", "xla"),
     peers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The ShiftAddViT, and the dense models with ``msa`` and ``sra`` in JAX and every peer, timed in rounds.

@@ -14,7 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from shiftaddvit_jax.analysis.rounds import Contestant
-from shiftaddvit_jax.ops import binarize, depthwise_conv_2d, matadd, power_of_two, shift_product
+from shiftaddvit_jax.ops import (
+    binarize,
+    depthwise_conv_2d,
+    matadd,
+    pack_weight,
+    packed_product,
+    power_of_two,
+    shift_product,
+)
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.implementation import Implementation
 
@@ -62,6 +70,19 @@ def shift(implementation: Implementation, activations: Activations = "float") ->
         weight = np.asarray(power_of_two(normal(inputs, outputs) / 16))
         return compiled(
             lambda x: shift_product(x, weight, activations, implementation), normal(tokens, inputs)
+        )
+
+    return make
+
+
+def packed_shift(implementation: Implementation, activations: Activations = "float") -> Callable[..., Run]:
+    """The same, its weights packed as its kernels take them."""
+
+    def make(tokens, inputs, outputs):
+        weight = power_of_two(normal(inputs, outputs) / 16)
+        packed = pack_weight(weight, 4 if activations == "int8" else 5)
+        return compiled(
+            lambda x: packed_product(x, packed, outputs, activations, implementation), normal(tokens, inputs)
         )
 
     return make
@@ -153,7 +174,13 @@ KERNELS = {
     "matshift": Kernel(
         ((3136, 32, 256), (3136, 256, 32), (784, 64, 512), (784, 512, 64), (196, 160, 640), (49, 256, 1024)),
         math.prod,
-        {DENSE: dense, "xla": shift("xla"), "tvm": shift("tvm"), "tvm int8": shift("tvm", "int8")},
+        {
+            DENSE: dense,
+            "xla": shift("xla"),
+            "tvm": packed_shift("tvm"),
+            "tvm int8": packed_shift("tvm", "int8"),
+            "tvm_shift int8": packed_shift("tvm_shift", "int8"),
+        },
     ),
     # Tokens, heads, head_dim.
     "matadd": Kernel(

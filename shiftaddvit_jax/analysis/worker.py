@@ -52,10 +52,14 @@ def load_jax(task: dict[str, Any], threads: int) -> tuple[Run, dict[str, Any]]:
 
     from shiftaddvit_jax.analysis.bench import random_variables
     from shiftaddvit_jax.models import create_model
+    from shiftaddvit_jax.pack import pack
 
     model = create_model(**task["model"])
     # Making variables needs no kernel: those of any implementation are the same.
-    variables = random_variables(create_model(**task["model"] | {"implementation": None}))
+    original = create_model(**task["model"] | {"implementation": None})
+    variables = random_variables(original)
+    if task["model"]["implementation"] in ("tvm", "tvm_shift"):
+        variables = pack(original, variables)
     images = jax.numpy.asarray(_images(task))
     forward = jax.jit(partial(model.apply, variables)).lower(images).compile()
     about = {"versions": _versions("jax", "jaxlib", "apache-tvm"), "precision": "float32"}
