@@ -9,8 +9,7 @@ What `bench_model` and `bench_kernels` return, and ``shiftaddvit bench --json`` 
 - ``rows``, of `time_contestants`: ``name``, ``task``, ``start_s``, and either ``refused`` or ``runs``,
   ``median_ms``, ``p10_ms``, ``p90_ms``, ``reference`` and ``ratio``. Also, of a model, ``precision``; of a
   dense one, ``logit_error``, the largest difference of its logits from JAX's over the largest of JAX's; of
-  ONNX Runtime, ``spinning``, whether its idle threads spin, which is faster on some machines; of a kernel,
-  ``giga_operations_a_second``, counting a multiply-accumulate as two.
+  a kernel, ``giga_operations_a_second``, counting a multiply-accumulate as two.
 """
 
 import importlib.util

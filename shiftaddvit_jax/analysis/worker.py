@@ -5,8 +5,9 @@ It reads requests and writes replies, JSON objects, one a line:
 - ``{"load": task}`` prepares what the task describes and runs it once. The reply has ``start_s``, the seconds
   that took, and what else there is to know of it (``versions``, ``precision``, ``logits``); or it is
   ``{"refused": message}``.
-- ``{"run": index, "seconds": s}`` runs what the ``index``-th load prepared, twice unmeasured, then at least
-  three times and until ``s`` seconds are over. The reply is ``{"times_ms": [...]}``.
+- ``{"run": index, "seconds": s}`` runs what the ``index``-th load prepared, first unmeasured, then at least
+  three times and until ``s`` seconds are over. The reply is ``{"times_ms": [...]}``. Where a load prepared
+  several ways to run the same, the turn belongs to the one that is the fastest in a few runs ahead of it.
 
 To what goes wrong, a ``ValueError`` of a load apart, the reply is ``{"failed": message}``.
 
@@ -20,7 +21,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -29,8 +30,16 @@ import numpy as np
 from jaxtyping import Float
 
 Run = Callable[[], Any]
+Loaded = tuple[list[Run], dict[str, Any]]  # ways to run it, and what there is to know of it
 
 WARM_UP_RUNS, LEAST_RUNS = 2, 3
+
+
+def time_fastest(runs: Sequence[Run], seconds: float) -> list[float]:
+    """`time_runs` of that one of ``runs`` which is the fastest just now."""
+    if len(runs) == 1:
+        return time_runs(runs[0], seconds)
+    return time_runs(min(runs, key=lambda run: statistics.median(time_runs(run, 0.0))), seconds)
 
 
 def time_runs(run: Run, seconds: float) -> list[float]:
@@ -46,7 +55,7 @@ def time_runs(run: Run, seconds: float) -> list[float]:
     return times
 
 
-def load_jax(task: dict[str, Any], threads: int) -> tuple[Run, dict[str, Any]]:
+def load_jax(task: dict[str, Any], threads: int) -> Loaded:
     """``model``: arguments of `create_model`. The weights are constants of the program, as in the peers."""
     import jax
 
@@ -63,11 +72,14 @@ def load_jax(task: dict[str, Any], threads: int) -> tuple[Run, dict[str, Any]]:
     images = jax.numpy.asarray(_images(task))
     forward = jax.jit(partial(model.apply, variables)).lower(images).compile()
     about = {"versions": _versions("jax", "jaxlib", "apache-tvm"), "precision": "float32"}
-    return lambda: forward(images).block_until_ready(), about
+    return [lambda: forward(images).block_until_ready()], about
 
 
-def load_onnxruntime(task: dict[str, Any], threads: int) -> tuple[Run, dict[str, Any]]:
-    """``file``: an ONNX file. Whether its threads spin while they wait is what turns out faster here."""
+def load_onnxruntime(task: dict[str, Any], threads: int) -> Loaded:
+    """``file``: an ONNX file, in two ways: its threads spin while they wait for work, or sleep.
+
+    Spinning is the faster by some percent on idle cores, and the slower by far where others use them.
+    """
     import onnxruntime
 
     images = _channels_first(task)
@@ -79,17 +91,11 @@ def load_onnxruntime(task: dict[str, Any], threads: int) -> tuple[Run, dict[str,
         session = onnxruntime.InferenceSession(task["file"], options, providers=["CPUExecutionProvider"])
         return lambda: session.run(None, {"images": images})[0]
 
-    runs = {spinning: make(spinning) for spinning in (True, False)}
-    medians = dict.fromkeys(runs, float("inf"))
-    for _ in range(3):
-        for spinning, run in runs.items():
-            medians[spinning] = min(medians[spinning], statistics.median(time_runs(run, 0.1)))
-    spinning = min(medians, key=medians.get)
-    about = {"versions": _versions("onnxruntime"), "precision": "float32", "spinning": spinning}
-    return runs[spinning], about
+    about = {"versions": _versions("onnxruntime"), "precision": "float32"}
+    return [make(spinning=True), make(spinning=False)], about
 
 
-def load_openvino(task: dict[str, Any], threads: int) -> tuple[Run, dict[str, Any]]:
+def load_openvino(task: dict[str, Any], threads: int) -> Loaded:
     """``file``: an ONNX file; ``precision``: ``"float32"`` or ``"default"``, what OpenVINO chooses itself."""
     import openvino
 
@@ -103,10 +109,10 @@ def load_openvino(task: dict[str, Any], threads: int) -> tuple[Run, dict[str, An
         raise ValueError("float32 is its default on this machine")
     request, images = compiled.create_infer_request(), _channels_first(task)
     about = {"versions": _versions("openvino"), "precision": precision}
-    return lambda: request.infer({0: images}, share_inputs=True)[0], about
+    return [lambda: request.infer({0: images}, share_inputs=True)[0]], about
 
 
-def load_torch(task: dict[str, Any], threads: int) -> tuple[Run, dict[str, Any]]:
+def load_torch(task: dict[str, Any], threads: int) -> Loaded:
     """``config``: of transformers' PVTv2; ``weights``: a file of `save_safetensors`."""
     import torch
     from safetensors.torch import load_file
@@ -121,15 +127,15 @@ def load_torch(task: dict[str, Any], threads: int) -> tuple[Run, dict[str, Any]]
     def run():
         return model(images).logits.numpy()
 
-    return run, {"versions": _versions("torch", "transformers"), "precision": "float32"}
+    return [run], {"versions": _versions("torch", "transformers"), "precision": "float32"}
 
 
-def load_kernel(task: dict[str, Any], threads: int) -> tuple[Run, dict[str, Any]]:
+def load_kernel(task: dict[str, Any], threads: int) -> Loaded:
     """``kernel``, ``contestant`` and ``shape``: see `shiftaddvit_jax.analysis.kernels`."""
     from shiftaddvit_jax.analysis.kernels import KERNELS
 
     make = KERNELS[task["kernel"]].contestants[task["contestant"]]
-    return make(*task["shape"]), {"versions": _versions("jax", "jaxlib", "apache-tvm", "onnxruntime")}
+    return [make(*task["shape"])], {"versions": _versions("jax", "jaxlib", "apache-tvm", "onnxruntime")}
 
 
 LOADERS = {
@@ -160,16 +166,16 @@ def main() -> None:
     # Replies have standard output for themselves; what runtimes print goes to standard error.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    runs = []
+    loaded = []
 
     def answer(request):
         if "run" in request:
-            return {"times_ms": time_runs(runs[request["run"]], request["seconds"])}
+            return {"times_ms": time_fastest(loaded[request["run"]], request["seconds"])}
         task, start = request["load"], time.perf_counter()
-        runs.append(None)
+        loaded.append([])
         try:
-            runs[-1], about = LOADERS[task["runtime"]](task, threads)
-            output = runs[-1]()
+            loaded[-1], about = LOADERS[task["runtime"]](task, threads)
+            output = loaded[-1][0]()
         except ValueError as error:
             return {"refused": " ".join(str(error).split())}
         if "images" in task:

@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from shiftaddvit_jax.analysis import bench, plot_bench
 from shiftaddvit_jax.analysis import rounds as timing
 from shiftaddvit_jax.analysis.kernels import KERNELS
 from shiftaddvit_jax.analysis.rounds import Contestant, Worker, ratio, summarize, time_contestants
+from shiftaddvit_jax.analysis.worker import time_fastest
 from shiftaddvit_jax.cli import main
 
 SMALL = {"runtime": "kernel", "kernel": "matshift", "shape": [8, 4, 4], "contestant": "dense float32"}
@@ -19,6 +21,22 @@ def test_summaries_and_ratios_equal_hand_counts():
     # The second round was ten times slower for both: the ratio of each round's medians is what counts.
     assert ratio(times, [[4.0], [40.0]]) == 0.5
     assert ratio(times, [[4.0], [20.0], [1.0]][:2]) == 0.75
+
+
+def test_a_turn_belongs_to_the_fastest_way_to_run():
+    calls = []
+
+    def way(name, seconds):
+        def run():
+            calls.append(name)
+            time.sleep(seconds)
+
+        return run
+
+    times = time_fastest([way("slow", 0.02), way("fast", 0.001)], 0.0)
+    assert calls == ["slow"] * 5 + ["fast"] * 10
+    assert len(times) == 3
+    assert 1 <= min(times) < 20
 
 
 def test_contestants_take_turns(monkeypatch):
