@@ -1,6 +1,6 @@
 """ShiftAddViT in JAX: pretrained vision transformers reparameterized into shifts and adds."""
 
-from shiftaddvit_jax.checkpoints import load_model, load_pretrained, save_model, save_safetensors
+from shiftaddvit_jax.checkpoints import load_model, load_pretrained, save_model, save_onnx, save_safetensors
 from shiftaddvit_jax.models import create_model, init_variables, list_models
 from shiftaddvit_jax.pack import pack
 from shiftaddvit_jax.reparameterize import (
@@ -24,5 +24,6 @@ __all__ = [
     "reparameterization_report",
     "reparameterize",
     "save_model",
+    "save_onnx",
     "save_safetensors",
 ]

@@ -14,15 +14,19 @@ from rich.table import Table
 
 import shiftaddvit_jax
 from shiftaddvit_jax import main as training
-from shiftaddvit_jax.analysis import count_operations
+from shiftaddvit_jax.analysis import count_operations, plot_bench
+from shiftaddvit_jax.analysis.bench import PEERS, bench_kernels, bench_model
+from shiftaddvit_jax.analysis.rounds import available_threads
 from shiftaddvit_jax.checkpoints import load_model, load_pretrained, save_model
 from shiftaddvit_jax.command import Parser, run_command, table_console
 from shiftaddvit_jax.data import load_dataset, load_image
 from shiftaddvit_jax.data.sources import SOURCES
 from shiftaddvit_jax.demo import print_report, run_demo
+from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.models import create_model, list_models, model_row
 from shiftaddvit_jax.models.create import init_function
 from shiftaddvit_jax.nn import ATTENTION_KINDS, LINEAR_KINDS
+from shiftaddvit_jax.ops.implementation import IMPLEMENTATIONS
 from shiftaddvit_jax.progress import track
 from shiftaddvit_jax.reparameterize import reparameterization_report, reparameterize
 from shiftaddvit_jax.train import evaluate
@@ -138,6 +142,64 @@ def predict(arguments: argparse.Namespace) -> None:
         Console(soft_wrap=True).print(table)
 
 
+def bench(arguments: argparse.Namespace) -> None:
+    """How long models, or kernels, take here beside others."""
+    settings = {"threads": arguments.threads, "rounds": arguments.rounds}
+    if (arguments.model is None) != arguments.kernels:
+        raise ValueError("give a model's name or --kernels")
+    for path in filter(None, (arguments.json, arguments.plot)):
+        if not Path(path).absolute().parent.is_dir():
+            raise ValueError(f"{path} cannot be written: there is no such folder")
+    if arguments.kernels:
+        report = bench_kernels(**settings)
+    else:
+        report = bench_model(
+            arguments.model,
+            **settings,
+            batch=arguments.batch,
+            image_size=arguments.image_size,
+            implementations=arguments.implementation or ("tvm", "xla"),
+            peers=[peer for peer in arguments.peers.split(",") if peer],
+            **{name: parse_kinds(getattr(arguments, name)) for name in ("attention", "mlp", "projections")},
+            activations=arguments.activations,
+        )
+    _print_bench(report)
+    if arguments.json:
+        write_json(Path(arguments.json), report)
+    if arguments.plot:
+        plot_bench(report, arguments.plot)
+
+
+def _print_bench(report):
+    kernels = "model" not in report
+    if kernels:
+        title, unit, scale, digits = "Kernels; ratios are to XLA's dense float32", "µs", 1e3, 1
+    else:
+        size, references = report["model"]["image_size"], [row.get("reference") for row in report["rows"]]
+        title = f"{report['model']['name']}, {report['batch']} x {size} x {size}"
+        title += f"; ratios are to {next(filter(None, references), 'none')}"
+        unit, scale, digits = "ms", 1, 2
+    table = Table(title=title)
+    table.add_column("contestant", no_wrap=True)
+    for column in (f"median ({unit})", f"10 to 90 % ({unit})", "ratio", "Gop/s" if kernels else "numbers"):
+        table.add_column(column, justify="right", no_wrap=True)
+    refused = {}
+    for row in report["rows"]:
+        if "refused" in row:
+            refused.setdefault(row["refused"], []).append(row["name"])
+            continue
+        median, low, high = (f"{scale * row[key]:,.{digits}f}" for key in ("median_ms", "p10_ms", "p90_ms"))
+        share = f"{row['ratio']:.2f}" if "ratio" in row else ""
+        numbers = f"{row['giga_operations_a_second']:,.0f}" if kernels else row["precision"]
+        table.add_row(row["name"], median, f"{low} to {high}", share, numbers)
+    table_console().print(table)
+    for message, names in refused.items():
+        print(f"not run: {_shorten(names)}: {message}")
+    machine = report["machine"]
+    print(f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores; {machine['system']}")
+    print(", ".join(f"{package} {version}" for package, version in report["versions"].items()))
+
+
 def _shorten(names: Sequence[str]) -> str:
     shown = ", ".join(names[:4])
     return f"{shown}, ... ({len(names)} in all)" if len(names) > 4 else shown
@@ -196,6 +258,53 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--mlp", metavar="KIND", help=f"{per_stage} {', '.join(LINEAR_KINDS)}")
     command.add_argument("--projections", metavar="KIND", help="the same for the attentions' linear layers")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="for what is new (default: 0)")
+
+    description = "Time a ShiftAddViT beside its dense model, in JAX and in other runtimes, or the kernels."
+    command = add("bench", bench, description)
+    command.add_argument("model", nargs="?", metavar="MODEL", help="one of those of `shiftaddvit models`")
+    command.add_argument(
+        "--kernels",
+        action="store_true",
+        help="every kernel instead of a model; of the options, only the last four count",
+    )
+    command.add_argument(
+        "--attention",
+        default="hamming_linear",
+        metavar="KIND",
+        help=f"{per_stage[:-1]} (default: %(default)s)",
+    )
+    command.add_argument("--mlp", default="moe", metavar="KIND", help="the same (default: %(default)s)")
+    command.add_argument(
+        "--projections", default="dense", metavar="KIND", help="the same (default: %(default)s)"
+    )
+    command.add_argument(
+        "--activations",
+        choices=("float", "int8"),
+        default="float",
+        help="of shift layers; default: %(default)s",
+    )
+    command.add_argument(
+        "--implementation",
+        action="append",
+        choices=IMPLEMENTATIONS,
+        help="may be repeated; default: tvm and xla",
+    )
+    command.add_argument("--batch", type=int, default=1, metavar="N", help="images at a time (default: 1)")
+    command.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")
+    command.add_argument(
+        "--peers",
+        default="",
+        metavar="NAMES",
+        help=f"other runtimes, separated by commas: {', '.join(PEERS)}",
+    )
+    command.add_argument(
+        "--threads", type=int, default=available_threads(), metavar="N", help="default: %(default)s, all"
+    )
+    command.add_argument(
+        "--rounds", type=int, default=10, metavar="N", help="turns of each contestant; default: %(default)s"
+    )
+    command.add_argument("--json", metavar="FILE", help="write all figures there")
+    command.add_argument("--plot", metavar="FILE", help="draw them there, as PNG or SVG")
 
     command = add("predict", predict, "The five most probable classes of images.")
     _add_checkpoint(command)

@@ -40,7 +40,8 @@ def fails(capsys, *arguments):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["demo", "--help"], ["train", "--help"], ["predict", "--help"]]
+    "arguments",
+    [["--help"], ["demo", "--help"], ["train", "--help"], ["predict", "--help"], ["bench", "--help"]],
 )
 def test_help_fits_a_terminal(arguments, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")

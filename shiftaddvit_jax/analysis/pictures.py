@@ -1,8 +1,10 @@
 """Pictures of training and of what models confuse."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -61,5 +63,47 @@ def plot_history(histories: Mapping[str, Sequence[Mapping[str, float]]], path: s
     accuracy.legend()
     for panel in (loss, accuracy):
         panel.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    return figure
+
+
+def plot_bench(report: Mapping[str, Any], path: str | Path) -> Figure:
+    """A bar a contestant, from the report of `bench_model` or `bench_kernels`; a PNG or SVG.
+
+    Models have milliseconds, with the 10th and 90th percentiles; kernels, whose times are far apart, their
+    ratio to XLA's dense float32, drawn as a line. Dense models have a colour a runtime, kernels a contestant.
+    """
+    kernels = "model" not in report
+    rows = [row for row in report["rows"] if "refused" not in row]
+    if kernels:
+        rows = [row for row in rows if row["reference"] != row["name"]]
+    figure = Figure(figsize=(9, 1.2 + 0.3 * len(rows)), layout="constrained")
+    panel = figure.subplots()
+    tasks = [row["task"] for row in rows]
+    groups = [task["contestant"] if kernels else ("attention" in task and task["runtime"]) for task in tasks]
+    colors = dict(zip(dict.fromkeys(groups), itertools.cycle(COLORS), strict=False))
+    values = [row["ratio"] if kernels else row["median_ms"] for row in rows]
+    spread = [[row["median_ms"] - row["p10_ms"], row["p90_ms"] - row["median_ms"]] for row in rows]
+    bars = panel.barh(
+        range(len(rows)),
+        values,
+        xerr=None if kernels else np.transpose(spread),
+        color=[colors[group] for group in groups],
+        capsize=3,
+    )
+    panel.bar_label(bars, fmt="%.2f", padding=4)
+    panel.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    panel.invert_yaxis()
+    panel.margins(x=0.12, y=0.02)
+    panel.grid(axis="x", alpha=0.3)
+    threads = f"{report['machine']['threads']} threads, {report['machine']['cpu']}"
+    if kernels:
+        panel.axvline(1, color="black", linewidth=1)
+        panel.set_xlabel("time over that of XLA's dense float32")
+        panel.set_title(f"kernels on {threads}")
+    else:
+        size = report["model"]["image_size"]
+        panel.set_xlabel("median time (ms), with the 10th and 90th percentiles")
+        panel.set_title(f"{report['model']['name']}, {report['batch']} x {size} x {size}, on {threads}")
     figure.savefig(path, dpi=120)
     return figure

@@ -2,5 +2,6 @@
 
 from shiftaddvit_jax.checkpoints.pretrained import load_pretrained, save_safetensors
 from shiftaddvit_jax.checkpoints.store import load_model, save_model
+from shiftaddvit_jax.checkpoints.to_onnx import save_onnx
 
-__all__ = ["load_model", "load_pretrained", "save_model", "save_safetensors"]
+__all__ = ["load_model", "load_pretrained", "save_model", "save_onnx", "save_safetensors"]
