@@ -16,6 +16,7 @@ hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, m
 hypothesis.settings.load_profile("suite")
 
 IMPLEMENTATIONS = (None, "xla", "tvm")
+XLA = (None, "xla")
 
 
 CACHE = pytest.StashKey[str]()
@@ -34,6 +35,12 @@ def pytest_unconfigure(config):
 
 @pytest.fixture(scope="session", params=IMPLEMENTATIONS, ids=str)
 def implementation(request):
+    return request.param
+
+
+@pytest.fixture(scope="session", params=XLA, ids=str)
+def xla_implementation(request):
+    """For what no kernel computes; tests/ops/test_implementation.py says what the kernels say to it."""
     return request.param
 
 
