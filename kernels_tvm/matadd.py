@@ -65,7 +65,7 @@ def matadd_kernel(target: Target, threads: int, matadd: MatAdd):
 
 
 def hamming_product_kernel(target: Target, threads: int, product: HammingProduct):
-    """Queries [batch, rows, words], keys [batch, others, words] (32 codes a word) -> [batch, rows, others].
+    """Queries [batch, rows, words], keys [batch, words, others] (32 codes a word) -> [batch, rows, others].
 
     The product of two codes of -1 and 1 is their length less twice the number of bits in which they differ.
     """
@@ -73,7 +73,7 @@ def hamming_product_kernel(target: Target, threads: int, product: HammingProduct
 
     def body(arguments: Arguments):
         queries = arguments("queries", ("batch", "rows", words), "uint32")
-        keys = arguments("keys", ("batch", "others", words), "uint32")
+        keys = arguments("keys", ("batch", words, "others"), "uint32")
         y = arguments("y", ("batch", "rows", "others"), "int32")
         rows, others = arguments.symbols["rows"], arguments.symbols["others"]
         with T.parallel(0, arguments.symbols["batch"] * rows) as task:
@@ -82,7 +82,7 @@ def hamming_product_kernel(target: Target, threads: int, product: HammingProduct
                 start = vector * LANES
                 distance = splat(T.uint32(0))
                 for word in range(words):
-                    differ = splat(queries[image, row, word]) ^ keys[image, lanes(start), word]
+                    differ = splat(queries[image, row, word]) ^ keys[image, word, lanes(start)]
                     distance = distance + T.popcount(differ)
                 twice = T.shift_left(T.Cast(f"int32x{LANES}", distance), splat(T.int32(1)))
                 T.buffer_store(y, splat(T.int32(product.length)) - twice, [image, row, lanes(start)])
@@ -90,7 +90,7 @@ def hamming_product_kernel(target: Target, threads: int, product: HammingProduct
                 other = T.bind(others - 1 - left)
                 distance = T.uint32(0)
                 for word in range(words):
-                    differ = queries[image, row, word] ^ keys[image, other, word]
+                    differ = queries[image, row, word] ^ keys[image, word, other]
                     distance = distance + T.popcount(differ)
                 twice = T.shift_left(T.Cast("int32", distance), T.int32(1))
                 T.buffer_store(y, T.int32(product.length) - twice, [image, row, other])

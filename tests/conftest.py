@@ -1,4 +1,6 @@
 import os
+import shutil
+import tempfile
 
 # Most of the suite's time is XLA compiling small programs, and level 0 halves it. Set before jax is imported.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
@@ -14,10 +16,31 @@ hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, m
 hypothesis.settings.load_profile("suite")
 
 IMPLEMENTATIONS = (None, "xla", "tvm")
+XLA = (None, "xla")
+
+
+CACHE = pytest.StashKey[str]()
+
+
+def pytest_configure(config):
+    # Compiled kernels are kept for the session, for its workers too, and never in the user's cache.
+    if not hasattr(config, "workerinput"):
+        config.stash[CACHE] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="shiftaddvit-tests-")
+
+
+def pytest_unconfigure(config):
+    if CACHE in config.stash:
+        shutil.rmtree(config.stash[CACHE], ignore_errors=True)
 
 
 @pytest.fixture(scope="session", params=IMPLEMENTATIONS, ids=str)
 def implementation(request):
+    return request.param
+
+
+@pytest.fixture(scope="session", params=XLA, ids=str)
+def xla_implementation(request):
+    """For what no kernel computes; tests/ops/test_implementation.py says what the kernels say to it."""
     return request.param
 
 

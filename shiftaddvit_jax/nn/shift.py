@@ -15,6 +15,7 @@ from shiftaddvit_jax.ops import (
     power_of_two,
     power_of_two_codes,
     power_of_two_weight,
+    quantize_activations,
     shift_product,
 )
 from shiftaddvit_jax.ops.activations import Activations
@@ -93,12 +94,15 @@ class ShiftDense(nn.Module):
             y = packed_product(x, weight, self.features, self.activations, self.implementation)
         else:
             x, weight, bias = nn.dtypes.promote_dtype(x, weight, bias, dtype=self.dtype)
-            implementation = self.implementation
+            activations, implementation = self.activations, self.implementation
             if self.quantizer == "additive_power_of_two" or self.weight_bits > 5:
                 what = "sums of two powers of two" if self.weight_bits <= 5 else "weights of more than 5 bits"
                 uses_tvm("a shift layer", implementation, unsupported=f"there is no kernel for {what}")
                 implementation = "xla"
-            y = shift_product(x, weight, self.activations, implementation)
+            if self.quantizer == "additive_power_of_two":
+                # Sums of two powers do not become int8 numbers: only the tokens are quantized.
+                x, activations = quantize_activations(x, activations), "float"
+            y = shift_product(x, weight, activations, implementation)
         if bias is None:
             return y
         return y + (fixed_point(bias) if self.activations == "fixed_point" else bias)

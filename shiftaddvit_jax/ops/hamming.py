@@ -34,7 +34,8 @@ def hamming_product(
         return length - 2 * jnp.sum(jax.lax.population_count(differ), axis=-1, dtype=jnp.int32)
     *batch, rows, _ = queries.shape
     others = keys.shape[-2]
-    queries, keys = queries.reshape(-1, rows, words), keys.reshape(-1, others, words)
+    # The kernel compares a query with many keys at once.
+    queries, keys = queries.reshape(-1, rows, words), keys.reshape(-1, others, words).swapaxes(1, 2)
     output = jax.ShapeDtypeStruct((queries.shape[0], rows, others), jnp.int32)
     kernel = Kernel("hamming_product", HammingProduct(length))
     return call_kernel(kernel, [output], queries, keys)[0].reshape(*batch, rows, others)

@@ -47,7 +47,10 @@ def shift_product(
     activations: Activations = "float",
     implementation: Implementation = None,
 ) -> Float[Array, "*batch outputs"]:
-    """`matshift` for a weight whose entries already are signed (sums of) powers of two."""
+    """`matshift` for a weight whose entries already are 0 or signed powers of two.
+
+    XLA takes sums of two powers as well, but not with int8 activations, for which weights are rounded.
+    """
     _check_shapes(x, weight)
     if not uses_tvm("matshift", implementation, _why_no_kernel(x, activations)):
         weight = round_to_octaves(weight) if activations == "int8" else weight

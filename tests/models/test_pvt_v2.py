@@ -118,7 +118,7 @@ def test_wrong_images_are_refused(images_shape, message):
         ("pvt_v2_b0", {"mlp": "shft"}, "did you mean 'shift'"),
         ("pvt_v2_b0", {"attention": ("msa", "msa")}, "4, one a stage; got 2"),
         ("pvt_v2_b0", {"num_classes": 0}, "num_classes must be at least 1"),
-        ("pvt_v2_b0", {"implementation": "tvm"}, "no TVM kernel"),
+        ("pvt_v2_b0", {"implementation": "tvn"}, "did you mean 'tvm'"),
     ],
 )
 def test_wrong_arguments_are_refused(name, arguments, message):

@@ -143,10 +143,10 @@ def test_shift_dense_ps_has_the_authors_output_and_all_their_gradients(golden, c
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_matshift_has_the_output_of_the_authors_shift_layer(golden, implementation, case):
+def test_matshift_has_the_output_of_the_authors_shift_layer(golden, xla_implementation, case):
     case = golden["deepshift_ps"][case]
     output = matshift(
-        case["input"], case["sign"].T, case["shift"].T, 5, "fixed_point", implementation=implementation
+        case["input"], case["sign"].T, case["shift"].T, 5, "fixed_point", implementation=xla_implementation
     )
     assert_close(output + np.floor(case["bias"] * 2**16) / 2**16, case["output"])
 

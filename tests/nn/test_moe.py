@@ -63,13 +63,23 @@ def test_init_makes_both_experts_and_a_router():
     assert jax.tree.map(jnp.shape, params) == {"router": router, "dense": expert, "shift": expert}
 
 
-@TOP_K
+@pytest.mark.parametrize(
+    ("implementation", "top_k"), [(None, 1), ("xla", 1), ("tvm", 1), (None, 2), ("xla", 2)]
+)
 @pytest.mark.parametrize("leading", [(1,), (13,), (2, 3, 4)], ids=str)
 def test_inference_dispatches_each_token_to_the_weighted_sum_of_its_experts(implementation, top_k, leading):
     params, x = parameters(), tokens(*leading)
     layer = MoEDense(FEATURES, top_k=top_k, implementation=implementation)
     expected = mixture(params, x, clean_logits(params, x), top_k)
     np.testing.assert_allclose(apply_with_routing(layer, params, x)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_tvm_chooses_one_expert_a_token():
+    layer = MoEDense(FEATURES, top_k=2, implementation="tvm")
+    with pytest.raises(
+        ValueError, match="the kernel chooses one expert a token, not 2; use implementation='xla'"
+    ):
+        layer.apply({"params": parameters()}, tokens(4))
 
 
 @TOP_K

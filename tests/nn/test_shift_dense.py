@@ -89,6 +89,14 @@ def test_int8_rounds_each_token_to_its_own_scale():
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_int8_tokens_leave_sums_of_two_powers_as_they_are():
+    x = tokens(3)
+    scale = np.abs(x).max(axis=-1, keepdims=True).astype(np.float64) / 127
+    layer = ShiftDense(FEATURES, quantizer="additive_power_of_two", activations="int8")
+    expected = np.round(x / scale) * scale @ sums_of_powers(KERNEL) + BIAS
+    np.testing.assert_allclose(apply(layer, x, kernel=KERNEL, bias=BIAS), expected, rtol=1e-5, atol=1e-5)
+
+
 def gradients(layer, **params):
     x = tokens(4)
     cotangent = np.random.default_rng(2).normal(size=(4, FEATURES)).astype(np.float32)

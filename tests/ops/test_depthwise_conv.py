@@ -43,10 +43,10 @@ def test_1d_is_scipys_zero_padded_correlation(implementation, leading, tokens, s
     np.testing.assert_allclose(y, reference(x, kernel), rtol=1e-5, atol=1e-5)
 
 
-def test_bfloat16_images_stay_bfloat16(implementation):
+def test_bfloat16_images_stay_bfloat16(xla_implementation):
     x = jnp.asarray(random(2, 5, 7, CHANNELS), jnp.bfloat16)
     kernel = jnp.asarray(random(3, 3, CHANNELS, seed=1), jnp.bfloat16)
-    y = depthwise_conv_2d(x, kernel, implementation)
+    y = depthwise_conv_2d(x, kernel, xla_implementation)
     assert y.dtype == jnp.bfloat16
     exact = reference(np.asarray(x, np.float32), np.asarray(kernel, np.float32))
     np.testing.assert_allclose(np.asarray(y, np.float64), exact, rtol=2**-6, atol=2**-4)
@@ -90,9 +90,9 @@ def test_1d_gradients_are_those_of_xlas_grouped_convolution(implementation, lead
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_have_the_dtypes_of_what_they_are_of(implementation):
+def test_gradients_have_the_dtypes_of_what_they_are_of(xla_implementation):
     x, kernel = jnp.asarray(random(2, 5, 7, CHANNELS), jnp.bfloat16), random(3, 3, CHANNELS, seed=1)
-    loss = lambda x, kernel: jnp.sum(depthwise_conv_2d(x, kernel, implementation))  # noqa: E731
+    loss = lambda x, kernel: jnp.sum(depthwise_conv_2d(x, kernel, xla_implementation))  # noqa: E731
     grad_x, grad_kernel = jax.jit(jax.grad(loss, argnums=(0, 1)))(x, kernel)
     assert grad_x.dtype == jnp.bfloat16
     assert grad_kernel.dtype == jnp.float32

@@ -37,10 +37,10 @@ def test_integer_codes_give_the_dtype_of_the_values(implementation, dtype):
     np.testing.assert_allclose(y, codes.astype(np.float64) @ values, rtol=1e-5, atol=1e-5)
 
 
-def test_bfloat16_values_stay_bfloat16(implementation):
+def test_bfloat16_values_stay_bfloat16(xla_implementation):
     codes, values = operands((5, 7), (7, 3), (-1, 1))
     values = jnp.asarray(values, jnp.bfloat16)
-    y = matadd(codes, values, implementation)
+    y = matadd(codes, values, xla_implementation)
     assert y.dtype == jnp.bfloat16
     exact = codes.astype(np.float64) @ np.asarray(values, np.float64)
     np.testing.assert_allclose(np.asarray(y, np.float64), exact, rtol=2**-7, atol=2**-5)

@@ -6,7 +6,23 @@ import pytest
 from shiftaddvit_jax.ops import dynamic_int8, fixed_point, matshift, quantize_activations, shift_product
 
 INPUTS, OUTPUTS = 7, 5
+IMPLEMENTATIONS = (None, "xla", "tvm", "tvm_shift")
+ACTIVATIONS = ("float", "fixed_point", "int8")
+EVERY_FORMAT = pytest.mark.parametrize(
+    ("implementation", "activations"),
+    [
+        (implementation, activations)
+        for implementation in IMPLEMENTATIONS
+        for activations in ACTIVATIONS
+        if implementation in (None, "xla") or activations != "fixed_point"
+    ],
+)
 LEADING = pytest.mark.parametrize("leading", [(), (3,), (2, 5)], ids=str)
+
+
+@pytest.fixture(scope="session", params=IMPLEMENTATIONS, ids=str)
+def implementation(request):
+    return request.param
 
 
 def tokens(leading, scale=1.0):
@@ -23,14 +39,27 @@ def dense(sign, exponent):
     return sign * 2.0 ** exponent.astype(np.float64)
 
 
-def fixed_point_reference(x):
-    return np.clip(np.floor(x.astype(np.float64) * 2**16) / 2**16, -(2**15), 2**15 - 1)
+def octaves(weight):
+    """Of each output's powers of two, those from its largest to 1/64 of it; the others go to the nearest."""
+    smallest = np.abs(weight).max(axis=0) / 64
+    return np.sign(weight) * np.select(
+        [np.abs(weight) >= smallest, np.abs(weight) >= smallest / 2], [np.abs(weight), smallest], 0
+    )
 
 
-def int8_reference(x):
-    largest = np.abs(x).max(axis=-1, keepdims=True).astype(np.float64)
-    scale = np.where(largest > 0, largest / 127, 1)
-    return np.round(x / scale) * scale
+def quantized_tokens(x, activations):
+    x = x.astype(np.float64)
+    if activations == "fixed_point":
+        return np.clip(np.floor(x * 2**16) / 2**16, -(2**15), 2**15 - 1)
+    if activations == "int8":
+        largest = np.abs(x).max(axis=-1, keepdims=True)
+        scale = np.where(largest > 0, largest / 127, 1)
+        return np.round(x / scale) * scale
+    return x
+
+
+def quantized_weight(sign, exponent, activations):
+    return octaves(dense(sign, exponent)) if activations == "int8" else dense(sign, exponent)
 
 
 @LEADING
@@ -43,18 +72,17 @@ def test_it_is_the_product_with_sign_times_power_in_float64(implementation, lead
 
 
 @LEADING
-@pytest.mark.parametrize(
-    ("activations", "reference"), [("fixed_point", fixed_point_reference), ("int8", int8_reference)]
-)
-def test_activations_are_quantized_as_in_numpy(implementation, leading, activations, reference):
-    x, (sign, exponent) = tokens(leading, 3.0), weight_codes()
-    y = matshift(x, sign, exponent, activations=activations, implementation=implementation)
-    np.testing.assert_allclose(y, reference(x) @ dense(sign, exponent), rtol=1e-5, atol=1e-5)
+@EVERY_FORMAT
+def test_tokens_and_weights_are_quantized_as_in_numpy(implementation, leading, activations):
+    x, codes = tokens(leading, 3.0), weight_codes()
+    y = matshift(x, *codes, activations=activations, implementation=implementation)
+    expected = quantized_tokens(x, activations) @ quantized_weight(*codes, activations)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_bfloat16_tokens_stay_bfloat16(implementation):
+def test_bfloat16_tokens_stay_bfloat16(xla_implementation):
     x, (sign, exponent) = jnp.asarray(tokens((3,)), jnp.bfloat16), weight_codes()
-    y = matshift(x, sign, exponent, implementation=implementation)
+    y = matshift(x, sign, exponent, implementation=xla_implementation)
     assert y.dtype == jnp.bfloat16
     exact = np.asarray(x, np.float64) @ dense(sign, exponent)
     np.testing.assert_allclose(np.asarray(y, np.float64), exact, rtol=2**-7, atol=2**-6)
@@ -68,11 +96,10 @@ def test_exponents_are_clipped_to_the_range_of_weight_bits(implementation):
 
 
 def test_an_output_of_int8_is_within_half_a_step_a_weight_of_the_exact_one(implementation):
-    x, (sign, exponent) = tokens((4, 9), 10.0), weight_codes()
-    exact = x @ dense(sign, exponent)
-    y = matshift(x, sign, exponent, activations="int8", implementation=implementation)
+    x, weight = tokens((4, 9), 10.0), octaves(dense(*weight_codes()))
+    y = matshift(x, *weight_codes(), activations="int8", implementation=implementation)
     half_step = np.abs(x).max(axis=-1, keepdims=True) / 254
-    assert np.all(np.abs(y - exact) <= half_step * np.abs(dense(sign, exponent)).sum(axis=0) * (1 + 1e-5))
+    assert np.all(np.abs(y - x @ weight) <= half_step * np.abs(weight).sum(axis=0) * (1 + 1e-5))
 
 
 def test_the_int8_scale_of_a_token_does_not_depend_on_the_others(implementation):
@@ -86,7 +113,7 @@ def test_the_int8_scale_of_a_token_does_not_depend_on_the_others(implementation)
     np.testing.assert_array_equal(y[0], with_loud[0])
 
 
-@pytest.mark.parametrize("activations", ["float", "fixed_point", "int8"])
+@EVERY_FORMAT
 def test_a_token_of_zeros_gives_zeros(implementation, activations):
     x = tokens((3,))
     x[1] = 0
@@ -95,16 +122,17 @@ def test_a_token_of_zeros_gives_zeros(implementation, activations):
     assert np.all(np.isfinite(y))
 
 
-@pytest.mark.parametrize("activations", ["float", "fixed_point", "int8"])
+@EVERY_FORMAT
 def test_the_gradient_to_the_tokens_passes_straight_through(implementation, activations):
-    x, (sign, exponent) = tokens((2, 5)), weight_codes()
+    x, codes = tokens((2, 5)), weight_codes()
     cotangent = np.random.default_rng(2).normal(size=(2, 5, OUTPUTS)).astype(np.float32)
     gradient = jax.grad(
         lambda x: jnp.vdot(
-            matshift(x, sign, exponent, activations=activations, implementation=implementation), cotangent
+            matshift(x, *codes, activations=activations, implementation=implementation), cotangent
         )
     )(x)
-    np.testing.assert_allclose(gradient, cotangent @ dense(sign, exponent).T, rtol=1e-5, atol=1e-6)
+    expected = cotangent @ quantized_weight(*codes, activations).T
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_floating_codes_have_gradients(implementation):
@@ -119,8 +147,14 @@ def test_floating_codes_have_gradients(implementation):
 
 
 def test_shift_product_takes_the_weight_itself(implementation):
-    x, weight = tokens((2, 5)), np.float32([[0.75], [-0.5], [0], [1], [0.25], [-1], [2**-14]])
+    x, weight = tokens((2, 5)), np.float32([[0.125], [-0.5], [0], [1], [0.25], [-1], [2**-14]])
     y = shift_product(x, weight, implementation=implementation)
+    np.testing.assert_allclose(y, x.astype(np.float64) @ weight, rtol=1e-5, atol=1e-6)
+
+
+def test_shift_product_takes_sums_of_two_powers_on_xla(xla_implementation):
+    x, weight = tokens((2, 5)), np.float32([[0.75], [-0.625], [0], [1], [0.25], [-1.5], [2**-14]])
+    y = shift_product(x, weight, implementation=xla_implementation)
     np.testing.assert_allclose(y, x.astype(np.float64) @ weight, rtol=1e-5, atol=1e-6)
 
 

@@ -1,0 +1,207 @@
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from scipy.special import expit
+
+from kernels_tvm.descriptions import Linear
+from kernels_tvm.library import Kernel
+from shiftaddvit_jax.ops import pack_weight
+
+SIZES = pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (67, 150)])
+SHIFTS = pytest.mark.parametrize("shifts", [False, True], ids=["products", "shifts"])
+SEEDS = st.integers(0, 2**16)
+ROWS = st.integers(1, 90)
+
+
+def powers(rng, inputs, outputs, octaves):
+    """Zeros and signed powers of two, each output's within some octaves of its own."""
+    exponent = rng.integers(-16, 3, outputs) + rng.integers(0, octaves, (inputs, outputs))
+    return (rng.choice([-1, 0, 1], (inputs, outputs), p=[0.4, 0.2, 0.4]) * 2.0**exponent).astype(np.float32)
+
+
+def padded(vector):
+    return np.pad(vector, (0, -len(vector) % 16)).astype(np.float32)
+
+
+def packed(weight, bits, bias=None):
+    """A shift layer's parameters, as kernels take them."""
+    bias = np.zeros(weight.shape[1]) if bias is None else bias
+    return [*(np.asarray(part) for part in pack_weight(weight, bits)), padded(bias)]
+
+
+def dense_parameters(rng, inputs, outputs):
+    kernel = rng.normal(0, 0.3, (inputs, outputs)).astype(np.float32)
+    bias = rng.normal(size=outputs).astype(np.float32)
+    return kernel, bias, [np.pad(kernel, ((0, 0), (0, -outputs % 16))), padded(bias)]
+
+
+def whole_tokens(rng, rows, inputs):
+    """Whole numbers, some of each row 127 or -127: int8 holds them as they are."""
+    x = rng.integers(-127, 128, (rows, inputs))
+    x[np.arange(rows), rng.integers(0, inputs, rows)] = rng.choice([-127, 127], rows)
+    return x.astype(np.float32)
+
+
+def quantized(x):
+    """Whole numbers and scales in float32, as `dynamic_int8` says."""
+    largest = np.abs(x).max(axis=1, keepdims=True)
+    inverse = np.float32(127) / np.where(largest > 0, largest, np.float32(1))
+    scale = np.where(largest > 0, largest * np.float32(1 / 127), np.float32(1))
+    return np.rint(x * inverse).astype(np.int64), scale
+
+
+def int8_product(x, weight):
+    """Sums of whole numbers, and only then one float32 product with the scales."""
+    whole, scale = quantized(x)
+    exponent = np.frexp(np.abs(weight).max(axis=0))[1] - 7.0
+    numbers = (weight / 2.0**exponent).astype(np.int64)
+    assert np.all(numbers * 2.0**exponent == weight)
+    return (whole @ numbers).astype(np.float32) * (np.float32(2.0**exponent) * scale)
+
+
+def assert_near(y, expected):
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def run(run_kernel, target, linear, x, parameters, **keywords):
+    output = (len(x), linear.outputs), "float32"
+    return run_kernel(Kernel("linear", linear), target, [x, *parameters], output, **keywords)
+
+
+@SIZES
+@SHIFTS
+@settings(max_examples=8)
+@given(rows=ROWS, seed=SEEDS)
+@example(rows=1, seed=0)
+@example(rows=1100, seed=0)
+def test_int8_shift_layers_of_whole_tokens_are_numpys_integers(
+    run_kernel, target, inputs, outputs, shifts, rows, seed
+):
+    rng = np.random.default_rng(seed)
+    x, weight = whole_tokens(rng, rows, inputs), powers(rng, inputs, outputs, octaves=7)
+    linear = Linear("shift", inputs, outputs, 4, "int8", shifts)
+    y = run(run_kernel, target, linear, x, packed(weight, 4))
+    # 127 * 64 * inputs < 2^24: float32 holds every sum as it is, and so does float64.
+    np.testing.assert_array_equal(y, x.astype(np.float64) @ weight)
+
+
+@SHIFTS
+@settings(max_examples=20)
+@given(rows=ROWS, seed=SEEDS, magnitude=st.sampled_from([1e-20, 1e-3, 1, 50, 1e20]))
+def test_int8_shift_layers_of_any_tokens_are_numpys_integers_times_their_scales(
+    run_kernel, target, shifts, rows, seed, magnitude
+):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(0, magnitude, (rows, 67)).astype(np.float32)
+    x[rng.random(rows) < 0.1] = 0
+    weight = powers(rng, 67, 150, octaves=7)
+    linear = Linear("shift", 67, 150, 4, "int8", shifts)
+    y = run(run_kernel, target, linear, x, packed(weight, 4))
+    np.testing.assert_array_equal(y, int8_product(x, weight))
+
+
+@SHIFTS
+def test_the_largest_int8_sums_do_not_saturate(run_kernel, target, shifts):
+    signs = np.random.default_rng(0).choice([-1, 1], (64, 16))
+    x, weight = np.full((3, 64), 127, np.float32), np.full((64, 16), 64, np.float32)
+    x[1], x[2] = -127, 127 * signs[:, 0]
+    weight[:, 0], weight[:, 1] = 64 * signs[:, 0], -64
+    y = run(run_kernel, target, Linear("shift", 64, 16, 4, "int8", shifts), x, packed(weight, 4))
+    np.testing.assert_array_equal(y, x.astype(np.float64) @ weight)
+
+
+@SHIFTS
+def test_a_bias_is_added_once(run_kernel, target, shifts):
+    rng = np.random.default_rng(0)
+    x, weight, bias = whole_tokens(rng, 5, 20), powers(rng, 20, 19, octaves=7), rng.normal(size=19)
+    linear = Linear("shift", 20, 19, 4, "int8", shifts)
+    y = run(run_kernel, target, linear, x, packed(weight, 4, bias))
+    np.testing.assert_array_equal(y, (x @ weight) + bias.astype(np.float32))
+
+
+@SIZES
+@pytest.mark.parametrize(("bits", "octaves"), [(4, 7), (5, 15)])
+@settings(max_examples=8)
+@given(rows=ROWS, seed=SEEDS)
+@example(rows=1, seed=0)
+@example(rows=1100, seed=0)
+def test_float_shift_layers_are_numpys_product(
+    run_kernel, target, inputs, outputs, bits, octaves, rows, seed
+):
+    rng = np.random.default_rng(seed)
+    x, bias = rng.normal(size=(rows, inputs)).astype(np.float32), rng.normal(size=outputs)
+    weight = powers(rng, inputs, outputs, octaves) / 2**8
+    y = run(run_kernel, target, Linear("shift", inputs, outputs, bits), x, packed(weight, bits, bias))
+    assert_near(y, x.astype(np.float64) @ weight + bias)
+
+
+@SIZES
+@settings(max_examples=8)
+@given(rows=ROWS, seed=SEEDS)
+@example(rows=1100, seed=0)
+def test_dense_layers_are_numpys_product(run_kernel, target, inputs, outputs, rows, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, inputs)).astype(np.float32)
+    kernel, bias, parameters = dense_parameters(rng, inputs, outputs)
+    y = run(run_kernel, target, Linear("dense", inputs, outputs), x, parameters)
+    assert_near(y, x.astype(np.float64) @ kernel + bias)
+
+
+def mixture(rng, inputs, outputs, activations, router_bias):
+    """The parameters of a mixture of experts, and the function that NumPy computes with them."""
+    router = rng.normal(size=(inputs, 2)).astype(np.float32)
+    kernel, bias, dense = dense_parameters(rng, inputs, outputs)
+    shift_bias = rng.normal(size=outputs).astype(np.float32)
+    bits = 4 if activations == "int8" else 5
+    weight = powers(rng, inputs, outputs, 7) / 2**8
+
+    def reference(x):
+        logit = x.astype(np.float64) @ (router[:, 0] - router[:, 1]) + (router_bias[0] - router_bias[1])
+        shift = int8_product(x, weight) if activations == "int8" else x.astype(np.float64) @ weight
+        chosen = np.where(logit[:, None] >= 0, x.astype(np.float64) @ kernel + bias, shift + shift_bias)
+        return expit(np.abs(logit))[:, None] * chosen
+
+    parameters = [router, np.float32(router_bias), *dense, *packed(weight, bits, shift_bias)]
+    return Linear("moe", inputs, outputs, bits, activations), parameters, reference
+
+
+@SIZES
+@pytest.mark.parametrize("activations", ["float", "int8"])
+@settings(max_examples=8)
+@given(rows=ROWS, seed=SEEDS)
+@example(rows=1, seed=0)
+@example(rows=1100, seed=0)
+def test_mixtures_compute_each_row_with_its_expert(
+    run_kernel, target, inputs, outputs, activations, rows, seed
+):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, inputs)).astype(np.float32)
+    linear, parameters, reference = mixture(rng, inputs, outputs, activations, (0.3, -0.2))
+    assert_near(run(run_kernel, target, linear, x, parameters), reference(x))
+
+
+@pytest.mark.parametrize("activations", ["float", "int8"])
+@pytest.mark.parametrize("bias", [(100, -100), (-100, 100)], ids=["all dense", "all shift"])
+def test_one_expert_may_take_all_rows(run_kernel, target, activations, bias):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(77, 67)).astype(np.float32)
+    linear, parameters, reference = mixture(rng, 67, 19, activations, bias)
+    assert_near(run(run_kernel, target, linear, x, parameters), reference(x))
+
+
+@pytest.mark.parametrize("threads", [1, 3, 16])
+@pytest.mark.parametrize("rows", [1, 40, 1100])
+def test_any_number_of_threads_computes_the_same(run_kernel, target, threads, rows):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(rows, 67)).astype(np.float32)
+    linear, parameters, _ = mixture(rng, 67, 19, "int8", (0.3, -0.2))
+    y = run(run_kernel, target, linear, x, parameters, threads=threads)
+    np.testing.assert_array_equal(y, run(run_kernel, target, linear, x, parameters))
+
+
+def test_no_rows_are_no_work(run_kernel, target):
+    weight = powers(np.random.default_rng(0), 20, 19, octaves=7)
+    x = np.zeros((0, 20), np.float32)
+    y = run(run_kernel, target, Linear("shift", 20, 19, 4, "int8"), x, packed(weight, 4))
+    assert y.shape == (0, 19)
