@@ -295,3 +295,20 @@ class PatchEmbed:
         features = self.projection.outputs
         norm = [("norm_scale", (features,), "float32"), ("norm_bias", (features,), "float32")]
         return _prefixed("projection", self.projection) + norm
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """A LayerNorm by itself.
+
+    Attributes:
+      channels: of a row, a multiple of 16.
+      epsilon: added to the variance.
+    """
+
+    channels: int
+    epsilon: float
+
+    def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
+        """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
+        return [("scale", (self.channels,), "float32"), ("bias", (self.channels,), "float32")]

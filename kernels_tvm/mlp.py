@@ -36,7 +36,8 @@ def mlp_kernel(target: Target, threads: int, mlp: Mlp):
             image, top = T.bind(T.floordiv(task, threads)), T.bind(T.floormod(task, threads) * band)
             bottom = T.bind(T.min(top + band, height))
             between = scratch((strip + 2 * margin) * padded_width * hidden)
-            _clear(between, (strip + 2 * margin) * padded_width * hidden)
+            for column in (0, padded_width - 1) if margin else ():
+                _clear_column(between, column, strip + 2 * margin, padded_width, hidden)
 
             with T.serial(0, T.ceildiv(T.max(bottom - top, 0), strip)) as number:
                 # Row `local` of the strip is row `above + local` of the grid.
@@ -118,9 +119,9 @@ def _group(target: Target, width: int) -> int:
     return max(size for size in range(1, target.convolved_tokens + 1) if width % size == 0)
 
 
-def _clear(buffer, size):
-    with T.serial(0, size // LANES) as vector:
-        T.buffer_store(buffer, constant(0), [lanes(vector * LANES)])
+def _clear_column(buffer, column, rows, width, channels):
+    with T.serial(0, rows) as row, T.serial(0, channels // LANES) as vector:
+        T.buffer_store(buffer, constant(0), [lanes((row * width + column) * channels + vector * LANES)])
 
 
 def _clear_rows(buffer, start, stop, row_size):

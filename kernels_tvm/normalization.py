@@ -1,9 +1,10 @@
-"""LayerNorm of one row, as the first step of what reads it."""
+"""LayerNorm of one row, as the first step of what reads it, or by itself."""
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import LANES
-from kernels_tvm.emit import add, constant, fold, lanes, local, splat
+from kernels_tvm.descriptions import LANES, LayerNorm
+from kernels_tvm.emit import Arguments, RowTiles, add, constant, fold, kernel, lanes, local, splat
+from kernels_tvm.targets import Target
 
 
 def layer_norm_row(load, channels: int, scale, bias, epsilon: float, write) -> None:
@@ -26,3 +27,27 @@ def layer_norm_row(load, channels: int, scale, bias, epsilon: float, write) -> N
         at = lanes(vector * LANES)
         value = (load(vector * LANES) - splat(mean)) * (splat(inverse) * scale[at]) + bias[at]
         write(vector * LANES, value)
+
+
+def layer_norm_kernel(target: Target, threads: int, norm: LayerNorm):
+    """From x [rows, channels] and the parameters to y, like x."""
+
+    def body(arguments: Arguments):
+        x = arguments("x", ("rows", norm.channels), "float32")
+        scale, bias = (arguments(name, shape, dtype) for name, shape, dtype in norm.arguments())
+        y = arguments("y", ("rows", norm.channels), "float32")
+        tiles = RowTiles(arguments.symbols["rows"], 4 * norm.channels, 1, threads)
+        with T.parallel(0, tiles.count) as tile:
+            start, count = tiles[tile]
+            with T.serial(0, count) as row:
+                token = T.bind(start + row)
+                layer_norm_row(
+                    lambda column: x[token, lanes(column)],
+                    norm.channels,
+                    scale,
+                    bias,
+                    norm.epsilon,
+                    lambda column, value: T.buffer_store(y, value, [token, lanes(column)]),
+                )
+
+    return kernel(body)

@@ -9,10 +9,9 @@ from jaxtyping import Array, Float
 from kernels_tvm.descriptions import Linear, PatchEmbed
 from shiftaddvit_jax.models.pyramid import SIDES, SR_RATIOS, STAGES, check_size, reductions, stage_arguments
 from shiftaddvit_jax.nn import Block, Primitives
-from shiftaddvit_jax.nn.kernels import is_packed, patch_embed_arrays
+from shiftaddvit_jax.nn.kernels import normalize, patch_embed_arrays, project, runs_on_kernels
 from shiftaddvit_jax.ops.custom_call import with_xla_gradient
 from shiftaddvit_jax.ops.fused import fused_patch_embed
-from shiftaddvit_jax.ops.implementation import float32_only, uses_tvm
 from shiftaddvit_jax.validation import check_images
 
 
@@ -92,28 +91,25 @@ class Stage(nn.Module):
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch rows columns features"]:
         dtype, epsilon = self.block["primitives"].dtype, self.block["layer_norm_eps"]
+        unsupported = "features are no multiple of 16" if self.features % 16 else None
+        implementation = self.block["primitives"].implementation
+        kernels = runs_on_kernels(self, x, implementation, self.block["train"], unsupported)
         x = OverlapPatchEmbed(
             self.features,
             self.patch_size,
             self.stride,
             epsilon,
             dtype,
-            self._has_kernel(x),
+            kernels,
             name="patch_embed",
         )(x)
         batch, *grid, channels = x.shape
         x = x.reshape(batch, -1, channels)
         for index, rate in enumerate(self.drop_path):
             x = Block(**self.block, drop_path=rate, name=f"block{index + 1}")(x, tuple(grid))
-        x = nn.LayerNorm(epsilon or 1e-6, dtype=dtype, name="norm")(x)
+        norm = nn.LayerNorm(epsilon or 1e-6, dtype=dtype, name="norm")
+        x = normalize(norm, self.variables["params"]["norm"], x) if kernels else norm(x)
         return x.reshape(batch, *grid, channels)
-
-    def _has_kernel(self, x):
-        if self.block["train"] or self.is_initializing():
-            return False
-        reason = float32_only(x) or ("features are no multiple of 16" if self.features % 16 else None)
-        packed = is_packed(self.variables["params"])
-        return reason is None and uses_tvm("a stage", self.block["primitives"].implementation, prefer=packed)
 
 
 class PyramidVisionTransformerV2(nn.Module):
@@ -184,9 +180,10 @@ class PyramidVisionTransformerV2(nn.Module):
             )(x)
         x = jnp.mean(x, axis=(1, 2))
         head_init = nn.initializers.truncated_normal(0.02)
-        logits = nn.Dense(self.num_classes, dtype=self.primitives.dtype, kernel_init=head_init, name="head")(
-            x
-        )
+        head = nn.Dense(self.num_classes, dtype=self.primitives.dtype, kernel_init=head_init, name="head")
+        if runs_on_kernels(self, x, self.primitives.implementation, train):
+            return project(head, self.variables["params"]["head"], x)
+        logits = head(x)
         return logits.astype(jnp.float32)
 
 

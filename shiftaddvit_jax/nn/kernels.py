@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 
+import flax.linen as nn
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, PyTree
 
-from kernels_tvm.descriptions import HammingLinear, Linear, Mlp, PatchEmbed, SoftmaxAttention
+from kernels_tvm.descriptions import HammingLinear, LayerNorm, Linear, Mlp, PatchEmbed, SoftmaxAttention
 from shiftaddvit_jax.ops import PackedWeight, pack_weight, power_of_two
 from shiftaddvit_jax.ops.activations import Activations
-from shiftaddvit_jax.ops.implementation import Implementation
+from shiftaddvit_jax.ops.custom_call import with_xla_gradient
+from shiftaddvit_jax.ops.fused import fused_layer_norm, fused_linear
+from shiftaddvit_jax.ops.implementation import Implementation, float32_only, uses_tvm
 
 Params = Mapping[str, PyTree]
 
@@ -34,6 +37,43 @@ def why_no_kernel(x: Array, kinds: tuple[str, ...], weight_bits: int, activation
         if weight_bits > 5:
             return f"packed weights have at most 5 bits, not {weight_bits}"
     return None
+
+
+def runs_on_kernels(
+    module: nn.Module, x: Array, implementation: Implementation, train: bool, unsupported: str | None = None
+) -> bool:
+    """Whether a module leaves all that it does in inference to TVM kernels; if not, its own modules choose.
+
+    ``None`` does for packed parameters.
+
+    Raises:
+      ValueError: an unknown implementation, or TVM asked for where it can't run at all.
+    """
+    if train or module.is_initializing() or unsupported or float32_only(x):
+        return False
+    return uses_tvm(type(module).__name__, implementation, prefer=is_packed(module.variables["params"]))
+
+
+def normalize(norm: nn.LayerNorm, params: Params, x: Float[Array, "*batch channels"]) -> Array:
+    """A LayerNorm by its kernel, with the gradient of the module."""
+    alone = norm.clone(parent=None)
+    description = LayerNorm(x.shape[-1], norm.epsilon)
+
+    def forward(x, params):
+        return fused_layer_norm(description, params, x)
+
+    return with_xla_gradient(forward, lambda x, params: alone.apply({"params": params}, x))(x, params)
+
+
+def project(dense: nn.Dense, params: Params, x: Float[Array, "*batch inputs"]) -> Array:
+    """A dense layer by its kernel, with the gradient of the module."""
+    alone = dense.clone(parent=None)
+    linear = Linear("dense", x.shape[-1], dense.features)
+
+    def forward(x, params):
+        return fused_linear(linear, linear_arrays(linear, params, 5), x)
+
+    return with_xla_gradient(forward, lambda x, params: alone.apply({"params": params}, x))(x, params)
 
 
 def describe_linear(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_tvm.descriptions import HammingLinear, Linear, Mlp, PatchEmbed, SoftmaxAttention
+from kernels_tvm.descriptions import HammingLinear, LayerNorm, Linear, Mlp, PatchEmbed, SoftmaxAttention
 from kernels_tvm.library import Kernel, host_target, thread_count
 from shiftaddvit_jax.ops.custom_call import call_kernel
 
@@ -23,6 +23,14 @@ def fused_linear(linear: Linear, arrays: Arrays, x: Float[Array, "*batch inputs"
     output = jax.ShapeDtypeStruct((rows.shape[0], linear.outputs), jnp.float32)
     (y,) = call_kernel(Kernel("linear", linear), [output], rows, *_in_order(linear, arrays))
     return y.reshape(*x.shape[:-1], linear.outputs)
+
+
+def fused_layer_norm(norm: LayerNorm, arrays: Arrays, x: Float[Array, "*batch channels"]) -> Array:
+    """LayerNorm of each row, float32."""
+    rows = x.reshape(-1, norm.channels)
+    output = jax.ShapeDtypeStruct(rows.shape, jnp.float32)
+    (y,) = call_kernel(Kernel("layer_norm", norm), [output], rows, *_in_order(norm, arrays))
+    return y.reshape(x.shape)
 
 
 def fused_mlp(mlp: Mlp, arrays: Arrays, x: Float[Array, "batch tokens channels"]) -> Array:
