@@ -66,6 +66,39 @@ def cache_folder() -> Path:
     return Path(root) / "shiftaddvit_jax" / "kernels"
 
 
+def kernel_key(kernel: Kernel) -> str:
+    """What identifies a kernel in a file of records."""
+    return f"{kernel.name} {json.dumps(dataclasses.asdict(kernel.description), sort_keys=True)}"
+
+
+def user_records(target: Target) -> Path:
+    """Where tuned tile sizes are kept: $XDG_DATA_HOME/shiftaddvit_jax/records, by default in ~/.local/share."""
+    root = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(root) / "shiftaddvit_jax" / "records" / f"{target.name}.json"
+
+
+def kernel_target(kernel: Kernel) -> Target:
+    """The machine's target with the tile sizes on record for a kernel: the user's, else the package's."""
+    target = host_target()
+    shipped = Path(__file__).parent / "records" / f"{target.name}.json"
+    for path in (user_records(target), shipped):
+        facts = _records(path).get(kernel_key(kernel))
+        if facts is not None:
+            facts = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()
+            }
+            return dataclasses.replace(target, **facts)
+    return target
+
+
+@cache
+def _records(path: Path) -> dict[str, dict]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+
+
 def entry_name(kernel: Kernel, target: Target, threads: int) -> str:
     """What identifies the compiled kernel, also as the name of a custom call."""
     depends_on = {
@@ -98,9 +131,9 @@ def load(kernel: Kernel):
     """
     import tvm
 
-    target, threads = host_target(), thread_count()
-    if target is None:
+    if host_target() is None:
         raise ValueError("no TVM kernels for this CPU; use implementation='xla' or None")
+    target, threads = kernel_target(kernel), thread_count()
     path = cache_folder() / f"{entry_name(kernel, target, threads)}.so"
     if path.is_file():
         try:

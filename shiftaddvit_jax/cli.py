@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,12 +14,15 @@ from rich.console import Console
 from rich.table import Table
 
 import shiftaddvit_jax
+from kernels_tvm.library import cache_folder, user_records
+from kernels_tvm.targets import host_target
 from shiftaddvit_jax import main as training
 from shiftaddvit_jax.analysis import count_operations, plot_bench
 from shiftaddvit_jax.analysis.bench import PEERS, bench_kernels, bench_model
 from shiftaddvit_jax.analysis.rounds import available_threads
 from shiftaddvit_jax.checkpoints import load_model, load_pretrained, save_model
 from shiftaddvit_jax.command import Parser, run_command, table_console
+from shiftaddvit_jax.compile import compile_kernels, tune_kernels
 from shiftaddvit_jax.data import load_dataset, load_image
 from shiftaddvit_jax.data.sources import SOURCES
 from shiftaddvit_jax.demo import print_report, run_demo
@@ -170,6 +174,38 @@ def bench(arguments: argparse.Namespace) -> None:
         plot_bench(report, arguments.plot)
 
 
+def _kernel_model(arguments):
+    return create_model(
+        arguments.model,
+        image_size=arguments.image_size,
+        **{name: parse_kinds(getattr(arguments, name)) for name in ("attention", "mlp", "projections")},
+        activations=arguments.activations,
+        implementation="tvm",
+    )
+
+
+def compile_model(arguments: argparse.Namespace) -> None:
+    """A model's kernels, compiled into the cache."""
+    model = _kernel_model(arguments)
+    start = time.perf_counter()
+    kernels = compile_kernels(model)
+    seconds = time.perf_counter() - start
+    print(f"{len(kernels)} kernels for {host_target().name} in {seconds:.1f} s, kept in {cache_folder()}")
+
+
+def tune_model(arguments: argparse.Namespace) -> None:
+    """Tile sizes for a model's kernels, measured here."""
+    results = tune_kernels(_kernel_model(arguments), arguments.batch)
+    table = Table(title=f"Kernels of {arguments.model} on {host_target().name}")
+    for column in ("kernel", "before (ms)", "after (ms)", "changed"):
+        table.add_column(column, justify="right" if "ms" in column else "left")
+    for kernel, facts, before, after in results:
+        changed = ", ".join(f"{name} {value}" for name, value in facts.items()) or "nothing"
+        table.add_row(kernel.name, f"{before * 1e3:.3f}", f"{after * 1e3:.3f}", changed)
+    table_console().print(table)
+    print(f"written to {user_records(host_target())}")
+
+
 def _print_bench(report):
     kernels = "model" not in report
     if kernels:
@@ -267,22 +303,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="every kernel instead of a model; of the options, only the last four count",
     )
-    command.add_argument(
-        "--attention",
-        default="hamming_linear",
-        metavar="KIND",
-        help=f"{per_stage[:-1]} (default: %(default)s)",
-    )
-    command.add_argument("--mlp", default="moe", metavar="KIND", help="the same (default: %(default)s)")
-    command.add_argument(
-        "--projections", default="dense", metavar="KIND", help="the same (default: %(default)s)"
-    )
-    command.add_argument(
-        "--activations",
-        choices=("float", "int8"),
-        default="float",
-        help="of shift layers; default: %(default)s",
-    )
+    _add_kinds(command)
     command.add_argument(
         "--implementation",
         action="append",
@@ -290,7 +311,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="may be repeated; default: tvm and xla",
     )
     command.add_argument("--batch", type=int, default=1, metavar="N", help="images at a time (default: 1)")
-    command.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")
     command.add_argument(
         "--peers",
         default="",
@@ -306,11 +326,41 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--json", metavar="FILE", help="write all figures there")
     command.add_argument("--plot", metavar="FILE", help="draw them there, as PNG or SVG")
 
+    command = add("compile", compile_model, "Compile a model's TVM kernels into the cache, ahead of its use.")
+    command.add_argument("model", metavar="MODEL", help="one of those of `shiftaddvit models`")
+    _add_kinds(command)
+
+    description = "Measure which tile sizes suit a model's TVM kernels here, and keep them (minutes)."
+    command = add("tune", tune_model, description)
+    command.add_argument("model", metavar="MODEL", help="one of those of `shiftaddvit models`")
+    _add_kinds(command)
+    command.add_argument("--batch", type=int, default=1, metavar="N", help="images at a time (default: 1)")
+
     command = add("predict", predict, "The five most probable classes of images.")
     _add_checkpoint(command)
     command.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG or PNG files")
     command.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _add_kinds(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--attention",
+        default="hamming_linear",
+        metavar="KIND",
+        help="one kind, or one a stage separated by commas (default: %(default)s)",
+    )
+    command.add_argument("--mlp", default="moe", metavar="KIND", help="the same (default: %(default)s)")
+    command.add_argument(
+        "--projections", default="dense", metavar="KIND", help="the same (default: %(default)s)"
+    )
+    command.add_argument(
+        "--activations",
+        choices=("float", "int8"),
+        default="float",
+        help="of shift layers; default: %(default)s",
+    )
+    command.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

@@ -1,10 +1,13 @@
 """TVM kernels as JAX custom calls."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from kernels_tvm import library
@@ -26,7 +29,28 @@ def call_kernel(
     kernel: library.Kernel, outputs: Sequence[jax.ShapeDtypeStruct], *arguments: Array
 ) -> list[Array]:
     """The outputs of a kernel. No gradient; under vmap it is called once for each element."""
+    recorded = _recorded.get()
+    if recorded is not None:
+        recorded[kernel] = [(array.shape, array.dtype.name) for array in (*arguments, *outputs)]
+        return [jnp.zeros(output.shape, output.dtype) for output in outputs]
     return jax.ffi.ffi_call(_register(kernel), list(outputs), vmap_method="sequential")(*arguments)
+
+
+_recorded: ContextVar[dict | None] = ContextVar("recorded", default=None)
+
+
+@contextmanager
+def record_kernels() -> Iterator[dict[library.Kernel, list[tuple[tuple[int, ...], str]]]]:
+    """Within it, calls are noted instead of made: kernels, with the shapes and dtypes they are called with.
+
+    Outputs follow arguments. For tracing alone, as by `jax.eval_shape`.
+    """
+    kernels = {}
+    token = _recorded.set(kernels)
+    try:
+        yield kernels
+    finally:
+        _recorded.reset(token)
 
 
 @cache
@@ -36,7 +60,7 @@ def _register(kernel: library.Kernel) -> str:
     import jax_tvm_ffi
 
     function = library.load(kernel)
-    name = "shiftaddvit." + library.entry_name(kernel, library.host_target(), library.thread_count())
+    name = "shiftaddvit." + library.entry_name(kernel, library.kernel_target(kernel), library.thread_count())
     jax_tvm_ffi.register_ffi_target(name, function, ["args", "rets"], platform="cpu")
     return name
 

@@ -1,0 +1,114 @@
+"""Which tile sizes suit a kernel on this machine: measured, one fact of the target at a time.
+
+The kernels' schedules are written by hand around a few numbers, so a search over those, with the kernel
+compiled and timed in this process, finds what a search over loop structures would.
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kernels_tvm.library import Kernel, build, kernel_key, kernel_target, user_records
+from kernels_tvm.targets import Target, host_target, thread_count
+
+# Of each fact, what is tried beside the target's own value.
+CHOICES = {
+    "avx2": {
+        "float_tile": ((4, 16), (6, 16), (3, 32)),
+        "int8_tile": ((3, 16), (4, 16), (6, 16)),
+        "strip_bytes": (160 * 1024, 320 * 1024, 640 * 1024),
+        "convolved_tokens": (1, 2, 4),
+    },
+    "avx512": {
+        "float_tile": ((6, 64), (12, 32), (4, 96)),
+        "int8_tile": ((6, 64), (12, 32)),
+        "strip_bytes": (256 * 1024, 512 * 1024, 1024 * 1024),
+        "convolved_tokens": (4, 7, 8),
+    },
+    # A matrix register's shape is fixed.
+    "amx": {"strip_bytes": (256 * 1024, 512 * 1024, 1024 * 1024), "convolved_tokens": (4, 7, 8)},
+}
+CHOICES |= {"avx_vnni": CHOICES["avx2"], "neon": CHOICES["avx2"], "avx512_vnni": CHOICES["avx512"]}
+ONLY_MLP = ("strip_bytes", "convolved_tokens")
+
+Shapes = Sequence[tuple[tuple[int, ...], str]]
+
+
+def tune(kernel: Kernel, shapes: Shapes, trials: Callable[[], None]) -> tuple[dict, float, float]:
+    """The facts that differ from the target's own, and seconds a call before and after.
+
+    Args:
+      kernel: what to tune.
+      shapes: shape and dtype of its arguments and outputs, in order.
+      trials: called once for each variant that was measured.
+    """
+    target, threads = kernel_target(kernel), thread_count()
+    arrays = _arrays(shapes)
+    before = best = _seconds(kernel, target, threads, arrays)
+    for name, values in _facts(kernel, target):
+        for value in values:
+            variant = dataclasses.replace(target, **{name: value})
+            if variant == target:
+                continue
+            seconds = _seconds(kernel, variant, threads, arrays)
+            trials()
+            # A gain within the noise is none.
+            if seconds < 0.97 * best:
+                best, target = seconds, variant
+    own = host_target()
+    fields = (field.name for field in dataclasses.fields(Target))
+    changed = {name: getattr(target, name) for name in fields if getattr(target, name) != getattr(own, name)}
+    return changed, before, best
+
+
+def count_trials(kernel: Kernel) -> int:
+    """How many variants `tune` measures at most."""
+    return sum(len(values) for _, values in _facts(kernel, kernel_target(kernel)))
+
+
+def save_record(kernel: Kernel, facts: dict) -> Path:
+    """Keep what `tune` found among this user's records, from where `load` takes it."""
+    path = user_records(host_target())
+    records = json.loads(path.read_text()) if path.is_file() else {}
+    records[kernel_key(kernel)] = facts
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        json.dump(records, file, indent=1, sort_keys=True)
+    os.replace(file.name, path)
+    return path
+
+
+def _facts(kernel, target) -> Iterator[tuple[str, tuple]]:
+    for name, values in CHOICES[target.name].items():
+        if kernel.name == "mlp" or name not in ONLY_MLP:
+            yield name, values
+
+
+def _arrays(shapes):
+    import tvm
+
+    rng = np.random.default_rng(0)
+    arrays = []
+    for shape, dtype in shapes:
+        if dtype == "float32":
+            array = rng.standard_normal(shape).astype(dtype) * 0.1
+        else:
+            limits = (-12, -6) if dtype == "int8" else (0, 255)
+            array = rng.integers(*limits, shape).astype(dtype)
+        arrays.append(tvm.runtime.tensor(array))
+    return arrays
+
+
+def _seconds(kernel, target, threads, arrays):
+    """The median of short runs, after one to warm up."""
+    import tvm
+
+    library = build(kernel, target, threads)
+    library["main"](*arrays)
+    timer = library.mod.time_evaluator("main", tvm.cpu(), number=3, repeat=15)
+    return float(np.median(timer(*arrays).results))
