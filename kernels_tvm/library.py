@@ -72,7 +72,7 @@ def kernel_key(kernel: Kernel) -> str:
 
 
 def user_records(target: Target) -> Path:
-    """Where tuned tile sizes are kept: $XDG_DATA_HOME/shiftaddvit_jax/records, by default in ~/.local/share."""
+    """Where tuned tile sizes are kept: in $XDG_DATA_HOME, by default ~/.local/share."""
     root = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(root) / "shiftaddvit_jax" / "records" / f"{target.name}.json"
 

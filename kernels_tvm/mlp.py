@@ -46,6 +46,8 @@ def mlp_kernel(target: Target, threads: int, mlp: Mlp):
                 _move_rows(between, strip, kept, padded_width * hidden)
                 start = T.bind(T.max(kept, 0 - above))
                 stop = T.bind(T.min(strip + 2 * margin, T.min(height, bottom + margin) - above))
+                # Rows above and below the grid.
+                _clear_rows(between, kept, start, padded_width * hidden)
                 _clear_rows(between, stop, strip + 2 * margin, padded_width * hidden)
 
                 def load_normalized(row, buffer, offset):

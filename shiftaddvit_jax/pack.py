@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
+from shiftaddvit_jax.models.create import init_function
 from shiftaddvit_jax.nn import ShiftDense
-from shiftaddvit_jax.nn.kernels import packed_bits
+from shiftaddvit_jax.nn.kernels import is_packed, packed_bits
 from shiftaddvit_jax.ops import pack_weight, unpack_weight
 
 
@@ -27,32 +28,45 @@ def pack(model: nn.Module, variables: PyTree) -> PyTree:
       ValueError: weights that are not single powers of two or have more than 5 bits, or variables that are
         packed already.
     """
-    flat = flatten_dict(variables["params"])
-    bits = packed_bits(model.primitives.activations)
-    changed, total, worst = 0, 0, 0.0
+    if is_packed(variables["params"]):
+        raise ValueError("the variables are packed already")
+    packed, moved = _pack(model, variables)
+    changed, total = (sum(int(layer[i]) for layer in moved) for i in range(2))
+    worst = max((float(error) for *_, error in moved), default=0.0)
+    if changed:
+        warnings.warn(
+            f"{changed} of {total} weights ({changed / total:.2%}) moved to fit "
+            f"{packed_bits(model.primitives.activations)} bits, by at most {worst:.1e} of their layer's "
+            "largest weight",
+            stacklevel=2,
+        )
+    return packed
+
+
+def packed_shapes(model: nn.Module) -> PyTree:
+    """The shapes and dtypes of `pack`'s result for a model."""
+    variables = jax.eval_shape(init_function(model), jax.random.key(0))
+    return jax.eval_shape(lambda variables: _pack(model, variables)[0], variables)
+
+
+def _pack(model, variables):
+    """The packed variables, and for each layer how many weights moved, of how many, and how far at most."""
+    flat, moved = flatten_dict(variables["params"]), []
     for path, layer in _shift_layers(model, variables).items():
-        if (*path, "codes") in flat:
-            raise ValueError("the variables are packed already")
         if layer.quantizer != "power_of_two" or layer.weight_bits > 5:
             raise ValueError(
                 f"{'/'.join(path)} can't be packed: expected single powers of two of at most 5 bits, got "
                 f"{layer.quantizer} of {layer.weight_bits} bits"
             )
         weight = layer.apply({"params": _subtree(flat, path)}, method="weight")
-        packed = pack_weight(weight, bits)
+        packed = pack_weight(weight, packed_bits(model.primitives.activations))
         error = jnp.abs(unpack_weight(packed, *weight.shape) - weight)
-        changed, total = changed + int(jnp.sum(error > 0)), total + weight.size
-        worst = max(worst, float(jnp.max(error / jnp.max(jnp.abs(weight)))))
+        largest = jnp.maximum(jnp.max(jnp.abs(weight)), jnp.finfo(jnp.float32).tiny)
+        moved.append((jnp.sum(error > 0), weight.size, jnp.max(error) / largest))
         for name in ("kernel", "sign", "exponent"):
             flat.pop((*path, name), None)
         flat |= {(*path, name): value for name, value in packed._asdict().items()}
-    if changed:
-        warnings.warn(
-            f"{changed} of {total} weights ({changed / total:.2%}) moved to fit {bits} bits, by at most "
-            f"{worst:.1e} of their layer's largest weight",
-            stacklevel=2,
-        )
-    return {**variables, "params": unflatten_dict(flat)}
+    return {**variables, "params": unflatten_dict(flat)}, moved
 
 
 def _shift_layers(model, variables) -> dict[tuple[str, ...], ShiftDense]:

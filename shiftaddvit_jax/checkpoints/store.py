@@ -13,6 +13,8 @@ from jaxtyping import PyTree
 
 from shiftaddvit_jax.models import create_model, model_arguments
 from shiftaddvit_jax.models.create import init_function
+from shiftaddvit_jax.nn.kernels import is_packed
+from shiftaddvit_jax.pack import packed_shapes
 from shiftaddvit_jax.reparameterize import check_variables
 
 DESCRIPTION = "model.json"
@@ -26,7 +28,7 @@ def save_model(
     Args:
       path: the folder; a checkpoint that is there is replaced.
       model: from `create_model` or `reparameterize`.
-      variables: the model's variables.
+      variables: the model's variables, packed (see `shiftaddvit_jax.pack`) or not.
       about: anything else to keep with it that JSON can hold, such as ``class_names``.
 
     Raises:
@@ -44,6 +46,8 @@ def save_model(
     temporary.mkdir(parents=True)
     try:
         description = {"model": model_arguments(model), **(about or {})}
+        if is_packed(variables["params"]):
+            description["packed"] = True
         (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(temporary / "variables", variables)
@@ -75,13 +79,16 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Mod
         ) from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}/model.json does not describe a model: {error}") from None
-    target = jax.eval_shape(init_function(saved), jax.random.key(0))
+    packed = description.get("packed", False)
+    target = packed_shapes(saved) if packed else jax.eval_shape(init_function(saved), jax.random.key(0))
     with ocp.StandardCheckpointer() as checkpointer:
         try:
             variables = checkpointer.restore(path / "variables", target)
         except (FileNotFoundError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{path}/variables does not hold what model.json describes: {reason}") from None
-    if model is not None:
+    if model is not None and packed and packed_shapes(model) != target:
+        raise ValueError(f"{path} is packed for another model than the one expected; pack that one's own")
+    if model is not None and not packed:
         check_variables(model, variables)
     return model or saved, variables, description
