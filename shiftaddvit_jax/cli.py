@@ -1,9 +1,11 @@
 """The command ``shiftaddvit``."""
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -31,6 +33,7 @@ from shiftaddvit_jax.models import create_model, list_models, model_row
 from shiftaddvit_jax.models.create import init_function
 from shiftaddvit_jax.nn import ATTENTION_KINDS, LINEAR_KINDS
 from shiftaddvit_jax.ops.implementation import IMPLEMENTATIONS
+from shiftaddvit_jax.pack import pack
 from shiftaddvit_jax.progress import track
 from shiftaddvit_jax.reparameterize import reparameterization_report, reparameterize
 from shiftaddvit_jax.train import evaluate
@@ -172,6 +175,21 @@ def bench(arguments: argparse.Namespace) -> None:
         write_json(Path(arguments.json), report)
     if arguments.plot:
         plot_bench(report, arguments.plot)
+
+
+def pack_checkpoint(arguments: argparse.Namespace) -> None:
+    """A checkpoint for inference, its shift weights as codes."""
+    model, variables, description = load_model(arguments.checkpoint)
+    primitives = dataclasses.replace(model.primitives, activations=arguments.activations)
+    model = model.clone(primitives=primitives)
+    with warnings.catch_warnings(record=True) as losses:
+        packed = pack(model, variables)
+    for loss in losses:
+        print(loss.message)
+    about = {name: value for name, value in description.items() if name != "model"}
+    save_model(arguments.output, model, packed, about)
+    sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e3 for tree in (variables, packed)]
+    print(f"written to {arguments.output}: {sizes[0]:,.0f} kB became {sizes[1]:,.0f} kB")
 
 
 def _kernel_model(arguments):
@@ -325,6 +343,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--json", metavar="FILE", help="write all figures there")
     command.add_argument("--plot", metavar="FILE", help="draw them there, as PNG or SVG")
+
+    command = add("pack", pack_checkpoint, "Pack a checkpoint's shift weights into codes, for inference.")
+    _add_checkpoint(command)
+    command.add_argument(
+        "--activations", choices=("float", "int8"), default="float", help="default: %(default)s"
+    )
+    command.add_argument("--output", required=True, metavar="DIR", help="where the packed checkpoint goes")
 
     command = add("compile", compile_model, "Compile a model's TVM kernels into the cache, ahead of its use.")
     command.add_argument("model", metavar="MODEL", help="one of those of `shiftaddvit models`")
