@@ -2,7 +2,8 @@
 
 An entry is named by what it depends on: the kernel and its description, the target, the number of threads,
 TVM's version and the text of this package. Entries are written under a temporary name and renamed, so
-concurrent processes and a kill leave nothing half written; what does not load is compiled again.
+concurrent processes and a kill leave nothing half written. Each ends with its hash, since loading a damaged
+library can crash the process; what is damaged or does not load is compiled again.
 """
 
 import dataclasses
@@ -135,10 +136,10 @@ def load(kernel: Kernel):
         raise ValueError("no TVM kernels for this CPU; use implementation='xla' or None")
     target, threads = kernel_target(kernel), thread_count()
     path = cache_folder() / f"{entry_name(kernel, target, threads)}.so"
-    if path.is_file():
+    if _is_intact(path):
         try:
             return tvm.runtime.load_module(str(path))["main"]
-        except Exception:  # whatever a corrupt file makes the loader raise
+        except Exception:  # whatever a library of another system makes the loader raise
             path.unlink(missing_ok=True)
     library = build(kernel, target, threads)
     if _save(library, path):
@@ -162,7 +163,19 @@ def _save(library, path: Path) -> bool:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             temporary = Path(folder) / path.name
             library.export_library(str(temporary))
+            with temporary.open("ab") as file:  # loaders ignore what follows a library
+                file.write(hashlib.sha256(temporary.read_bytes()).digest())
             os.replace(temporary, path)
     except OSError:
         return False
     return True
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether there is a file that ends with the hash of what is before."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    size = hashlib.sha256().digest_size
+    return hashlib.sha256(content[:-size]).digest() == content[-size:]

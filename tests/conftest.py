@@ -1,3 +1,4 @@
+import functools
 import os
 import shutil
 import tempfile
@@ -10,6 +11,9 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+
+from kernels_tvm import library, targets
+from shiftaddvit_jax.ops import custom_call
 
 # Each example may compile, so none has a deadline; derandomized, so that a run repeats the one before it.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40, database=None)
@@ -42,6 +46,36 @@ def implementation(request):
 def xla_implementation(request):
     """For what no kernel computes; tests/ops/test_implementation.py says what the kernels say to it."""
     return request.param
+
+
+@functools.cache
+def kernel_caches(target, threads):
+    """Functions that compile and register kernels, as a process on such a machine has them."""
+    return functools.cache(library.load.__wrapped__), functools.cache(custom_call._register.__wrapped__)
+
+
+@pytest.fixture
+def on_machine(monkeypatch):
+    """Has kernels compiled for another target or number of threads than this machine's."""
+    here = targets.host_target(), targets.thread_count()
+    what_it_has = (targets.host_target, targets.thread_count, custom_call.unavailable)
+
+    def choose(target=None, threads=None):
+        for name, value in (("SHIFTADDVIT_TARGET", target), ("TVM_NUM_THREADS", threads)):
+            if value is not None:
+                monkeypatch.setenv(name, str(value))
+        for cached in what_it_has:
+            cached.cache_clear()
+        there = targets.host_target(), targets.thread_count()
+        if there != here:
+            load, register = kernel_caches(*there)
+            monkeypatch.setattr(library, "load", load)
+            monkeypatch.setattr(custom_call, "_register", register)
+
+    yield choose
+    monkeypatch.undo()
+    for cached in what_it_has:
+        cached.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,10 @@ def test_int8_shift_layers_of_any_tokens_are_numpys_integers_times_their_scales(
     weight = powers(rng, 67, 150, octaves=7)
     linear = Linear("shift", 67, 150, 4, "int8", shifts)
     y = run(run_kernel, target, linear, x, packed(weight, 4))
-    np.testing.assert_array_equal(y, int8_product(x, weight))
+    # A product may be rounded to float32 before it is rounded to a whole number, or not.
+    inverse = np.float32(127) / np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(1e-30))
+    clear = np.all(np.rint(x * inverse) == np.rint(x.astype(np.float64) * inverse), axis=1)
+    np.testing.assert_array_equal(y[clear], int8_product(x, weight)[clear])
 
 
 @SHIFTS

@@ -1,0 +1,211 @@
+import hashlib
+import shutil
+import stat
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from kernels_tvm import library, targets
+from kernels_tvm.descriptions import MatAdd
+from kernels_tvm.library import Kernel
+
+KERNEL = Kernel("matadd", MatAdd(3, 2, "int8"))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return library.cache_folder()
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    """The kernels compiled so far."""
+    compiled, build = [], library.build
+
+    def record(kernel, *arguments):
+        compiled.append(kernel)
+        return build(kernel, *arguments)
+
+    monkeypatch.setattr(library, "build", record)
+    return compiled
+
+
+def load():
+    """The kernel as a process that has not loaded it finds it, once it has added two numbers."""
+    import tvm
+
+    function = library.load.__wrapped__(KERNEL)
+    codes, values = np.int8([[[1, -1, 0]]]), np.int8([[[5, 6], [7, 9], [1, 1]]])
+    y = tvm.runtime.empty((1, 1, 2), "int32")
+    function(tvm.runtime.tensor(codes), tvm.runtime.tensor(values), y)
+    np.testing.assert_array_equal(y.numpy(), [[[-2, -3]]])
+    return function
+
+
+# What a process of its own does before `load`. Without torch, which TVM looks for, it starts sooner.
+PROCESS = f"""
+import os, signal, sys
+sys.modules["torch"] = None
+import numpy as np
+from kernels_tvm import library
+from kernels_tvm.descriptions import MatAdd
+from kernels_tvm.library import Kernel
+KERNEL = Kernel{tuple(KERNEL)}
+"""
+LOAD = """
+import tvm
+y = tvm.runtime.empty((1, 1, 2), "int32")
+library.load(KERNEL)(
+    tvm.runtime.tensor(np.int8([[[1, -1, 0]]])), tvm.runtime.tensor(np.int8([[[5, 6], [7, 9], [1, 1]]])), y
+)
+assert y.numpy().tolist() == [[[-2, -3]]]
+"""
+
+
+def start(*code):
+    """A process in this environment; its standard error is a pipe."""
+    program = PROCESS + "".join(textwrap.dedent(part) for part in code)
+    return subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+def entries(folder):
+    return [path.name for path in folder.iterdir()]
+
+
+def test_a_compiled_kernel_is_one_file_in_a_folder_of_the_users_alone(folder):
+    load()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    name = library.entry_name(KERNEL, targets.host_target(), targets.thread_count())
+    assert entries(folder) == [f"{name}.so"]
+
+
+def test_without_xdg_cache_home_the_folder_is_in_the_home(monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert library.cache_folder() == tmp_path / ".cache" / "shiftaddvit_jax" / "kernels"
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_kernel_is_compiled_once(builds):
+    load()
+    load()
+    assert builds == [KERNEL]
+
+
+def test_another_process_loads_what_this_one_compiled(folder):
+    load()
+    finish(start("library.build = None", LOAD))
+    assert len(entries(folder)) == 1
+
+
+def test_two_processes_at_once_compile_and_load_the_same_kernel(folder):
+    processes = [start(LOAD), start(LOAD)]
+    for process in processes:
+        finish(process)
+    assert len(entries(folder)) == 1
+    load()
+
+
+def changed(content):
+    return content[:5000] + bytes([content[5000] ^ 1]) + content[5001:]
+
+
+def with_its_hash(content):
+    return content + hashlib.sha256(content).digest()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 3],
+        lambda content: content[:-1],
+        changed,
+        lambda content: with_its_hash(b"no library"),
+        lambda content: with_its_hash(content[:100]),
+    ],
+    ids=["empty", "a third", "a byte less", "a changed bit", "text", "a header"],
+)
+def test_a_damaged_entry_is_compiled_again(folder, builds, tmp_path, monkeypatch, damage):
+    load()
+    (entry,) = folder.iterdir()
+    # Elsewhere: the library that is loaded stays as it is.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "damaged"))
+    library.cache_folder().mkdir(parents=True)
+    (library.cache_folder() / entry.name).write_bytes(damage(entry.read_bytes()))
+    load()
+    load()
+    assert builds == [KERNEL] * 2
+    assert entries(library.cache_folder()) == [entry.name]
+
+
+def test_a_process_killed_while_it_writes_leaves_no_entry(folder, builds):
+    killed = start(
+        """
+        from kernels_tvm import library
+        def write_half(self, path):
+            with open(path, "wb") as file:
+                file.write(b"half a library")
+            os.kill(os.getpid(), signal.SIGKILL)
+        import tvm
+        tvm.runtime.Executable.export_library = write_half
+        """,
+        LOAD,
+    )
+    killed.communicate(timeout=300)
+    assert killed.returncode == -9
+    assert not list(folder.glob("*.so"))
+    load()
+    assert builds == [KERNEL]
+    assert len(list(folder.glob("*.so"))) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_done_without(monkeypatch, tmp_path, builds):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    load()
+    assert builds == [KERNEL]
+
+
+def test_a_machine_without_a_linker_keeps_kernels_for_the_process(folder, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    load()
+    assert not folder.exists()
+
+
+def test_a_cpu_that_is_no_target_is_an_error(monkeypatch):
+    monkeypatch.setattr(library, "host_target", lambda: None)
+    with pytest.raises(ValueError, match="no TVM kernels for this CPU; use implementation='xla' or None"):
+        library.load.__wrapped__(KERNEL)
+
+
+def test_an_entry_is_named_by_all_that_it_depends_on(monkeypatch):
+    amx, avx2 = (targets.named_target(name) for name in ("amx", "avx2"))
+
+    def name(kernel=KERNEL, target=amx, threads=2):
+        return library.entry_name(kernel, target, threads)
+
+    names = {
+        name(),
+        name(Kernel("hamming_product", KERNEL.description)),
+        name(Kernel("matadd", MatAdd(3, 2))),
+        name(Kernel("matadd", MatAdd(2, 3, "int8"))),
+        name(target=avx2),
+        name(threads=3),
+    }
+    monkeypatch.setattr(library, "_source_hash", lambda: "other")
+    names.add(name())
+    monkeypatch.setattr(library.metadata, "version", lambda package: "other")
+    names.add(name())
+    assert len(names) == 8
+    assert all(name.startswith(("matadd-", "hamming_product-")) for name in names)

@@ -1,0 +1,47 @@
+import jax
+import numpy as np
+import pytest
+
+from shiftaddvit_jax.models.pvt_v2 import OverlapPatchEmbed
+
+
+def variables_and_images(embed, shape):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape).astype(np.float32)
+    shapes = jax.eval_shape(embed.init, jax.random.key(0), x)
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes), x
+
+
+def reference(params, x, patch, stride, eps):
+    """Each token's patch, cut out of the padded image, times the kernel; then the LayerNorm, in float64."""
+    margin = patch // 2
+    padded = np.pad(x.astype(np.float64), ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+    rows, columns = ((side + 2 * margin - patch) // stride + 1 for side in x.shape[1:3])
+    kernel = params["proj"]["kernel"].astype(np.float64)
+    y = np.empty((len(x), rows, columns, kernel.shape[-1]))
+    for row, column in np.ndindex(rows, columns):
+        top, left = row * stride, column * stride
+        window = padded[:, top : top + patch, left : left + patch]
+        y[:, row, column] = np.tensordot(window, kernel, 3) + params["proj"]["bias"]
+    centred = y - y.mean(axis=-1, keepdims=True)
+    deviation = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + eps)
+    return centred / deviation * params["norm"]["scale"] + params["norm"]["bias"]
+
+
+@pytest.mark.parametrize("use_kernel", [False, True], ids=["xla", "tvm"])
+@pytest.mark.parametrize(
+    ("shape", "patch", "stride"),
+    [
+        ((2, 21, 34, 3), 7, 4),
+        ((1, 9, 6, 20), 3, 2),
+        ((1, 1, 1, 3), 7, 4),
+        ((3, 2, 1, 16), 3, 2),
+        ((1, 5, 5, 1), 3, 2),
+    ],
+)
+def test_overlapping_patches_are_their_formula_in_float64(use_kernel, shape, patch, stride):
+    embed = OverlapPatchEmbed(48, patch, stride, 1e-3, None, use_kernel)
+    variables, x = variables_and_images(embed, shape)
+    y = jax.jit(embed.apply)(variables, x)
+    expected = reference(variables["params"], x, patch, stride, 1e-3)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
