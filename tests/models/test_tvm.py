@@ -1,0 +1,95 @@
+import dataclasses
+import functools
+import re
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+import shiftaddvit_jax as sav
+from shiftaddvit_jax.compile import compile_kernels, kernels_of
+
+
+@functools.cache
+def model_and_packed(activations="float", mlp="moe"):
+    model = sav.create_model(
+        "pvt_v2_nano", num_classes=10, attention="hamming_linear", mlp=mlp, activations=activations
+    )
+    variables = sav.init_variables(model, jax.random.key(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that 4 bits move some weights
+        return model, sav.pack(model, variables)
+
+
+def on(model, implementation):
+    return model.clone(primitives=dataclasses.replace(model.primitives, implementation=implementation))
+
+
+@functools.cache
+def apply_function(activations, implementation):
+    model, _ = model_and_packed(activations)
+    return jax.jit(on(model, implementation).apply)
+
+
+def both(packed, x, activations="float"):
+    return [apply_function(activations, implementation)(packed, x) for implementation in ("tvm", "xla")]
+
+
+def images(batch, side=32):
+    return jax.random.normal(jax.random.key(1), (batch, side, side, 3))
+
+
+@pytest.mark.parametrize(("batch", "side"), [(1, 32), (3, 32), (1, 45)])
+def test_a_models_logits_are_xlas(batch, side):
+    _, packed = model_and_packed()
+    logits, reference = both(packed, images(batch, side))
+    np.testing.assert_allclose(logits, reference, rtol=0, atol=1e-4)
+
+
+def test_a_models_int8_logits_are_nearly_xlas():
+    _, packed = model_and_packed("int8")
+    logits, reference = both(packed, images(2), "int8")
+    np.testing.assert_allclose(logits, reference, rtol=0, atol=2e-3)
+
+
+def test_packed_weights_run_on_kernels_by_themselves():
+    model, packed = model_and_packed(mlp="shift")
+    lowered = jax.jit(lambda x: model.apply(packed, x)).lower(images(1)).as_text()
+    assert len(re.findall("shiftaddvit\\.", lowered)) >= 17
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    _, packed = model_and_packed()
+    apply, batch = apply_function("float", "tvm"), images(3)
+    together = apply(packed, batch)
+    alone = jnp.concatenate([apply(packed, image[None]) for image in batch])
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("expert", ["dense", "shift"])
+def test_all_tokens_may_go_to_one_expert(expert):
+    _, packed = model_and_packed()
+    bias = jnp.asarray([100.0, -100.0] if expert == "dense" else [-100.0, 100.0])
+    flat = flatten_dict(packed)
+    routed = unflatten_dict({k: bias if k[-2:] == ("router", "bias") else v for k, v in flat.items()})
+    logits, reference = both(routed, images(1))
+    np.testing.assert_allclose(logits, reference, rtol=0, atol=1e-4)
+
+
+def test_a_packed_checkpoint_comes_back_bit_for_bit(tmp_path):
+    model, packed = model_and_packed()
+    sav.save_model(tmp_path / "model", model, packed)
+    _, loaded, description = sav.load_model(tmp_path / "model")
+    assert description["packed"]
+    jax.tree.map(np.testing.assert_array_equal, packed, loaded)
+
+
+def test_the_kernels_of_a_model_are_those_that_its_first_call_makes():
+    model, _ = model_and_packed()
+    compile_kernels(on(model, "tvm"))
+    named = {kernel.name for kernel in kernels_of(on(model, "tvm"))}
+    expected = {"patch_embed", "hamming_linear", "softmax_attention", "mlp", "layer_norm", "linear"}
+    assert named == expected
