@@ -23,18 +23,21 @@ IMPLEMENTATIONS = (None, "xla", "tvm")
 XLA = (None, "xla")
 
 
-CACHE = pytest.StashKey[str]()
+FOLDER = pytest.StashKey[str]()
 
 
 def pytest_configure(config):
-    # Compiled kernels are kept for the session, for its workers too, and never in the user's cache.
+    # Compiled kernels are kept for the session, for its workers too, and never in the user's cache; tile sizes
+    # that the user tuned stay out of it.
     if not hasattr(config, "workerinput"):
-        config.stash[CACHE] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="shiftaddvit-tests-")
+        config.stash[FOLDER] = folder = tempfile.mkdtemp(prefix="shiftaddvit-tests-")
+        for name in ("cache", "data"):
+            os.environ[f"XDG_{name.upper()}_HOME"] = str(Path(folder) / name)
 
 
 def pytest_unconfigure(config):
-    if CACHE in config.stash:
-        shutil.rmtree(config.stash[CACHE], ignore_errors=True)
+    if FOLDER in config.stash:
+        shutil.rmtree(config.stash[FOLDER], ignore_errors=True)
 
 
 @pytest.fixture(scope="session", params=IMPLEMENTATIONS, ids=str)
