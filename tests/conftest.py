@@ -27,7 +27,7 @@ FOLDER = pytest.StashKey[str]()
 
 
 def pytest_configure(config):
-    # Compiled kernels are kept for the session, for its workers too, and never in the user's cache; tile sizes
+    # Compiled kernels are kept for the session, for its workers too, never in the user's cache; tile sizes
     # that the user tuned stay out of it.
     if not hasattr(config, "workerinput"):
         config.stash[FOLDER] = folder = tempfile.mkdtemp(prefix="shiftaddvit-tests-")

@@ -13,15 +13,14 @@ from shiftaddvit_jax.nn.kernels import (
     attention_arrays,
     describe_linear,
     describe_mlp,
-    is_packed,
     mlp_arrays,
+    runs_on_kernels,
     why_no_kernel,
 )
 from shiftaddvit_jax.nn.linear import Primitives
 from shiftaddvit_jax.nn.mlp import Mlp
 from shiftaddvit_jax.ops.custom_call import with_xla_gradient
 from shiftaddvit_jax.ops.fused import fused_attention, fused_mlp
-from shiftaddvit_jax.ops.implementation import uses_tvm
 
 MOST_SOFTMAX_TOKENS = 64  # for which softmax attention has a kernel
 
@@ -122,11 +121,9 @@ class Block(nn.Module):
     def _has_kernel(self, x, kind):
         """Whether a whole branch of this block, with linear layers of a kind, is left to one TVM kernel."""
         watched = self.is_mutable_collection("routing")
-        if self.train or self.is_initializing() or watched:
-            return False
-        reason = why_no_kernel(x, (kind,), self.primitives.weight_bits, self.primitives.activations)
-        packed = is_packed(self.variables["params"])
-        return reason is None and uses_tvm("a block", self.primitives.implementation, prefer=packed)
+        primitives = self.primitives
+        reason = why_no_kernel(x, (kind,), primitives.weight_bits, primitives.activations)
+        return runs_on_kernels(self, x, primitives.implementation, self.train or watched, reason)
 
     def _is_fused_attention(self, x):
         channels = x.shape[-1]
