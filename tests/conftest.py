@@ -27,8 +27,8 @@ FOLDER = pytest.StashKey[str]()
 
 
 def pytest_configure(config):
-    # Compiled kernels are kept for the session, for its workers too, and never in the user's cache; tile sizes
-    # that the user tuned stay out of it.
+    # Compiled kernels are kept for the session, for its workers too, and never in the user's cache. Tile
+    # sizes that the user tuned are not read.
     if not hasattr(config, "workerinput"):
         config.stash[FOLDER] = folder = tempfile.mkdtemp(prefix="shiftaddvit-tests-")
         for name in ("cache", "data"):
