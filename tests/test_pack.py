@@ -1,0 +1,193 @@
+import dataclasses
+import functools
+import math
+import re
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+import shiftaddvit_jax as sav
+from kernels_tvm import library
+from shiftaddvit_jax.models.create import init_function
+from shiftaddvit_jax.ops import custom_call
+from shiftaddvit_jax.pack import packed_shapes
+
+KINDS = {
+    "attention": "msa",
+    "mlp": ("shift", "moe", "shift", "dense"),
+    "projections": ("shift", "dense", "dense", "dense"),
+}
+ACTIVATIONS = pytest.mark.parametrize("activations", ["float", "int8"])
+
+
+@functools.cache
+def model_and_variables(activations):
+    model = sav.create_model("pvt_v2_nano", num_classes=10, activations=activations, **KINDS)
+    shapes = jax.eval_shape(init_function(model), jax.random.key(0))
+    rng = np.random.default_rng(0)
+    return model, jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), shapes)
+
+
+@functools.cache
+def packed_variables(activations):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if activations == "int8" else "error")
+        return sav.pack(*model_and_variables(activations))
+
+
+def images(batch=2):
+    return np.random.default_rng(1).normal(size=(batch, 32, 32, 3)).astype(np.float32)
+
+
+@functools.cache
+def jitted(activations, implementation):
+    model, _ = model_and_variables(activations)
+    primitives = dataclasses.replace(model.primitives, implementation=implementation)
+    return jax.jit(model.clone(primitives=primitives).apply)
+
+
+def runs_a_kernel(function, variables):
+    return "shiftaddvit." in function.lower(variables, images()).as_text()
+
+
+def flat(variables):
+    return flatten_dict(variables["params"])
+
+
+def shift_kernels(variables):
+    """The weights of the shift layers, by their layers' paths."""
+    layers = [("stage1", "block1", "attn", name) for name in ("qkv", "proj")]
+    for stage, expert in (("stage1", ()), ("stage2", ("shift",)), ("stage3", ())):
+        layers += [(stage, "block1", "mlp", name, *expert) for name in ("fc1", "fc2")]
+    return {layer: flat(variables)[(*layer, "kernel")] for layer in layers}
+
+
+def powers(kernel):
+    return np.sign(kernel) * 2.0 ** np.clip(np.round(np.log2(np.abs(kernel.astype(np.float64)))), -14, 0)
+
+
+def octaves(weight):
+    smallest = np.abs(weight).max(axis=0) / 64
+    return np.sign(weight) * np.select(
+        [np.abs(weight) >= smallest, np.abs(weight) >= smallest / 2], [np.abs(weight), smallest], 0
+    )
+
+
+@ACTIVATIONS
+@pytest.mark.parametrize("implementation", ["xla", "tvm"])
+def test_packed_variables_give_the_logits_of_those_that_were_packed(activations, implementation):
+    _, variables = model_and_variables(activations)
+    function = jitted(activations, implementation)
+    packed, unpacked = (function(each, images()) for each in (packed_variables(activations), variables))
+    np.testing.assert_allclose(packed, unpacked, rtol=0, atol=1e-6 * np.abs(unpacked).max())
+
+
+@ACTIVATIONS
+def test_packing_changes_the_weights_of_shift_layers_alone(activations):
+    _, variables = model_and_variables(activations)
+    before, after = flat(variables), flat(packed_variables(activations))
+    layers = shift_kernels(variables)
+    made = {(*path, name) for path in layers for name in ("codes", "exponent")}
+    assert before.keys() - after.keys() == {(*path, "kernel") for path in layers}
+    assert after.keys() - before.keys() == made
+    for path in before.keys() & after.keys():
+        np.testing.assert_array_equal(before[path], after[path])
+
+
+def test_with_float_activations_packing_moves_nothing_and_warns_of_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sav.pack(*model_and_variables("float"))
+
+
+def test_with_int8_activations_a_warning_says_how_many_weights_moved_and_how_far():
+    model, variables = model_and_variables("int8")
+    weights = [powers(kernel) for kernel in shift_kernels(variables).values()]
+    changed = sum(np.count_nonzero(octaves(weight) != weight) for weight in weights)
+    total = sum(weight.size for weight in weights)
+    worst = max(np.abs(octaves(weight) - weight).max() / np.abs(weight).max() for weight in weights)
+    message = (
+        f"{changed} of {total} weights ({changed / total:.2%}) moved to fit 4 bits, by at most {worst:.1e} "
+        "of their layer's largest weight"
+    )
+    assert changed > 0
+    with pytest.warns(UserWarning, match=re.escape(message)):
+        sav.pack(model, variables)
+
+
+def test_int8_weights_within_seven_octaves_move_nowhere():
+    model, variables = model_and_variables("int8")
+    near = jax.tree.map(lambda leaf: np.sign(leaf) * np.clip(np.abs(leaf), 0.1, 0.9), variables)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sav.pack(model, near)
+
+
+def test_what_is_packed_is_not_packed_again():
+    model, _ = model_and_variables("float")
+    with pytest.raises(ValueError, match="packed already"):
+        sav.pack(model, packed_variables("float"))
+
+
+def test_weights_of_more_than_five_bits_are_an_error_that_names_the_layer():
+    model, variables = model_and_variables("float")
+    wide = model.clone(primitives=dataclasses.replace(model.primitives, weight_bits=6))
+    with pytest.raises(ValueError, match=r"stage1/.* can't be packed: .* got power_of_two of 6 bits"):
+        sav.pack(wide, variables)
+
+
+@ACTIVATIONS
+def test_none_runs_packed_variables_on_kernels_and_others_on_xla(activations):
+    _, variables = model_and_variables(activations)
+    function = jitted(activations, None)
+    assert runs_a_kernel(function, packed_variables(activations))
+    assert not runs_a_kernel(function, variables)
+
+
+@pytest.fixture
+def without_tvm(monkeypatch):
+    monkeypatch.setattr(library, "is_installed", lambda: False)
+    custom_call.unavailable.cache_clear()
+    yield
+    custom_call.unavailable.cache_clear()
+
+
+@pytest.mark.usefixtures("without_tvm")
+@ACTIVATIONS
+def test_without_tvm_none_runs_packed_variables_on_xla(activations):
+    model, _ = model_and_variables(activations)
+    function = jax.jit(lambda variables, x: model.apply(variables, x))
+    packed = packed_variables(activations)
+    assert not runs_a_kernel(function, packed)
+    np.testing.assert_array_equal(function(packed, images()), jitted(activations, "xla")(packed, images()))
+
+
+@pytest.mark.usefixtures("without_tvm")
+def test_without_tvm_a_model_that_asks_for_it_says_what_to_install():
+    with pytest.raises(ValueError, match=r"can't run on TVM here: TVM is not installed \(pip install"):
+        jitted("float", "tvm").__wrapped__(packed_variables("float"), images())
+
+
+def test_int8_activations_refuse_weights_packed_with_five_bits():
+    with pytest.raises(ValueError, match="int8 activations need weights of 4 bits, these have 5; pack"):
+        jitted("int8", "tvm").lower(packed_variables("float"), images())
+
+
+@pytest.mark.parametrize("activations", ["float", "int8"])
+@pytest.mark.parametrize(
+    ("name", "layers"), [("pvt_v2_b0", 2 * 8), ("pvt_tiny", 2 * 8), ("deit_tiny", 2 * 12)]
+)
+def test_the_weights_of_every_shift_layer_take_a_sixth_of_their_bytes(name, layers, activations):
+    model = sav.create_model(name, mlp="shift", activations=activations)
+    before = flat(jax.eval_shape(init_function(model), jax.random.key(0)))
+    after = flat(packed_shapes(model))
+    packed = [path[:-1] for path in after if path[-1] == "codes"]
+    assert len(packed) == layers
+    for path in packed:
+        kernel = before[(*path, "kernel")]
+        codes, exponent = after[(*path, "codes")], after[(*path, "exponent")]
+        assert (codes.dtype, exponent.dtype) == (np.uint8, np.int8)
+        assert math.prod(codes.shape) + math.prod(exponent.shape) <= kernel.size * 4 / 6
