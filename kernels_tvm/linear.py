@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.decoding import decode_float, decode_int8, decode_shifts, power_of_two, quantize_row
+from kernels_tvm.decoding import decode_float, decode_int8, decode_shifts, power_of_two
 from kernels_tvm.descriptions import LANES, Linear, round_up
 from kernels_tvm.emit import (
     RowTiles,
@@ -225,7 +225,7 @@ class _ShiftInt8:
             self.panels.sum_columns(panel, columns)
 
     def rows(self, capacity):
-        return Int8Rows(self.target, capacity, self.linear.width, quantize_row)
+        return Int8Rows(self.target, capacity, self.linear.width)
 
     def multiply(self, rows, count, store):
         product = shift_product if self.linear.shifts else int8_product

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from tvm.script.ir_builder import tirx as T
 
+from kernels_tvm.decoding import quantize_row
 from kernels_tvm.descriptions import LANES, round_up
 from kernels_tvm.emit import constant, lanes, local, scratch, splat, when
 from kernels_tvm.targets import Target
@@ -166,15 +167,15 @@ class FloatRows:
 class Int8Rows:
     """A tile's rows for `int8_product`: whole numbers plus the target's offset, and each row's scale."""
 
-    def __init__(self, target: Target, capacity: int, width: int, quantize: Callable):
-        self.target, self.width, self.quantize = target, width, quantize
+    def __init__(self, target: Target, capacity: int, width: int):
+        self.target, self.width = target, width
         # A matrix register reads 64 numbers of a row, whatever follows it.
         self.whole = scratch(capacity * width + AMX_INT8_INPUTS, "uint8")
         self.scale = scratch(capacity)
 
     def put(self, x, base, slot) -> None:
         """Write row ``slot`` from the float32 numbers of ``x`` from ``base`` on."""
-        self.quantize(self.target, x, base, self.width, self.whole, slot * self.width, self.scale, slot)
+        quantize_row(self.target, x, base, self.width, self.whole, slot * self.width, self.scale, slot)
 
 
 def _bfloat16_parts(value):

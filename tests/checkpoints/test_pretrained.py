@@ -79,12 +79,14 @@ def run_torch(model, images, **options):
     return logits, outputs
 
 
+def _is_block_call(module, method):
+    return isinstance(module, Block) and method == "__call__"
+
+
 def run_jax(model, variables, images):
     @jax.jit
     def run(variables, images):
-        return model.apply(
-            variables, images, capture_intermediates=lambda module, _: isinstance(module, Block)
-        )
+        return model.apply(variables, images, capture_intermediates=_is_block_call)
 
     logits, state = run(variables, images)
     flat = flatten_dict(state["intermediates"])
