@@ -200,3 +200,23 @@ def test_pretrained_weights_become_a_reparameterized_checkpoint(tmp_path, capsys
 )
 def test_pretrained_weights_that_cannot_be_had_are_refused(arguments, message, tmp_path, capsys):
     assert message in fails(capsys, "reparameterize", *arguments, "--output", tmp_path / "student")
+
+
+def test_pack_writes_a_packed_checkpoint_and_says_what_it_saves(tmp_path, capsys):
+    model = sav.create_model("pvt_v2_nano", num_classes=10, attention="msa", mlp="shift")
+    sav.save_model(tmp_path / "model", model, sav.init_variables(model, jax.random.key(0)))
+    assert main(["pack", "--checkpoint", f"{tmp_path}/model", "--output", f"{tmp_path}/packed"]) == 0
+    assert "kB became" in capsys.readouterr().out
+    assert sav.load_model(tmp_path / "packed")[2]["packed"]
+
+
+def test_compile_says_how_many_kernels_it_made_and_where(capsys):
+    assert main(["compile", "pvt_v2_nano", "--mlp", "shift"]) == 0
+    said = capsys.readouterr().out
+    assert "kernels for" in said
+    assert "shiftaddvit_jax/kernels" in said
+
+
+@pytest.mark.parametrize("command", ["compile", "tune"])
+def test_kernels_of_an_unknown_model_are_refused_with_the_nearest_names(command, capsys):
+    assert "did you mean" in fails(capsys, command, "pvt_v2_b9")
