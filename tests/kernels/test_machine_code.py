@@ -1,0 +1,149 @@
+"""What the compiled kernels consist of: for every target, whether or not this machine runs it."""
+
+import functools
+import re
+
+import pytest
+
+from kernels_tvm import library
+from kernels_tvm.descriptions import (
+    Binarize,
+    DepthwiseConv,
+    HammingLinear,
+    HammingProduct,
+    LayerNorm,
+    Linear,
+    MatAdd,
+    Mlp,
+    PatchEmbed,
+    SoftmaxAttention,
+)
+from kernels_tvm.library import Kernel
+from kernels_tvm.targets import TARGETS, named_target
+
+EVERY_TARGET = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+
+
+def mixture(inputs, outputs):
+    return Linear("moe", inputs, outputs, 4, "int8")
+
+
+INT8, FLOAT, SHIFTS = (
+    Kernel("linear", Linear("shift", 48, 80, *settings))
+    for settings in ((4, "int8"), (5, "float"), (4, "int8", True))
+)
+MATADDS = [Kernel("matadd", MatAdd(13, 70, dtype)) for dtype in ("int8", "float32")]
+MLP = Kernel("mlp", Mlp(mixture(48, 96), mixture(96, 48), 1e-6, 35, (5, 7)))
+EVERY_KERNEL = [
+    INT8,
+    FLOAT,
+    SHIFTS,
+    *MATADDS,
+    MLP,
+    Kernel("linear", mixture(48, 80)),
+    Kernel("hamming_linear", HammingLinear(mixture(48, 144), mixture(48, 48), 2, 35, True, 1e-6)),
+    Kernel("softmax_attention", SoftmaxAttention(mixture(48, 144), mixture(48, 48), 2, 35, 1e-6)),
+    Kernel("patch_embed", PatchEmbed(Linear("dense", 9 * 16, 48), 9, 6, 16, 3, 2, 1e-5)),
+    Kernel("hamming_product", HammingProduct(40)),
+    Kernel("binarize", Binarize(40, True)),
+    Kernel("binarize", Binarize(40, True, packed=True)),
+    Kernel("depthwise_conv", DepthwiseConv(5, 7, 20, (3, 3))),
+    Kernel("layer_norm", LayerNorm(48, 1e-6)),
+]
+
+
+@functools.cache
+def assembly(kernel, target):
+    return library.build(kernel, target, threads=2).mod.inspect_source("asm")
+
+
+def test_every_kernel_is_among_these():
+    assert {kernel.name for kernel in EVERY_KERNEL} == set(library.builders())
+
+
+@pytest.mark.parametrize("kernel", EVERY_KERNEL, ids=lambda kernel: kernel.name)
+def test_every_kernel_compiles_for_another_machine(kernel):
+    assert "__tvm_ffi_main" in assembly(kernel, named_target("neon"))
+
+
+@pytest.mark.parametrize(
+    ("target", "instructions"),
+    [
+        ("amx", [r"tdpbusd\s+%tmm", r"tdpbf16ps\s+%tmm"]),
+        ("avx512_vnni", [r"vpdpbusd\s.*%zmm", r"vfmadd231ps\s.*%zmm"]),
+        ("avx512", [r"vpmaddubsw\s.*%zmm", r"vfmadd231ps\s.*%zmm"]),
+        ("avx_vnni", [r"vpdpbusd\s.*%ymm", r"vfmadd231ps\s.*%ymm"]),
+        ("avx2", [r"vpmaddubsw\s.*%ymm", r"vfmadd231ps\s.*%ymm"]),
+        ("neon", [r"sdot\s+v\d+\.4s", r"fmla\s+v\d+\.4s"]),
+    ],
+)
+@pytest.mark.parametrize("kernel", [Kernel("linear", mixture(48, 80)), MLP], ids=["linear", "mlp"])
+def test_mixtures_compile_to_the_targets_own_products(kernel, target, instructions):
+    code = assembly(kernel, named_target(target))
+    for instruction in instructions:
+        assert re.search(instruction, code)
+    if not target.startswith(("amx", "avx512")):
+        assert "%zmm" not in code
+
+
+# The counter: an inner loop is what a backward jump repeats and no other backward jump is in.
+MULTIPLICATION = re.compile(
+    r"(\{vex\}\s*)?(i?mul|v?p?mul|v?pmadd|vpdp|vfn?m|v?dpp|tdp"  # x86
+    r"|f?n?madd|f?n?msub|fn?mul|fml[as]|ml[as]|[su]q?d?mul|[su]ml[as]l|[su]us?dot|[su]dot)"  # ARM
+)
+SHIFT_BY_COUNTS = re.compile(r"vpsllv|[su]shl\s")
+JUMP = re.compile(r"(?:j\w+|b(?:\.\w+)?|cbn?z|tbn?z)\s+(?:.*,\s*)?(\.L\w+)$")
+
+
+def inner_loops(code):
+    """The instructions of each."""
+    labels, loops, instructions = {}, [], []
+    for line in code.splitlines():
+        line = re.split("#|//", line)[0].strip()
+        if label := re.match(r"(\.L\w+):", line):
+            labels[label[1]] = len(instructions)
+        elif line and not line.startswith(".") and not line.endswith(":"):
+            instructions.append(line)
+            jump = JUMP.match(line)
+            if jump and jump[1] in labels:
+                loops.append((labels[jump[1]], len(instructions)))
+    return [
+        instructions[start:end]
+        for start, end in loops
+        if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in loops)
+    ]
+
+
+def count(pattern, loop):
+    return sum(bool(pattern.match(instruction)) for instruction in loop)
+
+
+@EVERY_TARGET
+@pytest.mark.parametrize("kernel", MATADDS, ids=["int8", "float32"])
+def test_no_inner_loop_of_matadd_multiplies(target, kernel):
+    loops = inner_loops(assembly(kernel, target))
+    added, subtracted = (re.compile(rf"vp?{name}(ps|d)\s|[fs]?{name}w?\s+v") for name in ("add", "sub"))
+    assert any(count(added, loop) >= 4 and count(subtracted, loop) >= 4 for loop in loops)
+    assert [count(MULTIPLICATION, loop) for loop in loops] == [0] * len(loops)
+
+
+@EVERY_TARGET
+def test_no_inner_loop_of_the_pure_matshift_that_shifts_multiplies(target):
+    shifting = [loop for loop in inner_loops(assembly(SHIFTS, target)) if count(SHIFT_BY_COUNTS, loop)]
+    assert any(count(SHIFT_BY_COUNTS, loop) >= 4 for loop in shifting)
+    assert [count(MULTIPLICATION, loop) for loop in shifting] == [0] * len(shifting)
+
+
+@EVERY_TARGET
+def test_no_inner_loop_of_the_pure_matshift_multiplies_whole_numbers(target):
+    # Floats are multiplied where tokens are divided by their scale, ahead of the products.
+    of_floats = re.compile(r"v(mul|fn?m\w+)[ps]s\s|(fmul|fml[as])\s")
+    for loop in inner_loops(assembly(SHIFTS, target)):
+        assert count(MULTIPLICATION, loop) == count(of_floats, loop)
+
+
+@EVERY_TARGET
+@pytest.mark.parametrize("kernel", [INT8, FLOAT], ids=["int8", "float"])
+def test_the_same_count_finds_the_multiplications_of_the_other_products(target, kernel):
+    loops = inner_loops(assembly(kernel, target))
+    assert max(count(MULTIPLICATION, loop) for loop in loops) >= 2
