@@ -1,0 +1,98 @@
+"""Kernels compute the same whatever tile sizes are on record for them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy.special import expit, ndtr
+
+from kernels_tvm import targets
+from kernels_tvm.descriptions import Linear, Mlp
+from kernels_tvm.library import Kernel
+from kernels_tvm.tuning import CHOICES
+from shiftaddvit_jax.ops import pack_weight
+
+GRID, CHANNELS, HIDDEN = (9, 8), 16, 32
+# One target for each table of choices.
+TABLES = [target for target in targets.TARGETS if target.name in ("amx", "avx512", "avx2")]
+RUNNING = [target for target in TABLES if targets._runs(target)]
+
+
+def variants(*names):
+    return [
+        dataclasses.replace(target, **{name: value})
+        for target in RUNNING
+        for name in names
+        for value in CHOICES[target.name].get(name, ())
+        if value != getattr(target, name)
+    ]
+
+
+def tiles_of(target):
+    sizes = (target.float_tile, target.int8_tile, target.strip_bytes, target.convolved_tokens)
+    return f"{target.name}-{sizes}".replace(" ", "")
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).normal(0, 0.5, shape).astype(np.float32)
+
+
+def assert_near(y, expected):
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+class MlpCase:
+    """A dense MLP with a depthwise convolution: its arrays, and its outputs in float64."""
+
+    def __init__(self, images=2):
+        self.x = random(images, GRID[0] * GRID[1], CHANNELS)
+        shapes = [(CHANNELS,)] * 2 + [(CHANNELS, HIDDEN), (HIDDEN,), (9, HIDDEN), (HIDDEN,)]
+        shapes += [(HIDDEN, CHANNELS), (CHANNELS,)]
+        self.parameters = [random(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+        scale, shift, kernel1, bias1, taps, conv_bias, kernel2, bias2 = map(np.float64, self.parameters)
+        centred = self.x - self.x.mean(axis=-1, keepdims=True, dtype=np.float64)
+        normalized = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6) * scale + shift
+        image = (normalized @ kernel1 + bias1).reshape(images, *GRID, HIDDEN)
+        padded = np.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        windows = sliding_window_view(padded, (3, 3), axis=(1, 2))
+        hidden = np.einsum("bhwcij,ijc->bhwc", windows, taps.reshape(3, 3, HIDDEN)) + conv_bias
+        hidden = (hidden * ndtr(hidden)).reshape(images, -1, HIDDEN)
+        self.y = self.x + hidden @ kernel2 + bias2
+
+    def run(self, run_kernel, target, threads=2):
+        mlp = Mlp(Linear("dense", CHANNELS, HIDDEN), Linear("dense", HIDDEN, CHANNELS), 1e-6, 72, GRID)
+        output = self.x.shape, "float32"
+        return run_kernel(Kernel("mlp", mlp), target, [self.x, *self.parameters], output, threads=threads)
+
+
+@pytest.mark.parametrize("target", RUNNING[-1:], ids=lambda target: target.name)
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+def test_strips_of_any_height_are_convolved_across_their_borders(run_kernel, target, threads, rows):
+    # Two more rows are neighbours.
+    strip_bytes = 4 * (GRID[1] + 2) * HIDDEN * (rows + 2)
+    case = MlpCase()
+    assert_near(case.run(run_kernel, dataclasses.replace(target, strip_bytes=strip_bytes), threads), case.y)
+
+
+@pytest.mark.parametrize("variant", variants("float_tile", "strip_bytes", "convolved_tokens"), ids=tiles_of)
+def test_an_mlp_is_its_formula_with_every_tile_size_that_is_tried(run_kernel, variant):
+    case = MlpCase()
+    assert_near(case.run(run_kernel, variant), case.y)
+
+
+@pytest.mark.parametrize("variant", variants("float_tile", "int8_tile"), ids=tiles_of)
+def test_a_mixture_is_its_formula_with_every_tile_size_that_is_tried(run_kernel, variant):
+    rng = np.random.default_rng(0)
+    x = rng.integers(-127, 128, (101, 35)).astype(np.float32)
+    x[:, 0] = 127
+    router, bias, kernel = random(35, 2), np.float32([0.1, 0]), random(35, 150)
+    weight = (rng.choice([-1, 1], (35, 150)) * 2.0 ** rng.integers(-6, 1, (35, 150))).astype(np.float32)
+    dense = [np.pad(kernel, ((0, 0), (0, 10))), np.zeros(160, np.float32)]
+    packed = [*map(np.asarray, pack_weight(weight, 4)), np.zeros(160, np.float32)]
+    linear = Kernel("linear", Linear("moe", 35, 150, 4, "int8"))
+    y = run_kernel(linear, variant, [x, router, bias, *dense, *packed], ((101, 150), "float32"))
+    logit = x.astype(np.float64) @ (router[:, 0] - router[:, 1]) + 0.1
+    chosen = np.where(logit[:, None] >= 0, x.astype(np.float64) @ kernel, x.astype(np.float64) @ weight)
+    assert_near(y, expit(np.abs(logit))[:, None] * chosen)
