@@ -1,4 +1,6 @@
+import dataclasses
 import hashlib
+import os
 import shutil
 import stat
 import subprocess
@@ -67,10 +69,12 @@ assert y.numpy().tolist() == [[[-2, -3]]]
 """
 
 
-def start(*code):
+def start(*code, **environment):
     """A process in this environment; its standard error is a pipe."""
     program = PROCESS + "".join(textwrap.dedent(part) for part in code)
-    return subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, env=os.environ | environment
+    )
 
 
 def finish(process):
@@ -106,6 +110,24 @@ def test_another_process_loads_what_this_one_compiled(folder):
     load()
     finish(start("library.build = None", LOAD))
     assert len(entries(folder)) == 1
+
+
+@pytest.mark.skipif(not targets._runs(targets.named_target("avx2")), reason="this machine does not run avx2")
+def test_the_environment_has_a_process_compile_for_another_target(folder):
+    check = """
+        from kernels_tvm.targets import host_target
+        assert host_target().name == "avx2"
+        """
+    finish(start(check, LOAD, SHIFTADDVIT_TARGET="avx2"))
+    name = library.entry_name(KERNEL, targets.named_target("avx2"), targets.thread_count())
+    assert entries(folder) == [f"{name}.so"]
+
+
+def test_a_target_that_does_not_run_ends_a_process_with_the_reason():
+    process = start(LOAD, SHIFTADDVIT_TARGET="avx3")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "ValueError: unknown target 'avx3'; choose among amx" in errors
 
 
 def test_two_processes_at_once_compile_and_load_the_same_kernel(folder):
@@ -202,10 +224,14 @@ def test_an_entry_is_named_by_all_that_it_depends_on(monkeypatch):
         name(Kernel("matadd", MatAdd(2, 3, "int8"))),
         name(target=avx2),
         name(threads=3),
+        *(
+            name(target=dataclasses.replace(amx, **{fact: 1}))
+            for fact in ("float_tile", "int8_tile", "sums", "strip_bytes", "convolved_tokens")
+        ),
     }
     monkeypatch.setattr(library, "_source_hash", lambda: "other")
     names.add(name())
     monkeypatch.setattr(library.metadata, "version", lambda package: "other")
     names.add(name())
-    assert len(names) == 8
+    assert len(names) == 13
     assert all(name.startswith(("matadd-", "hamming_product-")) for name in names)
