@@ -1,5 +1,6 @@
 """Binarization: queries and keys become codes in Hamming space."""
 
+import math
 from functools import partial
 from typing import Literal
 
@@ -50,7 +51,7 @@ def binarize(
         return _binarize(x, threshold, tuple(levels))
 
     def forward(x):
-        rows = x.reshape(-1, *x.shape[-2:])
+        rows = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
         low, high = (float(level) for level in levels)
         kernel = Kernel("binarize", Binarize(x.shape[-1], threshold == "sample", low, high))
         return call_kernel(kernel, [jax.ShapeDtypeStruct(rows.shape, x.dtype)], rows)[0].reshape(x.shape)
@@ -71,7 +72,7 @@ def pack_codes(
     codes = binarize(x, threshold, implementation="xla")
     words = -(-x.shape[-1] // WORD)
     if uses_tvm("pack_codes", implementation, _why_no_kernel(x, threshold)):
-        rows = x.reshape(-1, *x.shape[-2:])
+        rows = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
         kernel = Kernel("binarize", Binarize(x.shape[-1], threshold == "sample", packed=True))
         output = jax.ShapeDtypeStruct((*rows.shape[:2], words), jnp.uint32)
         return call_kernel(kernel, [output], rows)[0].reshape(*x.shape[:-1], words)

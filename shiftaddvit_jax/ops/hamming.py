@@ -1,5 +1,7 @@
 """Products of binary codes, by XOR and popcount where they are bits."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, UInt32
@@ -35,7 +37,8 @@ def hamming_product(
     *batch, rows, _ = queries.shape
     others = keys.shape[-2]
     # The kernel compares a query with many keys at once.
-    queries, keys = queries.reshape(-1, rows, words), keys.reshape(-1, others, words).swapaxes(1, 2)
+    count = math.prod(batch)
+    queries, keys = queries.reshape(count, rows, words), keys.reshape(count, others, words).swapaxes(1, 2)
     output = jax.ShapeDtypeStruct((queries.shape[0], rows, others), jnp.int32)
     kernel = Kernel("hamming_product", HammingProduct(length))
     return call_kernel(kernel, [output], queries, keys)[0].reshape(*batch, rows, others)

@@ -1,5 +1,7 @@
 """MatAdd: a product with binary codes, which needs additions alone."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8, Int32
@@ -41,8 +43,9 @@ def _why_no_kernel(values):
 def _kernel(codes, values):
     batch = jnp.broadcast_shapes(codes.shape[:-2], values.shape[:-2])
     (rows, inner), columns = codes.shape[-2:], values.shape[-1]
-    codes = jnp.broadcast_to(codes.astype(values.dtype), (*batch, rows, inner)).reshape(-1, rows, inner)
-    values = jnp.broadcast_to(values, (*batch, inner, columns)).reshape(-1, inner, columns)
+    count = math.prod(batch)
+    codes = jnp.broadcast_to(codes.astype(values.dtype), (*batch, rows, inner)).reshape(count, rows, inner)
+    values = jnp.broadcast_to(values, (*batch, inner, columns)).reshape(count, inner, columns)
     dtype = _sum_dtype(values)
     output = jax.ShapeDtypeStruct((codes.shape[0], rows, columns), dtype)
     kernel = Kernel("matadd", MatAdd(inner, columns, values.dtype.name))

@@ -67,6 +67,13 @@ def test_hamming_product_is_the_product_of_the_codes(implementation, leading, ro
     np.testing.assert_array_equal(product, queries @ keys.swapaxes(-1, -2))
 
 
+def test_no_rows_have_no_products(implementation):
+    queries, keys = values(2, 0, 40), values(2, 7, 40)
+    assert pack_codes(queries, implementation=implementation).shape == (2, 0, 2)
+    assert code_similarity(queries, keys, implementation=implementation).shape == (2, 0, 7)
+    assert code_similarity(keys, queries, implementation=implementation).shape == (2, 7, 0)
+
+
 # One length of a code, for one kernel: it learns the other sizes at run time, and XLA compiles for each.
 @given(st.integers(0, 3), st.integers(1, 9), st.integers(1, 50), st.integers(0, 99))
 @example(1, 1, 1, 0)

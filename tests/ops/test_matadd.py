@@ -37,6 +37,22 @@ def test_integer_codes_give_the_dtype_of_the_values(implementation, dtype):
     np.testing.assert_allclose(y, codes.astype(np.float64) @ values, rtol=1e-5, atol=1e-5)
 
 
+@LEVELS
+@pytest.mark.parametrize("codes_dtype", [np.int8, np.float32])
+def test_sums_of_int8_values_are_numpys_int32(implementation, levels, codes_dtype):
+    codes = operands((2, 5, 300), (300, 3), levels, codes_dtype)[0]
+    values = np.random.default_rng(1).integers(-128, 128, (2, 300, 3)).astype(np.int8)
+    values[..., 0] = -128  # sums beyond 16 bits
+    y = matadd(codes, values, implementation)
+    assert y.dtype == jnp.int32
+    np.testing.assert_array_equal(y, codes.astype(np.int32) @ values.astype(np.int32))
+
+
+def test_no_rows_give_no_sums(implementation):
+    y = matadd(np.zeros((2, 0, 7), np.float32), np.ones((2, 7, 3), np.float32), implementation)
+    assert y.shape == (2, 0, 3)
+
+
 def test_bfloat16_values_stay_bfloat16(xla_implementation):
     codes, values = operands((5, 7), (7, 3), (-1, 1))
     values = jnp.asarray(values, jnp.bfloat16)
