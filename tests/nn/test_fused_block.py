@@ -194,6 +194,11 @@ def test_a_block_of_any_size_on_tvm_is_its_formula_in_float64(arguments):
     assert_same(jitted(**settings)(variables, x), expected, arguments.get("activations", "float"))
 
 
+def test_a_class_token_beside_the_grid_is_a_token_like_the_others():
+    variables, x, expected = case(grid=(1, 36), kind="shift", depthwise=False)
+    assert_same(jitted(grid=(5, 7), kind="shift", depthwise=False)(variables, x), expected)
+
+
 def test_shifts_and_products_are_the_same_numbers():
     variables, x, _ = case(activations="int8")
     products, shifts = (

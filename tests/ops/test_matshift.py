@@ -17,7 +17,7 @@ EVERY_FORMAT = pytest.mark.parametrize(
         if implementation in (None, "xla") or activations != "fixed_point"
     ],
 )
-LEADING = pytest.mark.parametrize("leading", [(), (3,), (2, 5)], ids=str)
+LEADING = pytest.mark.parametrize("leading", [(), (3,), (2, 5), (0,)], ids=str)
 
 
 @pytest.fixture(scope="session", params=IMPLEMENTATIONS, ids=str)
@@ -79,6 +79,19 @@ def test_tokens_and_weights_are_quantized_as_in_numpy(implementation, leading, a
     y = matshift(x, *codes, activations=activations, implementation=implementation)
     expected = quantized_tokens(x, activations) @ quantized_weight(*codes, activations)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 37])
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (67, 35)], ids=str)
+def test_int8_products_of_whole_tokens_are_numpys_integers(implementation, rows, inputs, outputs):
+    rng = np.random.default_rng(0)
+    x = rng.integers(-127, 128, (rows, inputs)).astype(np.float32)
+    x[:, -1] = 127  # the scale is 1
+    sign, exponent = rng.integers(-1, 2, (inputs, outputs)), rng.integers(-6, 1, (inputs, outputs))
+    sign[0], exponent[0] = 1, 0  # no output has more than seven octaves
+    y = matshift(x, sign, exponent, activations="int8", implementation=implementation)
+    integers = x.astype(np.int32) @ (sign * 2 ** (exponent + 6)).astype(np.int32)
+    np.testing.assert_array_equal(y, integers / 64)
 
 
 def test_bfloat16_tokens_stay_bfloat16(xla_implementation):
