@@ -14,6 +14,16 @@ def target(request):
     return request.param
 
 
+@pytest.fixture(
+    scope="session",
+    params=list({(target.float_tile, target.sums): target for target in RUNNING}.values()),
+    ids=lambda target: target.name,
+)
+def tiled_target(request):
+    """Every target that runs here and differs from the others in more than its int8 product."""
+    return request.param
+
+
 @functools.cache
 def compiled(kernel, target, threads):
     return library.build(kernel, target, threads)["main"]

@@ -15,19 +15,21 @@ COLUMNS = pytest.mark.parametrize("columns", [1, 70])
 @settings(max_examples=8)
 @given(batch=BATCH, rows=ROWS, seed=SEEDS)
 @example(batch=1, rows=1, seed=0)
-def test_sums_of_int8_values_are_numpys_integers(run_kernel, target, columns, batch, rows, seed):
+def test_sums_of_int8_values_are_numpys_integers(run_kernel, tiled_target, columns, batch, rows, seed):
     rng = np.random.default_rng(seed)
     codes = rng.integers(-1, 2, (batch, rows, 13)).astype(np.int8)
     values = rng.integers(-128, 128, (batch, 13, columns)).astype(np.int8)
     kernel, output = Kernel("matadd", MatAdd(13, columns, "int8")), ((batch, rows, columns), "int32")
-    y = run_kernel(kernel, target, [codes, values], output)
+    y = run_kernel(kernel, tiled_target, [codes, values], output)
     np.testing.assert_array_equal(y, codes.astype(np.int64) @ values)
 
 
-def test_sums_of_the_largest_int8_values_do_not_saturate(run_kernel, target):
+def test_sums_of_the_largest_int8_values_do_not_saturate(run_kernel, tiled_target):
     codes, values = np.ones((1, 4, 999), np.int8), np.full((1, 999, 16), -128, np.int8)
     codes[0, 1], codes[0, 2, ::2] = -1, 0
-    y = run_kernel(Kernel("matadd", MatAdd(999, 16, "int8")), target, [codes, values], ((1, 4, 16), "int32"))
+    y = run_kernel(
+        Kernel("matadd", MatAdd(999, 16, "int8")), tiled_target, [codes, values], ((1, 4, 16), "int32")
+    )
     np.testing.assert_array_equal(y, codes.astype(np.int64) @ values)
 
 
@@ -35,12 +37,12 @@ def test_sums_of_the_largest_int8_values_do_not_saturate(run_kernel, target):
 @settings(max_examples=8)
 @given(batch=BATCH, rows=ROWS, seed=SEEDS)
 @example(batch=1, rows=1, seed=0)
-def test_sums_of_float_values_are_numpys_product(run_kernel, target, columns, batch, rows, seed):
+def test_sums_of_float_values_are_numpys_product(run_kernel, tiled_target, columns, batch, rows, seed):
     rng = np.random.default_rng(seed)
     codes = rng.integers(-1, 2, (batch, rows, 13)).astype(np.float32)
     values = rng.normal(size=(batch, 13, columns)).astype(np.float32)
     kernel, output = Kernel("matadd", MatAdd(13, columns)), ((batch, rows, columns), "float32")
-    y = run_kernel(kernel, target, [codes, values], output)
+    y = run_kernel(kernel, tiled_target, [codes, values], output)
     np.testing.assert_allclose(y, codes.astype(np.float64) @ values, rtol=1e-6, atol=1e-5)
 
 
@@ -48,7 +50,7 @@ def test_sums_of_float_values_are_numpys_product(run_kernel, target, columns, ba
 @settings(max_examples=8)
 @given(batch=BATCH, rows=ROWS, others=st.integers(1, 40), seed=SEEDS)
 @example(batch=1, rows=1, others=1, seed=0)
-def test_hamming_products_are_numpys_integers(run_kernel, target, length, batch, rows, others, seed):
+def test_hamming_products_are_numpys_integers(run_kernel, tiled_target, length, batch, rows, others, seed):
     rng = np.random.default_rng(seed)
     queries, keys = rng.choice([-1, 1], (batch, rows, length)), rng.choice([-1, 1], (batch, others, length))
     bits = [
@@ -58,7 +60,7 @@ def test_hamming_products_are_numpys_integers(run_kernel, target, length, batch,
     words = [part.view("<u4") for part in bits]
     arrays = [words[0], words[1].swapaxes(1, 2)]
     output = (batch, rows, others), "int32"
-    y = run_kernel(Kernel("hamming_product", HammingProduct(length)), target, arrays, output)
+    y = run_kernel(Kernel("hamming_product", HammingProduct(length)), tiled_target, arrays, output)
     np.testing.assert_array_equal(y, queries @ keys.swapaxes(1, 2))
 
 
@@ -66,17 +68,17 @@ def test_hamming_products_are_numpys_integers(run_kernel, target, length, batch,
 @pytest.mark.parametrize("sample", [False, True], ids=["zero", "sample"])
 @settings(max_examples=8)
 @given(batch=BATCH, rows=ROWS, seed=SEEDS)
-def test_codes_and_bits_are_numpys(run_kernel, target, channels, sample, batch, rows, seed):
+def test_codes_and_bits_are_numpys(run_kernel, tiled_target, channels, sample, batch, rows, seed):
     x = np.random.default_rng(seed).normal(size=(batch, rows, channels)).astype(np.float32)
     limit = x.mean(axis=(1, 2), keepdims=True, dtype=np.float64) if sample else 0
     # A value alone is its own mean, and NumPy's sum in float64 is another than ours only in the last bits.
     above = x > limit + 1e-6 if sample else x > 0
     kernel = Kernel("binarize", Binarize(channels, sample, -1, 1))
     np.testing.assert_array_equal(
-        run_kernel(kernel, target, [x], (x.shape, "float32")), np.where(above, 1, -1)
+        run_kernel(kernel, tiled_target, [x], (x.shape, "float32")), np.where(above, 1, -1)
     )
     words = -(-channels // 32)
     kernel = Kernel("binarize", Binarize(channels, sample, packed=True))
-    packed = run_kernel(kernel, target, [x], ((batch, rows, words), "uint32"))
+    packed = run_kernel(kernel, tiled_target, [x], ((batch, rows, words), "uint32"))
     bits = np.pad(above, ((0, 0), (0, 0), (0, -channels % 32)))
     np.testing.assert_array_equal(packed, np.packbits(bits, axis=-1, bitorder="little").view("<u4"))

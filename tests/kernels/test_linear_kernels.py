@@ -130,12 +130,12 @@ def test_a_bias_is_added_once(run_kernel, target, shifts):
 @example(rows=1, seed=0)
 @example(rows=1100, seed=0)
 def test_float_shift_layers_are_numpys_product(
-    run_kernel, target, inputs, outputs, bits, octaves, rows, seed
+    run_kernel, tiled_target, inputs, outputs, bits, octaves, rows, seed
 ):
     rng = np.random.default_rng(seed)
     x, bias = rng.normal(size=(rows, inputs)).astype(np.float32), rng.normal(size=outputs)
     weight = powers(rng, inputs, outputs, octaves) / 2**8
-    y = run(run_kernel, target, Linear("shift", inputs, outputs, bits), x, packed(weight, bits, bias))
+    y = run(run_kernel, tiled_target, Linear("shift", inputs, outputs, bits), x, packed(weight, bits, bias))
     assert_near(y, x.astype(np.float64) @ weight + bias)
 
 
@@ -143,11 +143,11 @@ def test_float_shift_layers_are_numpys_product(
 @settings(max_examples=8)
 @given(rows=ROWS, seed=SEEDS)
 @example(rows=1100, seed=0)
-def test_dense_layers_are_numpys_product(run_kernel, target, inputs, outputs, rows, seed):
+def test_dense_layers_are_numpys_product(run_kernel, tiled_target, inputs, outputs, rows, seed):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(rows, inputs)).astype(np.float32)
     kernel, bias, parameters = dense_parameters(rng, inputs, outputs)
-    y = run(run_kernel, target, Linear("dense", inputs, outputs), x, parameters)
+    y = run(run_kernel, tiled_target, Linear("dense", inputs, outputs), x, parameters)
     assert_near(y, x.astype(np.float64) @ kernel + bias)
 
 

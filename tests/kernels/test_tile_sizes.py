@@ -67,8 +67,8 @@ class MlpCase:
 
 
 @pytest.mark.parametrize("target", RUNNING[-1:], ids=lambda target: target.name)
-@pytest.mark.parametrize("threads", [1, 2, 4])
-@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("rows", [1, 2, 5])
 def test_strips_of_any_height_are_convolved_across_their_borders(run_kernel, target, threads, rows):
     # Two more rows are neighbours.
     strip_bytes = 4 * (GRID[1] + 2) * HIDDEN * (rows + 2)
