@@ -7,13 +7,14 @@ values and projects. No sum over tokens or bits multiplies.
 """
 
 import math
+import operator
+from collections.abc import Callable
 
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.descriptions import VALUE_TAPS, HammingLinear, image_tiles
 from kernels_tvm.emit import (
     Arguments,
-    add,
     fold,
     kernel,
     lanes,
@@ -21,6 +22,7 @@ from kernels_tvm.emit import (
     otherwise,
     scratch,
     splat,
+    split,
     store_lanes,
     when,
 )
@@ -47,7 +49,7 @@ def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear
         batch = arguments.symbols["batch"]
 
         def place(index, parts, length):
-            image, number = T.bind(T.floordiv(index, parts)), T.bind(T.floormod(index, parts))
+            image, number = split(index, parts)
             start = T.bind(number * length)
             return image, number, start, T.bind(T.max(T.min(tokens - start, length), 0))
 
@@ -57,9 +59,10 @@ def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear
         prepare_layers([project, proj], threads)
         with T.parallel(0, batch * tiles) as index:
             image, tile, start, count = place(index, tiles, size)
-            project_tokens(
-                attention, project, buffers, size, count, lambda row: (image, T.bind(start + row)), x, qkv
+            load_row, store = projection(
+                attention, buffers, lambda row, start=start: (image, T.bind(start + row)), x, qkv
             )
+            project.tile(size, count, load_row, store)
             _normalize(attention, qkv, image, tile, start, count, sums)
         with T.parallel(0, batch * threads) as index:
             image, number, start, count = place(index, threads, chunk)
@@ -84,8 +87,8 @@ def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear
     return kernel(body)
 
 
-def project_tokens(attention, layer, buffers, limit, count, place, x, qkv) -> None:
-    """Queries, keys and values of normalized tokens; ``place(row)`` is a row's image and token."""
+def projection(attention, buffers, place: Callable, x, qkv) -> tuple[Callable, Callable]:
+    """What `Layer.tile` needs for queries, keys and values; ``place(row)`` is a row's image and token."""
 
     def load_row(row, buffer, offset):
         image, token = place(row)
@@ -102,7 +105,7 @@ def project_tokens(attention, layer, buffers, limit, count, place, x, qkv) -> No
         image, token = place(row)
         store_lanes(qkv, value, [image, token], column, lanes_)
 
-    layer.tile(limit, count, load_row, store)
+    return load_row, store
 
 
 def _vectors(attention):
@@ -128,7 +131,7 @@ def _normalize(attention, qkv, image, tile, start, count, sums):
         normalized = [T.bind(value * splat(inverse, width)) for value in values]
         for vector, value in enumerate(normalized):
             T.buffer_store(qkv, value, [image, token, at(vector)])
-        total = fold(_add_up(normalized), add, count=width)
+        total = fold(_add_up(normalized), operator.add, count=width)
         T.buffer_store(sums, sums[image, tile, index] + total, [image, tile, index])
 
 
@@ -141,7 +144,7 @@ def _add_up(vectors):
 
 def _inverse_norm(values, width):
     """1 / the norm of the vectors together, 0 where its square is below 1e-30."""
-    square = fold(_add_up([value * value for value in values]), add, count=width)
+    square = fold(_add_up([value * value for value in values]), operator.add, count=width)
     positive = square > T.float32(1e-30)
     root = T.sqrt(T.Select(positive, square, T.float32(1)))
     return T.Select(positive, T.float32(1) / root, T.float32(0))

@@ -1,11 +1,12 @@
 """Binarization: codes of the values above their mean or above 0, as numbers or as bits."""
 
+import operator
+
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.descriptions import LANES, Binarize
 from kernels_tvm.emit import (
     Arguments,
-    add,
     constant,
     fold,
     for_each_vector,
@@ -51,7 +52,7 @@ def _mean(x, image, rows, channels):
             T.buffer_store(total, value, [lanes(0)])
 
         for_each_vector(channels, accumulate)
-    return T.bind(fold(total[lanes(0)], add) / T.Cast("float32", rows * channels))
+    return T.bind(fold(total[lanes(0)], operator.add) / T.Cast("float32", rows * channels))
 
 
 def _code_row(binarize, x, y, image, row, limit):

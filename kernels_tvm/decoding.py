@@ -3,7 +3,7 @@
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.descriptions import LANES
-from kernels_tvm.emit import constant, fold, lanes, local, maximum, splat
+from kernels_tvm.emit import constant, fold, lanes, local, splat
 from kernels_tvm.packing import SIGNS_OFFSET, TILE_INPUTS, TILE_OUTPUTS
 from kernels_tvm.targets import Target
 
@@ -134,7 +134,7 @@ def quantize_row(target: Target, x, base, width: int, whole, offset, scale, slot
         bits = T.reinterpret(f"uint32x{LANES}", x[lanes(base + vector * LANES)])
         magnitude = T.reinterpret(f"float32x{LANES}", T.bitwise_and(bits, splat(T.uint32(0x7FFFFFFF))))
         T.buffer_store(largest, T.max(largest[lanes(0)], magnitude), [lanes(0)])
-    peak = T.bind(fold(largest[lanes(0)], maximum))
+    peak = T.bind(fold(largest[lanes(0)], T.max))
     some = T.bind(peak > T.float32(0))
     inverse = T.bind(T.Select(some, T.float32(127) / T.max(peak, T.float32(1e-30)), T.float32(0)))
     T.buffer_store(scale, T.Select(some, peak * T.float32(1 / 127), T.float32(1)), [slot])

@@ -13,6 +13,7 @@ from kernels_tvm.emit import (
     lanes,
     load_lanes,
     local,
+    split,
     store_lanes,
     when,
 )
@@ -52,7 +53,7 @@ def depthwise_conv_kernel(target: Target, threads: int, conv: DepthwiseConv):
         weights = arguments("kernel", (rows * columns, channels), "float32")
         y = arguments("y", ("images", height, width, channels), "float32")
         with T.parallel(0, arguments.symbols["images"] * height) as task:
-            image, row = T.bind(T.floordiv(task, height)), T.bind(T.floormod(task, height))
+            image, row = split(task, height)
             with T.serial(0, width) as place:
 
                 def convolve(column, count):

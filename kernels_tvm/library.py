@@ -130,11 +130,13 @@ def load(kernel: Kernel):
     Raises:
       ValueError: this machine's CPU is not among the targets.
     """
-    import tvm
-
     if host_target() is None:
         raise ValueError("no TVM kernels for this CPU; use implementation='xla' or None")
     target, threads = kernel_target(kernel), thread_count()
+    # TVM's own guess is half of the CPUs, on machines without hyper-threads too.
+    os.environ.setdefault("TVM_NUM_THREADS", str(threads))
+    import tvm
+
     path = cache_folder() / f"{entry_name(kernel, target, threads)}.so"
     if _is_intact(path):
         try:

@@ -4,6 +4,7 @@ The kernels that contain linear layers emit them from here: they say where rows 
 go. Packed weights are decoded once a call, by all threads, into the form that the products read.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 
 from tvm.script.ir_builder import tirx as T
@@ -12,7 +13,6 @@ from kernels_tvm.decoding import decode_float, decode_int8, decode_shifts, power
 from kernels_tvm.descriptions import LANES, Linear, round_up
 from kernels_tvm.emit import (
     RowTiles,
-    add,
     constant,
     fold,
     lanes,
@@ -42,24 +42,21 @@ class Layer:
     """A linear layer in a kernel.
 
     ``buffers`` are its parameters, by the names of `Linear.arguments`. To be made outside of parallel loops;
-    `prepare_layers` comes next, then any number of `tile`.
+    `prepare_layers` comes next, then any number of `tile`. Or it is one of several ``shares``, as in
+    `by_columns`: (number, how many), which cut the outputs among them.
     """
 
-    def __init__(self, target: Target, linear: Linear, buffers: dict):
-        self.target, self.linear, self.buffers = target, linear, buffers
+    def __init__(self, target: Target, linear: Linear, buffers: dict, share: tuple | None = None):
+        self.target, self.linear, self.buffers, self.share = target, linear, buffers, share
         kinds = ("dense", "shift") if linear.kind == "moe" else (linear.kind,)
         self.experts = [self._expert(kind) for kind in kinds]
 
     def _expert(self, kind):
         if kind == "dense":
-            return _Dense(self.target, self.linear, self.buffers)
+            return _Dense(self.target, self.linear, self.buffers, self.share)
         if self.linear.activations == "float":
-            return _ShiftFloat(self.target, self.linear, self.buffers)
-        return _ShiftInt8(self.target, self.linear, self.buffers)
-
-    def row_tiles(self, rows, threads: int) -> RowTiles:
-        """Tiles of rows that `tile` works on."""
-        return RowTiles(rows, self.linear.row_bytes, self.target.float_tile[0], threads)
+            return _ShiftFloat(self.target, self.linear, self.buffers, self.share)
+        return _ShiftInt8(self.target, self.linear, self.buffers, self.share)
 
     def tile(self, limit: int, count, load_rows: Callable, store: Callable, group: int = 1) -> None:
         """Emit the layer for ``count`` rows, ``limit`` at most.
@@ -143,12 +140,64 @@ def prepare_layers(layers: Sequence[Layer], threads: int) -> None:
         return
     with T.parallel(0, threads) as thread:
         for expert in experts:
-            whole, rest = expert.panels.whole, expert.panels.rest
-            with T.serial(0, T.ceildiv(T.max(whole - thread, 0), threads)) as number:
-                expert.prepare(thread + number * threads, expert.panels.columns)
-            if rest:
-                with when(thread == whole % threads):
-                    expert.prepare(whole, rest)
+            _for_each_panel(expert.panels, (thread, threads), expert.prepare)
+
+
+def few_rows(rows, linear: Linear):
+    """Whether `by_columns` suits a layer better than tiles of rows: its weights are what fills the cache."""
+    return rows < 2 * linear.inputs
+
+
+def by_columns(
+    target: Target,
+    threads: int,
+    linear: Linear,
+    buffers: dict,
+    limit: int,
+    count,
+    load_rows: Callable,
+    store: Callable,
+    group: int = 1,
+) -> None:
+    """Emit a layer, as `Layer.tile` does, whose outputs are cut among the threads.
+
+    Every thread loads all rows, and decodes panel after panel of its own weights in its cache.
+    """
+    with T.parallel(0, threads) as thread:
+        Layer(target, linear, buffers, (thread, threads)).tile(limit, count, load_rows, store, group)
+
+
+def apply_layer(
+    target: Target,
+    threads: int,
+    linear: Linear,
+    buffers: dict,
+    rows,
+    load_row: Callable,
+    store: Callable,
+    few: bool,
+) -> None:
+    """Emit a layer for ``rows`` rows, by columns if they are ``few``; callbacks as of `Layer.tile`."""
+
+    def callbacks(start):
+        return (
+            lambda row, buffer, offset: load_row(T.bind(start + row), buffer, offset),
+            lambda row, column, value, count: store(T.bind(start + row), column, value, count),
+        )
+
+    if few:
+        limit = max(1, target.strip_bytes // linear.row_bytes)
+        with T.serial(0, T.ceildiv(rows, limit)) as turn:
+            start = T.bind(turn * limit)
+            count = T.bind(T.min(limit, rows - start))
+            by_columns(target, threads, linear, buffers, limit, count, *callbacks(start))
+        return
+    layer = Layer(target, linear, buffers)
+    prepare_layers([layer], threads)
+    tiles = RowTiles(rows, linear.row_bytes, target.float_tile[0], threads)
+    with T.parallel(0, tiles.count) as tile:
+        start, count = tiles[tile]
+        layer.tile(tiles.limit, count, *callbacks(start))
 
 
 def _dot(x, base, y, size):
@@ -157,23 +206,54 @@ def _dot(x, base, y, size):
     with T.serial(0, size // LANES) as vector:
         at = vector * LANES
         T.buffer_store(total, total[lanes(0)] + x[lanes(base + at)] * y[lanes(at)], [lanes(0)])
-    return fold(total[lanes(0)], add)
+    return fold(total[lanes(0)], operator.add)
 
 
-def _for_each_panel(panels, outputs: int, body: Callable) -> None:
-    """``body(panel, first column, columns, valid)``; ``valid(vector)`` lanes of a panel's vector count."""
+def _for_each_panel(panels, share: tuple | None, body: Callable) -> None:
+    """``body(panel, columns)`` for each panel of a share, (number, how many), or for all.
+
+    The number of the panel that is not whole is known at compile time.
+    """
+    number, shares = share or (T.int32(0), 1)
     if panels.whole:
-        with T.serial(0, panels.whole) as panel:
-            body(panel, panel * panels.columns, panels.columns, lambda vector: LANES)
+        with T.serial(0, T.ceildiv(T.max(panels.whole - number, 0), shares)) as turn:
+            body(number + turn * shares, panels.columns)
     if panels.rest:
-        first = panels.whole * panels.columns
-        body(panels.whole, first, panels.rest, lambda vector: min(LANES, outputs - first - vector * LANES))
+        with when(number == panels.whole % shares):
+            body(panels.whole, panels.rest)
 
 
-class _Dense:
-    def __init__(self, target, linear, buffers):
+class _Expert:
+    """What the kinds of weights share: ``panels``, of which a share decodes its own as it multiplies."""
+
+    def __init__(self, target, linear, buffers, share, panels):
         self.target, self.linear, self.buffers = target, linear, buffers
-        self.panels = FloatPanels(target, linear.inputs, linear.outputs, exact=False, given=True)
+        self.share, self.panels = share, panels
+
+    def multiply(self, rows, count, store):
+        """``store`` takes the results of ``count`` rows, see `Layer.tile`."""
+
+        def multiply(panel, columns):
+            first = panel * self.panels.columns
+            if self.share is not None and self.panels.needed:
+                self.prepare(panel, columns)
+
+            def finish(row, vector, sums):
+                column = first + vector * LANES
+                valid = min(LANES, self.linear.outputs - column) if isinstance(panel, int) else LANES
+                store(row, column, self.result(rows, row, column, sums), valid)
+
+            self.product(rows, count, panel, columns, finish)
+
+        _for_each_panel(self.panels, self.share, multiply)
+
+
+class _Dense(_Expert):
+    def __init__(self, target, linear, buffers, share, packed=False):
+        given = None if packed else self.weights
+        # A power of two is a bfloat16 number.
+        panels = FloatPanels(target, linear.inputs, linear.outputs, share is not None, packed, given)
+        super().__init__(target, linear, buffers, share, panels)
 
     def weights(self, first):
         return lambda k, vector: self.buffers["kernel"][k, lanes(first + vector * LANES)]
@@ -184,25 +264,16 @@ class _Dense:
     def rows(self, capacity):
         return FloatRows(self.target, capacity, self.linear.width)
 
-    def multiply(self, rows, count, store):
-        bias = self.buffers["bias"]
+    def product(self, rows, count, panel, columns, finish):
+        float_product(self.target, rows, count, self.panels, panel, columns, finish)
 
-        def multiply(panel, first, columns, valid):
-            def finish(row, vector, sums):
-                column = first + vector * LANES
-                store(row, column, sums + bias[lanes(column)], valid(vector))
-
-            weights = self.panels.weights(panel, columns) if self.panels.needed else self.weights(first)
-            float_product(self.target, rows, count, self.panels, panel, weights, columns, finish)
-
-        _for_each_panel(self.panels, self.linear.outputs, multiply)
+    def result(self, rows, row, column, sums):
+        return sums + self.buffers["bias"][lanes(column)]
 
 
 class _ShiftFloat(_Dense):
-    def __init__(self, target, linear, buffers):
-        super().__init__(target, linear, buffers | {"bias": buffers["shift_bias"]})
-        # A power of two is a bfloat16 number.
-        self.panels = FloatPanels(target, linear.inputs, linear.outputs, exact=True, given=False)
+    def __init__(self, target, linear, buffers, share):
+        super().__init__(target, linear, buffers | {"bias": buffers["shift_bias"]}, share, packed=True)
 
     def prepare(self, panel, columns):
         decoded = scratch(round_up(self.linear.inputs, 4) * columns)
@@ -210,11 +281,11 @@ class _ShiftFloat(_Dense):
         self.panels.write(panel, columns, lambda k, vector: decoded[lanes(k * columns + vector * LANES)])
 
 
-class _ShiftInt8:
-    def __init__(self, target, linear, buffers):
-        self.target, self.linear, self.buffers = target, linear, buffers
+class _ShiftInt8(_Expert):
+    def __init__(self, target, linear, buffers, share):
         panels = ShiftPanels if linear.shifts else Int8Panels
-        self.panels = panels(target, linear.inputs, linear.outputs)
+        panels = panels(target, linear.inputs, linear.outputs, share is not None)
+        super().__init__(target, linear, buffers, share, panels)
 
     def prepare(self, panel, columns):
         first = panel * self.panels.columns
@@ -227,17 +298,12 @@ class _ShiftInt8:
     def rows(self, capacity):
         return Int8Rows(self.target, capacity, self.linear.width)
 
-    def multiply(self, rows, count, store):
+    def product(self, rows, count, panel, columns, finish):
         product = shift_product if self.linear.shifts else int8_product
-        exponent, bias = self.buffers["exponent"], self.buffers["shift_bias"]
+        product(self.target, rows, count, self.panels, panel, columns, finish)
 
-        def multiply(panel, first, columns, valid):
-            def finish(row, vector, sums):
-                at = lanes(first + vector * LANES)
-                scale = power_of_two(T.Cast(f"int32x{LANES}", exponent[at])) * splat(rows.scale[row])
-                value = T.Cast(f"float32x{LANES}", sums) * scale
-                store(row, first + vector * LANES, value + bias[at], valid(vector))
-
-            product(self.target, rows, count, self.panels, panel, columns, finish)
-
-        _for_each_panel(self.panels, self.linear.outputs, multiply)
+    def result(self, rows, row, column, sums):
+        at = lanes(column)
+        exponent = T.Cast(f"int32x{LANES}", self.buffers["exponent"][at])
+        scale = power_of_two(exponent) * splat(rows.scale[row])
+        return T.Cast(f"float32x{LANES}", sums) * scale + self.buffers["shift_bias"][at]

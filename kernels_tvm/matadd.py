@@ -3,7 +3,7 @@
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.descriptions import LANES, HammingProduct, MatAdd
-from kernels_tvm.emit import Arguments, kernel, lanes, load_lanes, local, splat, store_lanes, when
+from kernels_tvm.emit import Arguments, kernel, lanes, load_lanes, local, splat, split, store_lanes, when
 from kernels_tvm.targets import Target
 
 ROWS = 4  # computed together: they share the values that they add
@@ -51,7 +51,8 @@ def matadd_kernel(target: Target, threads: int, matadd: MatAdd):
                         store_lanes(y, value, [image, first + i], column + j * LANES, count)
 
         with T.parallel(0, arguments.symbols["batch"] * blocks) as task:
-            image, first = T.bind(T.floordiv(task, blocks)), T.bind(T.floormod(task, blocks) * ROWS)
+            image, block = split(task, blocks)
+            first = T.bind(block * ROWS)
             width = vectors * LANES
             if columns >= width:
                 with T.serial(0, columns // width) as number:
@@ -77,7 +78,7 @@ def hamming_product_kernel(target: Target, threads: int, product: HammingProduct
         y = arguments("y", ("batch", "rows", "others"), "int32")
         rows, others = arguments.symbols["rows"], arguments.symbols["others"]
         with T.parallel(0, arguments.symbols["batch"] * rows) as task:
-            image, row = T.bind(T.floordiv(task, rows)), T.bind(T.floormod(task, rows))
+            image, row = split(task, rows)
             with T.serial(0, T.floordiv(others, LANES)) as vector:
                 start = vector * LANES
                 distance = splat(T.uint32(0))

@@ -3,8 +3,17 @@
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.descriptions import Linear
-from kernels_tvm.emit import Arguments, for_each_vector, kernel, lanes, load_lanes, store_lanes
-from kernels_tvm.linear import Layer, prepare_layers
+from kernels_tvm.emit import (
+    Arguments,
+    for_each_vector,
+    kernel,
+    lanes,
+    load_lanes,
+    otherwise,
+    store_lanes,
+    when,
+)
+from kernels_tvm.linear import apply_layer, few_rows
 from kernels_tvm.targets import Target
 
 
@@ -15,19 +24,17 @@ def linear_kernel(target: Target, threads: int, linear: Linear):
         x = arguments("x", ("rows", linear.inputs), "float32")
         buffers = {name: arguments(name, shape, dtype) for name, shape, dtype in linear.arguments()}
         y = arguments("y", ("rows", linear.outputs), "float32")
-        layer = Layer(target, linear, buffers)
-        prepare_layers([layer], threads)
-        tiles = layer.row_tiles(arguments.symbols["rows"], threads)
-        with T.parallel(0, tiles.count) as tile:
-            start, count = tiles[tile]
+        rows = arguments.symbols["rows"]
 
-            def load_row(row, buffer, offset):
-                copy_row(x, start + row, linear.inputs, buffer, offset)
+        def load_row(row, buffer, offset):
+            copy_row(x, row, linear.inputs, buffer, offset)
 
-            def store(row, column, value, lanes_):
-                store_lanes(y, value, [start + row], column, lanes_)
+        def store(row, column, value, lanes_):
+            store_lanes(y, value, [row], column, lanes_)
 
-            layer.tile(tiles.limit, count, load_row, store)
+        for condition, few in ((when, True), (otherwise, False)):
+            with condition(few_rows(rows, linear)):
+                apply_layer(target, threads, linear, buffers, rows, load_row, store, few)
 
     return kernel(body)
 

@@ -1,22 +1,125 @@
-"""The MLP of a block: x + fc2(gelu(depthwise(fc1(norm(x))))), in one pass over the tokens.
+"""The MLP of a block: x + fc2(gelu(depthwise(fc1(norm(x))))).
 
-Each thread walks down a band of the grid, a strip of rows at a time: the strip's hidden activations stay in
-its cache, two rows of them for the next strip's convolution. Only at the border between two bands are rows
-expanded twice.
+Where there are more tokens than channels, in one pass over the tokens. Each thread walks down a band of the
+grid, a strip of rows at a time: the strip's hidden activations stay in its cache, two rows of them for the
+next strip's convolution. Only at the border between two bands are rows expanded twice.
+
+Elsewhere weights are what fills the cache, so the outputs of both layers are cut among the threads.
 """
 
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.depthwise_conv import convolve_tokens
 from kernels_tvm.descriptions import LANES, Mlp
-from kernels_tvm.emit import Arguments, constant, gelu, kernel, lanes, scratch, store_lanes
-from kernels_tvm.linear import Layer, prepare_layers
+from kernels_tvm.emit import Arguments, constant, gelu, kernel, lanes, scratch, split, store_lanes
+from kernels_tvm.linear import Layer, by_columns, few_rows, prepare_layers
 from kernels_tvm.normalization import layer_norm_row
 from kernels_tvm.targets import Target
 
 
 def mlp_kernel(target: Target, threads: int, mlp: Mlp):
     """From x [images, tokens, channels], the parameters -> y [images, tokens, channels]."""
+    emit = _by_columns if few_rows(mlp.tokens, mlp.fc1) else _by_strips
+    return emit(target, threads, mlp)
+
+
+def _by_columns(target, threads, mlp):
+    channels, hidden = mlp.fc1.inputs, mlp.fc1.outputs
+    height, width = mlp.grid or (mlp.tokens, 1)
+    margin = 1 if mlp.grid else 0
+    padded_width, padded = width + 2 * margin, (height + 2 * margin) * (width + 2 * margin)
+    images_at_once = max(1, target.strip_bytes // (4 * padded * hidden))
+    limit = images_at_once * mlp.tokens
+    group = _group(target, width) if mlp.grid else 1
+
+    def body(arguments: Arguments):
+        x = arguments("x", ("images", mlp.tokens, channels), "float32")
+        buffers = {name: arguments(name, shape, dtype) for name, shape, dtype in mlp.arguments()}
+        y = arguments("y", ("images", mlp.tokens, channels), "float32")
+        images = arguments.symbols["images"]
+        expanded = scratch(images_at_once * padded * hidden)
+        activated = scratch(limit * hidden)
+        if margin:
+            with T.parallel(0, images_at_once * padded) as place:
+                _clear_rows(expanded, place, place + 1, hidden)
+
+        with T.serial(0, T.ceildiv(images, images_at_once)) as turn:
+            first = T.bind(turn * images_at_once)
+            count = T.bind(T.min(images - first, images_at_once) * mlp.tokens)
+
+            def place(row):
+                image, token = split(row, mlp.tokens)
+                return T.bind(first + image), token
+
+            def corner(row):
+                """The place up and left of a token among those padded with zeros."""
+                image, token = split(row, mlp.tokens)
+                line, column = split(token, width)
+                return T.bind(image * padded + line * padded_width + column)
+
+            def load_normalized(row, buffer, offset):
+                _load_normalized(mlp, buffers, x, *place(row), buffer, offset)
+
+            def store_expanded(row, column, value, lanes_):
+                value = T.max(value, constant(0)) if mlp.relu else value
+                at = T.bind(corner(row) + margin * (padded_width + 1))
+                T.buffer_store(expanded, value, [lanes(at * hidden + column)])
+
+            by_columns(
+                target, threads, mlp.fc1, part(buffers, "fc1_"), limit, count, load_normalized, store_expanded
+            )
+            with T.parallel(0, T.floordiv(count, group)) as turn_:
+                row = T.bind(turn_ * group)
+                _activate(mlp, buffers, expanded, corner(row), group, padded_width, activated, row * hidden)
+
+            def load_activated(row, buffer, offset):
+                with T.serial(0, hidden // LANES) as vector:
+                    value = activated[lanes(row * hidden + vector * LANES)]
+                    T.buffer_store(buffer, value, [lanes(offset + vector * LANES)])
+
+            def store(row, column, value, lanes_):
+                image, token = place(row)
+                store_lanes(y, value + x[image, token, lanes(column)], [image, token], column, lanes_)
+
+            by_columns(target, threads, mlp.fc2, part(buffers, "fc2_"), limit, count, load_activated, store)
+
+    return kernel(body)
+
+
+def _load_normalized(mlp, buffers, x, image, token, buffer, offset):
+    layer_norm_row(
+        lambda column: x[image, token, lanes(column)],
+        mlp.fc1.inputs,
+        buffers["norm_scale"],
+        buffers["norm_bias"],
+        mlp.epsilon,
+        lambda column, value: T.buffer_store(buffer, value, [lanes(offset + column)]),
+    )
+
+
+def _activate(mlp, buffers, expanded, place, group, padded_width, buffer, offset):
+    """GELU of ``group`` neighbours from ``place`` on, after the convolution, if any."""
+    hidden = mlp.fc1.outputs
+    if not mlp.grid:
+        with T.serial(0, hidden // LANES) as vector:
+            value = expanded[lanes(place * hidden + vector * LANES)]
+            T.buffer_store(buffer, gelu(value), [lanes(offset + vector * LANES)])
+        return
+    convolve_tokens(
+        expanded,
+        place,
+        group,
+        padded_width,
+        hidden,
+        buffers["conv_kernel"],
+        buffers["conv_bias"],
+        lambda member, column, value: T.buffer_store(
+            buffer, gelu(value), [lanes(offset + member * hidden + column)]
+        ),
+    )
+
+
+def _by_strips(target, threads, mlp):
     channels, hidden = mlp.fc1.inputs, mlp.fc1.outputs
     height, width = mlp.grid or (mlp.tokens, 1)
     margin = 1 if mlp.grid else 0  # rows and columns of neighbours
@@ -33,7 +136,8 @@ def mlp_kernel(target: Target, threads: int, mlp: Mlp):
         fc1, fc2 = (Layer(target, getattr(mlp, name), part(buffers, f"{name}_")) for name in ("fc1", "fc2"))
         prepare_layers([fc1, fc2], threads)
         with T.parallel(0, arguments.symbols["images"] * threads) as task:
-            image, top = T.bind(T.floordiv(task, threads)), T.bind(T.floormod(task, threads) * band)
+            image, thread = split(task, threads)
+            top = T.bind(thread * band)
             bottom = T.bind(T.min(top + band, height))
             between = scratch((strip + 2 * margin) * padded_width * hidden)
             for column in (0, padded_width - 1) if margin else ():
@@ -52,18 +156,12 @@ def mlp_kernel(target: Target, threads: int, mlp: Mlp):
 
                 def load_normalized(row, buffer, offset):
                     token = T.bind((above + start) * width + row)
-                    layer_norm_row(
-                        lambda column: x[image, token, lanes(column)],
-                        channels,
-                        buffers["norm_scale"],
-                        buffers["norm_bias"],
-                        mlp.epsilon,
-                        lambda column, value: T.buffer_store(buffer, value, [lanes(offset + column)]),
-                    )
+                    _load_normalized(mlp, buffers, x, image, token, buffer, offset)
 
                 def store_hidden(row, column, value, lanes_):
                     value = T.max(value, constant(0)) if mlp.relu else value
-                    place = (start + T.floordiv(row, width)) * padded_width + T.floormod(row, width) + margin
+                    line, beside = split(row, width)
+                    place = (start + line) * padded_width + beside + margin
                     T.buffer_store(between, value, [lanes(place * hidden + column)])
 
                 fc1.tile(
@@ -74,24 +172,9 @@ def mlp_kernel(target: Target, threads: int, mlp: Mlp):
                 )
 
                 def load_activated(row, buffer, offset):
-                    place = T.bind(T.floordiv(row, width) * padded_width + T.floormod(row, width))
-                    if not mlp.grid:
-                        with T.serial(0, hidden // LANES) as vector:
-                            value = between[lanes(place * hidden + vector * LANES)]
-                            T.buffer_store(buffer, gelu(value), [lanes(offset + vector * LANES)])
-                        return
-                    convolve_tokens(
-                        between,
-                        place,
-                        group,
-                        padded_width,
-                        hidden,
-                        buffers["conv_kernel"],
-                        buffers["conv_bias"],
-                        lambda member, column, value: T.buffer_store(
-                            buffer, gelu(value), [lanes(offset + member * hidden + column)]
-                        ),
-                    )
+                    line, beside = split(row, width)
+                    place = T.bind(line * padded_width + beside)
+                    _activate(mlp, buffers, between, place, group, padded_width, buffer, offset)
 
                 def store(row, column, value, lanes_):
                     token = T.bind((above + margin) * width + row)

@@ -1,9 +1,11 @@
 """LayerNorm of one row, as the first step of what reads it, or by itself."""
 
+import operator
+
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.descriptions import LANES, LayerNorm
-from kernels_tvm.emit import Arguments, RowTiles, add, constant, fold, kernel, lanes, local, splat
+from kernels_tvm.emit import Arguments, constant, fold, for_each_row, kernel, lanes, local, splat
 from kernels_tvm.targets import Target
 
 
@@ -19,8 +21,8 @@ def layer_norm_row(load, channels: int, scale, bias, epsilon: float, write) -> N
         value = T.bind(load(vector * LANES))
         T.buffer_store(total, total[lanes(0)] + value, [lanes(0)])
         T.buffer_store(square, square[lanes(0)] + value * value, [lanes(0)])
-    mean = T.bind(fold(total[lanes(0)], add) * T.float32(1 / channels))
-    mean_square = T.bind(fold(square[lanes(0)], add) * T.float32(1 / channels))
+    mean = T.bind(fold(total[lanes(0)], operator.add) * T.float32(1 / channels))
+    mean_square = T.bind(fold(square[lanes(0)], operator.add) * T.float32(1 / channels))
     variance = T.max(mean_square - mean * mean, T.float32(0))
     inverse = T.bind(T.float32(1) / T.sqrt(variance + T.float32(epsilon)))
     with T.serial(0, channels // LANES) as vector:
@@ -36,18 +38,17 @@ def layer_norm_kernel(target: Target, threads: int, norm: LayerNorm):
         x = arguments("x", ("rows", norm.channels), "float32")
         scale, bias = (arguments(name, shape, dtype) for name, shape, dtype in norm.arguments())
         y = arguments("y", ("rows", norm.channels), "float32")
-        tiles = RowTiles(arguments.symbols["rows"], 4 * norm.channels, 1, threads)
-        with T.parallel(0, tiles.count) as tile:
-            start, count = tiles[tile]
-            with T.serial(0, count) as row:
-                token = T.bind(start + row)
-                layer_norm_row(
-                    lambda column: x[token, lanes(column)],
-                    norm.channels,
-                    scale,
-                    bias,
-                    norm.epsilon,
-                    lambda column, value: T.buffer_store(y, value, [token, lanes(column)]),
-                )
+
+        def normalize(row):
+            layer_norm_row(
+                lambda column: x[row, lanes(column)],
+                norm.channels,
+                scale,
+                bias,
+                norm.epsilon,
+                lambda column, value: T.buffer_store(y, value, [row, lanes(column)]),
+            )
+
+        for_each_row(arguments.symbols["rows"], 4 * norm.channels, threads, normalize)
 
     return kernel(body)

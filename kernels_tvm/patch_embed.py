@@ -3,8 +3,8 @@
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.descriptions import LANES, PatchEmbed
-from kernels_tvm.emit import Arguments, kernel, lanes, otherwise, when
-from kernels_tvm.linear import Layer, prepare_layers
+from kernels_tvm.emit import Arguments, for_each_row, kernel, lanes, otherwise, split, when
+from kernels_tvm.linear import apply_layer, few_rows
 from kernels_tvm.mlp import part
 from kernels_tvm.normalization import layer_norm_row
 from kernels_tvm.targets import Target
@@ -13,59 +13,51 @@ from kernels_tvm.targets import Target
 def patch_embed_kernel(target: Target, threads: int, embed: PatchEmbed):
     """From x [images, height * width * channels] and the parameters to y [images, tokens, features]."""
     rows, columns = embed.grid
-    features, segment = embed.projection.outputs, embed.patch * embed.channels
+    features = embed.projection.outputs
 
     def body(arguments: Arguments):
         x = arguments("x", ("images", embed.height * embed.width * embed.channels), "float32")
         buffers = {name: arguments(name, shape, dtype) for name, shape, dtype in embed.arguments()}
         y = arguments("y", ("images", rows * columns, features), "float32")
-        layer = Layer(target, embed.projection, part(buffers, "projection_"))
-        prepare_layers([layer], threads)
-        tiles = layer.row_tiles(arguments.symbols["images"] * (rows * columns), threads)
-        with T.parallel(0, tiles.count) as tile:
-            start, count = tiles[tile]
+        total = arguments.symbols["images"] * (rows * columns)
 
-            def place(row):
-                token = T.bind(start + row)
-                return T.bind(T.floordiv(token, rows * columns)), T.bind(T.floormod(token, rows * columns))
+        def load_row(row, buffer, offset):
+            _load_patch(embed, x, *split(row, rows * columns), buffer, offset)
 
-            def load_row(row, buffer, offset):
-                image, token = place(row)
-                top = T.bind(T.floordiv(token, columns) * embed.stride - embed.padding)
-                left = T.bind(T.floormod(token, columns) * embed.stride - embed.padding)
-                inside = T.bind(T.And(left >= 0, left + embed.patch <= embed.width))
-                for column in range(embed.projection.inputs, embed.projection.width):
-                    T.buffer_store(buffer, T.float32(0), [offset + column])
-                for dy in range(embed.patch):
-                    _copy_segment(
-                        embed,
-                        x,
-                        image,
-                        T.bind(top + dy),
-                        left,
-                        inside,
-                        buffer,
-                        offset + dy * segment,
-                        segment,
-                    )
+        def store(row, column, value, lanes_):
+            image, token = split(row, rows * columns)
+            T.buffer_store(y, value, [image, token, lanes(column)])
 
-            def store(row, column, value, lanes_):
-                image, token = place(row)
-                T.buffer_store(y, value, [image, token, lanes(column)])
+        def normalize(row):
+            image, token = split(row, rows * columns)
+            layer_norm_row(
+                lambda column: y[image, token, lanes(column)],
+                features,
+                buffers["norm_scale"],
+                buffers["norm_bias"],
+                embed.epsilon,
+                lambda column, value: T.buffer_store(y, value, [image, token, lanes(column)]),
+            )
 
-            layer.tile(tiles.limit, count, load_row, store)
-            with T.serial(0, count) as row:
-                image, token = place(row)
-                layer_norm_row(
-                    lambda column: y[image, token, lanes(column)],
-                    features,
-                    buffers["norm_scale"],
-                    buffers["norm_bias"],
-                    embed.epsilon,
-                    lambda column, value: T.buffer_store(y, value, [image, token, lanes(column)]),
-                )
+        few = few_rows(rows * columns, embed.projection)
+        parameters = part(buffers, "projection_")
+        apply_layer(target, threads, embed.projection, parameters, total, load_row, store, few)
+        for_each_row(total, 4 * features, threads, normalize)
 
     return kernel(body)
+
+
+def _load_patch(embed, x, image, token, buffer, offset):
+    """The patch of a token as one row."""
+    _, columns = embed.grid
+    segment = embed.patch * embed.channels
+    top, left = (T.bind(at * embed.stride - embed.padding) for at in split(token, columns))
+    inside = T.bind(T.And(left >= 0, left + embed.patch <= embed.width))
+    for column in range(embed.projection.inputs, embed.projection.width):
+        T.buffer_store(buffer, T.float32(0), [offset + column])
+    for dy in range(embed.patch):
+        y = T.bind(top + dy)
+        _copy_segment(embed, x, image, y, left, inside, buffer, offset + dy * segment, segment)
 
 
 def _copy_segment(embed, x, image, y, left, inside, buffer, offset, size):

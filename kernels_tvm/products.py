@@ -19,37 +19,47 @@ AMX_BF16_INPUTS, AMX_INT8_INPUTS = 32, 64  # that one instruction sums over
 
 
 class _Panels:
-    """How outputs are cut into panels: ``whole`` ones of ``columns``, one of ``rest`` columns if any."""
+    """How outputs are cut into panels: ``whole`` ones of ``columns``, one of ``rest`` columns if any.
 
-    def __init__(self, outputs: int, columns: int):
-        self.columns = columns
+    Memory is for all of them, or for ``one`` after the other.
+    """
+
+    def __init__(self, outputs: int, columns: int, one: bool):
+        self.columns, self.one = columns, one
         self.whole, rest = divmod(outputs, columns)
         self.rest = round_up(rest, LANES)
-        self.count = self.whole + (self.rest > 0)
+        self.held = 1 if one else self.whole + (self.rest > 0)
         self.needed = True
+
+    def slot(self, panel):
+        """Which of the panels in memory a panel is."""
+        return 0 if self.one else panel
 
 
 class FloatPanels(_Panels):
     """Weights for `float_product`: float32 [panel, inputs, columns], for AMX pairs of bfloat16 numbers.
 
     A float32 number is its nearest bfloat16 number plus a rest that is rounded to bfloat16 too; ``exact``
-    ones have no rest. ``given`` weights lie in memory row by row: without AMX they are read from there.
+    ones have no rest. Weights that lie in memory row by row are read from there without AMX:
+    ``given(first column)`` is then what `weights` is.
     """
 
-    def __init__(self, target: Target, inputs: int, outputs: int, exact: bool, given: bool):
-        super().__init__(outputs, target.float_tile[1])
-        self.amx, self.inputs = target.dot == "amx", inputs
-        self.needed = self.amx or not given
+    def __init__(
+        self, target: Target, inputs: int, outputs: int, one: bool, exact: bool, given: Callable | None
+    ):
+        super().__init__(outputs, target.float_tile[1], one)
+        self.amx, self.inputs, self.given = target.dot == "amx", inputs, given
+        self.needed = self.amx or given is None
         if self.amx:
             self.pairs = round_up(inputs, AMX_BF16_INPUTS) // 2
-            size = self.count * self.pairs * self.columns
+            size = self.held * self.pairs * self.columns
             self.parts = [scratch(size, "uint32") for _ in range(1 if exact else 2)]
         elif self.needed:
-            self.parts = [scratch(self.count * inputs * self.columns)]
+            self.parts = [scratch(self.held * inputs * self.columns)]
 
     def start(self, panel):
         """Where a panel starts in each of ``parts``."""
-        return panel * ((self.pairs if self.amx else self.inputs) * self.columns)
+        return self.slot(panel) * ((self.pairs if self.amx else self.inputs) * self.columns)
 
     def write(self, panel, columns: int, weights: Callable) -> None:
         """Fill a panel; ``weights(k, vector)`` is a vector of input ``k``'s weights."""
@@ -80,10 +90,10 @@ class FloatPanels(_Panels):
             write_pair(pair, [constant(0)] * vectors, [constant(0)] * vectors)
 
     def weights(self, panel, columns: int) -> Callable:
-        """What `write` was given, from float32 panels."""
+        """A panel's weights as `write` was given them; not for AMX."""
+        if not self.needed:
+            return self.given(panel * self.columns)
         start = self.start(panel)
-        if self.amx:
-            return None
         return lambda k, vector: self.parts[0][lanes(start + k * columns + vector * LANES)]
 
 
@@ -93,16 +103,16 @@ class Int8Panels(_Panels):
     ``offsets`` is what each column's sum starts from.
     """
 
-    def __init__(self, target: Target, inputs: int, outputs: int):
-        super().__init__(outputs, target.int8_tile[1])
+    def __init__(self, target: Target, inputs: int, outputs: int, one: bool):
+        super().__init__(outputs, target.int8_tile[1], one)
         self.target = target
         self.inputs = round_up(inputs, AMX_INT8_INPUTS if target.dot == "amx" else 4)
-        self.weights = scratch(self.count * self.inputs * self.columns, "int8")
-        self.offsets = scratch(self.count * self.columns, "int32")
+        self.weights = scratch(self.held * self.inputs * self.columns, "int8")
+        self.offsets = scratch(self.held * self.columns, "int32")
 
     def start(self, panel):
         """Where a panel starts in ``weights``."""
-        return panel * (self.inputs * self.columns)
+        return self.slot(panel) * (self.inputs * self.columns)
 
     def sum_columns(self, panel, columns: int) -> None:
         """Write what takes the activations' offset out of each column's sum: -offset * its weights."""
@@ -118,7 +128,7 @@ class Int8Panels(_Panels):
                     dot4(self.target, sums, j * LANES, four, self.weights, at)
         for j in range(vectors):
             value = splat(T.int32(0)) - sums[lanes(j * LANES)]
-            T.buffer_store(self.offsets, value, [lanes(panel * self.columns + j * LANES)])
+            T.buffer_store(self.offsets, value, [lanes(self.slot(panel) * self.columns + j * LANES)])
 
 
 class ShiftPanels(_Panels):
@@ -127,15 +137,15 @@ class ShiftPanels(_Panels):
     ``left`` is how far to shift, ``sign`` -1 where negative, else 0, ``present`` 0 for a zero, else -1.
     """
 
-    def __init__(self, target: Target, inputs: int, outputs: int):
-        super().__init__(outputs, target.int8_tile[1])
+    def __init__(self, target: Target, inputs: int, outputs: int, one: bool):
+        super().__init__(outputs, target.int8_tile[1], one)
         self.inputs = inputs
-        size = self.count * round_up(inputs, 4) * self.columns
+        size = self.held * round_up(inputs, 4) * self.columns
         self.left, self.sign, self.present = (scratch(size, "int32") for _ in range(3))
 
     def start(self, panel):
         """Where a panel starts in each."""
-        return panel * (round_up(self.inputs, 4) * self.columns)
+        return self.slot(panel) * (round_up(self.inputs, 4) * self.columns)
 
 
 class FloatRows:
@@ -195,11 +205,10 @@ def float_product(
     count,
     panels: FloatPanels,
     panel,
-    weights: Callable,
     columns: int,
     finish: Callable,
 ) -> None:
-    """Rows of ``x`` times a panel, or without AMX times ``weights(k, vector)``.
+    """Rows of ``x`` times a panel.
 
     ``finish(row, vector, sums)`` takes a row's sums for a vector of the panel's columns. Rows are computed
     as many at a time as registers hold; of the last ones, those past ``count`` are computed on whatever the
@@ -208,7 +217,7 @@ def float_product(
     if panels.amx:
         _amx_float_product(x, count, panels, panel, columns, finish)
         return
-    (rows_of_x,), stride = x.parts, x.stride
+    (rows_of_x,), stride, weights = x.parts, x.stride, panels.weights(panel, columns)
     rows, vectors = target.float_tile[0], columns // LANES
     with T.serial(0, T.ceildiv(count, rows)) as block:
         first = T.bind(block * rows)
@@ -231,7 +240,7 @@ def int8_product(
     """Rows of int8 numbers times an int8 panel, in int32 sums; otherwise as `float_product`."""
 
     def offset(vector):
-        return panels.offsets[lanes(panel * panels.columns + vector * LANES)]
+        return panels.offsets[lanes(panels.slot(panel) * panels.columns + vector * LANES)]
 
     start = T.bind(panels.start(panel))
     if target.dot == "amx":

@@ -1,24 +1,25 @@
 """Softmax attention: x + proj(attention(qkv(norm(x)))), for the few tokens of a pyramid's last stage."""
 
+import operator
+
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.attention import project_tokens
+from kernels_tvm.attention import projection
 from kernels_tvm.descriptions import LANES, SoftmaxAttention, round_up
 from kernels_tvm.emit import (
     Arguments,
-    add,
     constant,
     exp,
     fold,
     kernel,
     lanes,
     local,
-    maximum,
     scratch,
     splat,
+    split,
     store_lanes,
 )
-from kernels_tvm.linear import Layer, prepare_layers
+from kernels_tvm.linear import apply_layer, few_rows
 from kernels_tvm.mlp import part
 from kernels_tvm.targets import Target
 
@@ -35,46 +36,27 @@ def softmax_attention_kernel(target: Target, threads: int, attention: SoftmaxAtt
         y = arguments("y", ("batch", tokens, channels), "float32")
         rows = arguments.symbols["batch"] * tokens
 
-        project, proj = (
-            Layer(target, getattr(attention, name), part(buffers, f"{name}_")) for name in ("qkv", "proj")
-        )
-        prepare_layers([project, proj], threads)
-        tiles = project.row_tiles(rows, threads)
-        with T.parallel(0, tiles.count) as tile:
-            start, count = tiles[tile]
-            project_tokens(
-                attention,
-                project,
-                buffers,
-                tiles.limit,
-                count,
-                lambda row: _place(start + row, tokens),
-                x,
-                qkv,
-            )
+        def load_mixed(row, buffer, offset):
+            image, token = split(row, tokens)
+            with T.serial(0, channels // LANES) as vector:
+                value = mixed[image, token, lanes(vector * LANES)]
+                T.buffer_store(buffer, value, [lanes(offset + vector * LANES)])
+
+        def store(row, column, value, lanes_):
+            image, token = split(row, tokens)
+            store_lanes(y, value + x[image, token, lanes(column)], [image, token], column, lanes_)
+
+        def apply(layer, name, load_row, store):
+            few = few_rows(tokens, layer)
+            apply_layer(target, threads, layer, part(buffers, name), rows, load_row, store, few)
+
+        apply(attention.qkv, "qkv_", *projection(attention, buffers, lambda row: split(row, tokens), x, qkv))
         with T.parallel(0, arguments.symbols["batch"] * heads) as task:
-            image, head = T.bind(T.floordiv(task, heads)), T.bind(T.floormod(task, heads))
+            image, head = split(task, heads)
             _attend(attention, qkv, image, head, mixed)
-        with T.parallel(0, tiles.count) as tile:
-            start_, count_ = tiles[tile]
-
-            def load_row(row, buffer, offset):
-                image, token = _place(start_ + row, tokens)
-                with T.serial(0, channels // LANES) as vector:
-                    value = mixed[image, token, lanes(vector * LANES)]
-                    T.buffer_store(buffer, value, [lanes(offset + vector * LANES)])
-
-            def store(row, column, value, lanes_):
-                image, token = _place(start_ + row, tokens)
-                store_lanes(y, value + x[image, token, lanes(column)], [image, token], column, lanes_)
-
-            proj.tile(tiles.limit, count_, load_row, store)
+        apply(attention.proj, "proj_", load_mixed, store)
 
     return kernel(body)
-
-
-def _place(row, tokens):
-    return T.bind(T.floordiv(row, tokens)), T.bind(T.floormod(row, tokens))
 
 
 def _attend(attention, qkv, image, head, mixed):
@@ -104,13 +86,13 @@ def _attend(attention, qkv, image, head, mixed):
             scaled = T.Select(is_token, score[lanes(0)] * constant(head_dim**-0.5), constant(-3e38))
             T.buffer_store(weights, scaled, [lanes(vector * LANES)])
             T.buffer_store(best, T.max(best[lanes(0)], weights[lanes(vector * LANES)]), [lanes(0)])
-        largest = T.bind(fold(best[lanes(0)], maximum))
+        largest = T.bind(fold(best[lanes(0)], T.max))
         with T.serial(0, others // LANES) as vector:
             at = lanes(vector * LANES)
             is_token = T.ramp(vector * LANES, 1, LANES) < splat(T.int32(tokens))
             T.buffer_store(weights, T.Select(is_token, exp(weights[at] - splat(largest)), constant(0)), [at])
             T.buffer_store(total, total[lanes(0)] + weights[at], [lanes(0)])
-        inverse = T.bind(T.float32(1) / fold(total[lanes(0)], add))
+        inverse = T.bind(T.float32(1) / fold(total[lanes(0)], operator.add))
         out = local(head_dim)
         for v in range(head_dim // width):
             T.buffer_store(out, constant(0, width), [lanes(v * width, width)])

@@ -123,6 +123,16 @@ def test_the_environment_has_a_process_compile_for_another_target(folder):
     assert entries(folder) == [f"{name}.so"]
 
 
+def test_a_process_has_the_threads_that_its_kernels_are_cut_for(folder):
+    unset = """
+        os.environ.pop("TVM_NUM_THREADS", None)
+        """
+    check = """
+        assert tvm.get_global_func("runtime.NumThreads")() == len(os.sched_getaffinity(0))
+        """
+    finish(start(unset, LOAD, check))
+
+
 def test_a_target_that_does_not_run_ends_a_process_with_the_reason():
     process = start(LOAD, SHIFTADDVIT_TARGET="avx3")
     _, errors = process.communicate(timeout=300)

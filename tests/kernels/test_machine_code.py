@@ -86,12 +86,14 @@ def test_mixtures_compile_to_the_targets_own_products(kernel, target, instructio
         assert "%zmm" not in code
 
 
-# The counter: an inner loop is what a backward jump repeats and no other backward jump is in.
+# The counter: an inner loop is what a backward jump repeats and no other backward jump is in. A jump back to
+# where the function returns repeats nothing.
 MULTIPLICATION = re.compile(
     r"(\{vex\}\s*)?(i?mul|v?p?mul|v?pmadd|vpdp|vfn?m|v?dpp|tdp"  # x86
     r"|f?n?madd|f?n?msub|fn?mul|fml[as]|ml[as]|[su]q?d?mul|[su]ml[as]l|[su]us?dot|[su]dot)"  # ARM
 )
 SHIFT_BY_COUNTS = re.compile(r"vpsllv|[su]shl\s")
+RETURN = {"ret", "retq"}
 JUMP = re.compile(r"(?:j\w+|b(?:\.\w+)?|cbn?z|tbn?z)\s+(?:.*,\s*)?(\.L\w+)$")
 
 
@@ -105,7 +107,7 @@ def inner_loops(code):
         elif line and not line.startswith(".") and not line.endswith(":"):
             instructions.append(line)
             jump = JUMP.match(line)
-            if jump and jump[1] in labels:
+            if jump and jump[1] in labels and not RETURN.intersection(instructions[labels[jump[1]] :]):
                 loops.append((labels[jump[1]], len(instructions)))
     return [
         instructions[start:end]

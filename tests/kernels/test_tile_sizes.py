@@ -10,6 +10,7 @@ from scipy.special import expit, ndtr
 from kernels_tvm import targets
 from kernels_tvm.descriptions import Linear, Mlp
 from kernels_tvm.library import Kernel
+from kernels_tvm.linear import few_rows
 from kernels_tvm.tuning import CHOICES
 from shiftaddvit_jax.ops import pack_weight
 
@@ -45,15 +46,16 @@ def assert_near(y, expected):
 class MlpCase:
     """A dense MLP with a depthwise convolution: its arrays, and its outputs in float64."""
 
-    def __init__(self, images=2):
-        self.x = random(images, GRID[0] * GRID[1], CHANNELS)
-        shapes = [(CHANNELS,)] * 2 + [(CHANNELS, HIDDEN), (HIDDEN,), (9, HIDDEN), (HIDDEN,)]
-        shapes += [(HIDDEN, CHANNELS), (CHANNELS,)]
+    def __init__(self, images=2, grid=GRID, channels=CHANNELS):
+        self.grid, self.channels = grid, channels
+        self.x = random(images, grid[0] * grid[1], channels)
+        shapes = [(channels,)] * 2 + [(channels, HIDDEN), (HIDDEN,), (9, HIDDEN), (HIDDEN,)]
+        shapes += [(HIDDEN, channels), (channels,)]
         self.parameters = [random(*shape, seed=seed) for seed, shape in enumerate(shapes)]
         scale, shift, kernel1, bias1, taps, conv_bias, kernel2, bias2 = map(np.float64, self.parameters)
         centred = self.x - self.x.mean(axis=-1, keepdims=True, dtype=np.float64)
         normalized = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6) * scale + shift
-        image = (normalized @ kernel1 + bias1).reshape(images, *GRID, HIDDEN)
+        image = (normalized @ kernel1 + bias1).reshape(images, *grid, HIDDEN)
         padded = np.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)))
         windows = sliding_window_view(padded, (3, 3), axis=(1, 2))
         hidden = np.einsum("bhwcij,ijc->bhwc", windows, taps.reshape(3, 3, HIDDEN)) + conv_bias
@@ -61,7 +63,8 @@ class MlpCase:
         self.y = self.x + hidden @ kernel2 + bias2
 
     def run(self, run_kernel, target, threads=2):
-        mlp = Mlp(Linear("dense", CHANNELS, HIDDEN), Linear("dense", HIDDEN, CHANNELS), 1e-6, 72, GRID)
+        fc1, fc2 = Linear("dense", self.channels, HIDDEN), Linear("dense", HIDDEN, self.channels)
+        mlp = Mlp(fc1, fc2, 1e-6, self.x.shape[1], self.grid)
         output = self.x.shape, "float32"
         return run_kernel(Kernel("mlp", mlp), target, [self.x, *self.parameters], output, threads=threads)
 
@@ -74,6 +77,26 @@ def test_strips_of_any_height_are_convolved_across_their_borders(run_kernel, tar
     strip_bytes = 4 * (GRID[1] + 2) * HIDDEN * (rows + 2)
     case = MlpCase()
     assert_near(case.run(run_kernel, dataclasses.replace(target, strip_bytes=strip_bytes), threads), case.y)
+
+
+@pytest.mark.parametrize("target", RUNNING, ids=lambda target: target.name)
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("at_once", [1, 2, 9])
+def test_few_tokens_are_computed_by_columns_however_many_images_at_once(run_kernel, target, threads, at_once):
+    case = MlpCase(images=5, grid=(3, 7), channels=48)
+    assert few_rows(3 * 7, Linear("dense", 48, HIDDEN))
+    strip_bytes = 4 * (3 + 2) * (7 + 2) * HIDDEN * at_once
+    assert_near(case.run(run_kernel, dataclasses.replace(target, strip_bytes=strip_bytes), threads), case.y)
+
+
+@pytest.mark.parametrize("strip_bytes", [1, 3000])
+def test_rows_by_columns_are_cut_into_turns(run_kernel, strip_bytes):
+    x, kernel, bias = random(70, 48), random(48, 80), random(80, seed=1)
+    target = dataclasses.replace(RUNNING[-1], strip_bytes=strip_bytes)
+    y = run_kernel(
+        Kernel("linear", Linear("dense", 48, 80)), target, [x, kernel, bias], ((70, 80), "float32")
+    )
+    assert_near(y, x.astype(np.float64) @ kernel + bias)
 
 
 @pytest.mark.parametrize("variant", variants("float_tile", "strip_bytes", "convolved_tokens"), ids=tiles_of)
