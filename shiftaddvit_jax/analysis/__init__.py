@@ -10,13 +10,17 @@ from shiftaddvit_jax.analysis.counting import (
     trace_products,
     weight_bytes,
 )
+from shiftaddvit_jax.analysis.energy import Cost, accelerator_cost, compute_energy
 from shiftaddvit_jax.analysis.pictures import plot_bench, plot_confusions, plot_history
 
 __all__ = [
+    "Cost",
     "Operations",
     "Product",
+    "accelerator_cost",
     "bench_kernels",
     "bench_model",
+    "compute_energy",
     "count_operations",
     "count_products",
     "plot_bench",
