@@ -12,6 +12,7 @@ from shiftaddvit_jax.analysis.counting import (
 )
 from shiftaddvit_jax.analysis.energy import Cost, accelerator_cost, compute_energy
 from shiftaddvit_jax.analysis.pictures import plot_bench, plot_confusions, plot_history
+from shiftaddvit_jax.analysis.report import cost_report, energy_savings, group_modules, sum_costs
 
 __all__ = [
     "Cost",
@@ -21,11 +22,15 @@ __all__ = [
     "bench_kernels",
     "bench_model",
     "compute_energy",
+    "cost_report",
     "count_operations",
     "count_products",
+    "energy_savings",
+    "group_modules",
     "plot_bench",
     "plot_confusions",
     "plot_history",
+    "sum_costs",
     "sum_operations",
     "trace_products",
     "weight_bytes",

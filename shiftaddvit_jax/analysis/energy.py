@@ -50,6 +50,7 @@ MODES = ("own", "authors")
 Mode = Literal["own", "authors"]
 NumberFormat = Literal["float32", "float16", "int32", "int8"]
 
+AUTHORS_BITS = {"float32": 32, "int8": 8}
 # In the authors' model all numbers of a shift have half of 16 and 5 bits, and are computed as much faster.
 AUTHORS_SHIFT_BITS = 10
 AUTHORS_ON_CHIP = 3.7  # by which it multiplies all accesses but DRAM's
@@ -157,8 +158,8 @@ def accelerator_cost(product: Product, number_format: NumberFormat | None = None
 def _as_mapped(product):
     """The product as the array takes it.
 
-    A convolution over one row lies along the array's height. One whose windows do not overlap, or whose kernel
-    is wider than an element's registers, is the matrix product of its patches.
+    A convolution over one row lies along the array's height. One whose windows do not overlap, or whose
+    kernel is wider than an element's registers, is the matrix product of its patches.
     """
     if product.image[0] == 1:
         turned = ("image", "kernel", "grid", "stride")
@@ -294,9 +295,9 @@ def _cost(product, tiling, fits, compute_mj, unit_mj, cycle, rank) -> Cost:
 
 @lru_cache(maxsize=4096)
 def _authors_cost(product, number_format) -> Cost:
-    bits = {"float32": 32, "int8": 8}.get(number_format)
-    if bits is None:
-        raise ValueError(f"the authors' model knows float32 and int8, not {number_format}")
+    if number_format not in AUTHORS_BITS:
+        raise ValueError(f"the authors' model knows {' and '.join(AUTHORS_BITS)}, not {number_format}")
+    bits = AUTHORS_BITS[number_format]
     product = dataclasses.replace(product, rows=product.rows * product.groups, groups=1)
     tiling = _tilings(_splits(product.rows, 2), product.outputs, product.inputs, product.grid[0])
     elements, words = (1, 1) if bits == 32 else (4, 2)
