@@ -22,6 +22,7 @@ level; of all tilings the best is taken. There are two models of it:
 """
 
 import dataclasses
+import itertools
 import math
 import tomllib
 from dataclasses import dataclass
@@ -194,9 +195,8 @@ class _Tiling(NamedTuple):
     height3: np.ndarray
 
 
-def _tilings(rows, outputs, inputs, height) -> _Tiling:
-    """Every tiling of an axis a size, by exact factors; rows are cut already, [ways, 2]."""
-    axes = (rows, _splits(outputs, 4), _splits(inputs, 3), _splits(height, 2))
+def _tilings(*axes) -> _Tiling:
+    """All combinations of the ways to cut rows, outputs, inputs and height, each [ways, parts]."""
     parts = []
     for axis, ways in enumerate(axes):
         shape = [1] * len(axes)
@@ -294,12 +294,43 @@ def _cost(product, tiling, fits, compute_mj, unit_mj, cycle, rank) -> Cost:
 
 
 @lru_cache(maxsize=4096)
+def _authors_outputs(size) -> np.ndarray:
+    """The ways to cut outputs that the authors try, [ways, 4].
+
+    To drop those with more than 16 in an element, they go through the list that they remove them from, and so
+    miss every other one of a row of them. Of those that stay, 8-bit numbers fit. This depends on their order.
+    """
+    kept, removed = [], False
+    for way in _authors_order(size, 4):
+        removed = way[0] > 16 and not removed
+        if not removed:
+            kept.append(way)
+    return np.array(kept)
+
+
+def _authors_order(size, parts):
+    if parts == 1:
+        return [(size,)]
+    primes, rest = [], size
+    while rest > 1:
+        primes.append(next(factor for factor in range(2, rest + 1) if rest % factor == 0))
+        rest //= primes[-1]
+    factors = dict.fromkeys(math.prod(chosen) for chosen in itertools.product(*((p, 1) for p in primes)))
+    return [(factor, *way) for factor in factors for way in _authors_order(size // factor, parts - 1)]
+
+
+@lru_cache(maxsize=4096)
 def _authors_cost(product, number_format) -> Cost:
     if number_format not in AUTHORS_BITS:
         raise ValueError(f"the authors' model knows {' and '.join(AUTHORS_BITS)}, not {number_format}")
     bits = AUTHORS_BITS[number_format]
     product = dataclasses.replace(product, rows=product.rows * product.groups, groups=1)
-    tiling = _tilings(_splits(product.rows, 2), product.outputs, product.inputs, product.grid[0])
+    tiling = _tilings(
+        _splits(product.rows, 2),
+        _authors_outputs(product.outputs),
+        _splits(product.inputs, 3),
+        _splits(product.grid[0], 2),
+    )
     elements, words = (1, 1) if bits == 32 else (4, 2)
     inputs, weights, outputs = _in_registers(product, tiling)
     fits = _elements(product, tiling) < ELEMENTS * elements
@@ -340,9 +371,9 @@ def _own_cost(product) -> Cost:
         product = dataclasses.replace(product, inputs=inputs, input_bits=WORD, weight_bits=WORD)
     bits = np.array([getattr(product, f"{name}_bits") for name in OPERANDS])
     lanes = max(1, WORD // max(bits[:2]))
-    rows = np.array([[1, product.rows]])  # not cut yet
     sizes = (product.outputs, product.inputs, product.grid[0])
-    tiling = _tilings(rows, *(_smooth(size) for size in sizes))
+    splits = (_splits(_smooth(size), parts) for size, parts in zip(sizes, (4, 3, 2), strict=True))
+    tiling = _tilings(np.array([[1, product.rows]]), *splits)  # rows are cut below
     fits = _elements(product, tiling) <= ELEMENTS * lanes
     for name, numbers, operand_bits in zip(OPERANDS, _in_registers(product, tiling), bits, strict=True):
         fits = fits & (numbers * operand_bits * lanes <= REGISTERS[name] * WORD)
