@@ -208,11 +208,13 @@ def report(arguments: argparse.Namespace) -> None:
         model, variables = _reported_model(arguments)
         found = cost_report(model, variables, **settings)
         _print_report(found)
+        mixtures = found["shift_share"] is not None
         if arguments.compare:
             other, other_variables = _compared_model(arguments.compare, model)
             found["compare"] = cost_report(other, other_variables, **settings)
             _print_comparison(found, found["compare"])
-        _print_assumptions(found["shift_share"])
+            mixtures |= found["compare"]["shift_share"] is not None
+        _print_assumptions(arguments.shift_share if mixtures else None)
     if arguments.json:
         write_json(Path(arguments.json), found)
 
@@ -373,8 +375,8 @@ def _print_comparison(report, other):
 
 
 def _print_savings(rows, shift_share):
-    table = Table(title="Energy that ShiftAddViT (hamming_linear, moe) saves, an image at 224 px")
-    table.add_column("against", no_wrap=True)
+    table = Table(title="Energy that ShiftAddViT (hamming_linear, moe) saves of msa and sra, at 224 px")
+    table.add_column("model", no_wrap=True)
     for dense in ("msa", "sra"):
         for name in ENERGY_MODELS:
             table.add_column(f"{dense}: {name}", justify="right")
