@@ -6,7 +6,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -219,6 +219,19 @@ def report(arguments: argparse.Namespace) -> None:
         write_json(Path(arguments.json), found)
 
 
+def _shift_share(text):
+    """A share, or by MoE layer those that ``eval --json`` printed into a file."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return json.loads(Path(text).read_text())["shift_share"]
+    except (OSError, ValueError, KeyError, TypeError):
+        message = f"{text!r} is neither a number nor a file with what `shiftaddvit eval --json` prints"
+        raise argparse.ArgumentTypeError(message) from None
+
+
 def _reported_model(arguments):
     """The model of ``report``, and its variables where it is a checkpoint as it is."""
     changes = {
@@ -394,7 +407,9 @@ def _print_savings(rows, shift_share):
 
 def _print_assumptions(shift_share):
     print("Energy: compute is arithmetic alone; accelerator and authors are two models with data movement.")
-    if shift_share is not None:
+    if isinstance(shift_share, Mapping):
+        print(f"{np.mean(list(shift_share.values())):.1%} of tokens on shift experts, as measured.")
+    elif shift_share is not None:
         print(f"{shift_share:.0%} of tokens on shift experts (--shift-share).")
 
 
@@ -502,10 +517,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--shift-share",
-        type=float,
+        type=_shift_share,
         default=SHIFT_SHARE,
         metavar="X",
-        help="of tokens on shift experts (default: %(default)s, the balancing loss's aim)",
+        help="of tokens on shift experts: a number, or the file that `eval --json` printed (default: "
+        "%(default)s, the balancing loss's aim)",
     )
     command.add_argument(
         "--compare",

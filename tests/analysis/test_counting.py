@@ -217,3 +217,25 @@ def test_a_mixture_without_a_measured_share_is_refused():
 def test_packed_bytes_equal_hand_counts(kind, sizes):
     model = OneLayer(kind)
     assert weight_bytes(model, shapes(model)) == sizes
+
+
+class SignsAndExponents(nn.Module):
+    """A user's own model: a shift layer that trains both."""
+
+    image_size: int = 4
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return sav.nn.ShiftDense(5, mode="ps", name="layer")(images)
+
+
+def test_a_sign_and_an_exponent_are_packed_into_one_weight():
+    model = SignsAndExponents()
+    assert weight_bytes(model, shapes(model)) == {"layer": 15 * 5 / 8 + 4 * 5}
+
+
+def test_packed_variables_have_the_bytes_that_they_have():
+    model = sav.create_model("pvt_v2_nano", mlp="shift")
+    packed = packed_shapes(model)
+    expected = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(packed))
+    assert sum(weight_bytes(model, packed).values()) == expected
