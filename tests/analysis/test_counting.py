@@ -77,8 +77,8 @@ PROJECTIONS = 4 * TOKENS * CHANNELS**2  # of queries, keys, values and the outpu
 SCORES = HEADS * TOKENS**2 * HEAD_DIM
 CONTEXT = HEADS * TOKENS * HEAD_DIM**2  # k^T v, and q (k^T v)
 VALUE_CONV = 9 * TOKENS * CHANNELS
-# Shared queries and keys are one projection less; 16 bits from 20 anchors, by a kernel and a projection.
-HASHED, HASH = 3 * TOKENS * CHANNELS**2, HEADS * TOKENS * 20 * 16
+# Shared queries and keys are one projection less; distances to 20 anchors become 16 bits.
+HASHED, HASH = 3 * TOKENS * CHANNELS**2, HEADS * TOKENS * 20 * (HEAD_DIM + 16)
 CODE_CONTEXT = HEADS * TOKENS * 16 * HEAD_DIM
 FEATURES = int(HEAD_DIM * math.log(HEAD_DIM))  # of a performer
 FEATURE_MAPS = HEADS * TOKENS * HEAD_DIM * FEATURES
