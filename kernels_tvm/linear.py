@@ -4,6 +4,7 @@ The kernels that contain linear layers emit them from here: they say where rows 
 go. Packed weights are decoded once a call, by all threads, into the form that the products read.
 """
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 
@@ -36,6 +37,8 @@ from kernels_tvm.products import (
     shift_product,
 )
 from kernels_tvm.targets import Target
+
+DOT_SUMS = 4
 
 
 class Layer:
@@ -201,12 +204,17 @@ def apply_layer(
 
 
 def _dot(x, base, y, size):
-    total = local(LANES)
-    T.buffer_store(total, constant(0), [lanes(0)])
-    with T.serial(0, size // LANES) as vector:
-        at = vector * LANES
-        T.buffer_store(total, total[lanes(0)] + x[lanes(base + at)] * y[lanes(at)], [lanes(0)])
-    return fold(total[lanes(0)], operator.add)
+    """The product of two rows, in as many sums as hide the latency of an addition."""
+    vectors = size // LANES
+    count = max(number for number in range(1, DOT_SUMS + 1) if vectors % number == 0)
+    sums = local(count * LANES)
+    for i in range(count):
+        T.buffer_store(sums, constant(0), [lanes(i * LANES)])
+    with T.serial(0, vectors // count) as block:
+        for i in range(count):
+            at, total = (block * count + i) * LANES, lanes(i * LANES)
+            T.buffer_store(sums, sums[total] + x[lanes(base + at)] * y[lanes(at)], [total])
+    return fold(functools.reduce(operator.add, [sums[lanes(i * LANES)] for i in range(count)]), operator.add)
 
 
 def _for_each_panel(panels, share: tuple | None, body: Callable) -> None:

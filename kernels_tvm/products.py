@@ -39,6 +39,7 @@ class _Panels:
 class FloatPanels(_Panels):
     """Weights for `float_product`: float32 [panel, inputs, columns], for AMX pairs of bfloat16 numbers.
 
+    Pair p of 32 inputs holds inputs p and p + 16: rows are then paired by whole vectors, see `FloatRows`.
     A float32 number is its nearest bfloat16 number plus a rest that is rounded to bfloat16 too; ``exact``
     ones have no rest. Weights that lie in memory row by row are read from there without AMX:
     ``given(first column)`` is then what `weights` is.
@@ -72,22 +73,25 @@ class FloatPanels(_Panels):
             return
 
         # Lane n of a pair's vector holds the weights of two inputs for output n.
-        def write_pair(pair, low, high):
-            for j in range(vectors):
-                for part, a, b in zip(
-                    self.parts, _bfloat16_parts(low[j]), _bfloat16_parts(high[j]), strict=False
-                ):
-                    value = T.bitwise_or(T.shift_right(a, splat(T.uint32(16))), b)
-                    T.buffer_store(part, value, [lanes(start + pair * columns + j * LANES)])
+        def write_pairs(chunk, first, stop, present):
+            with T.serial(first, stop) as pair:
+                k = T.bind(chunk * AMX_BF16_INPUTS + pair)
+                inputs = [k, k + AMX_BF16_INPUTS // 2][:present]
+                for j in range(vectors):
+                    values = [T.bind(weights(k, j)) for k in inputs] + [constant(0)] * (2 - present)
+                    at = lanes(start + (chunk * (AMX_BF16_INPUTS // 2) + pair) * columns + j * LANES)
+                    for part, value in zip(self.parts, _bfloat16_pairs(*values), strict=False):
+                        T.buffer_store(part, value, [at])
 
-        with T.serial(0, self.inputs // 2) as pair:
-            low, high = ([T.bind(weights(2 * pair + i, j)) for j in range(vectors)] for i in range(2))
-            write_pair(pair, low, high)
-        if self.inputs % 2:
-            low = [T.bind(weights(self.inputs - 1, j)) for j in range(vectors)]
-            write_pair(self.inputs // 2, low, [constant(0)] * vectors)
-        for pair in range(-(-self.inputs // 2), self.pairs):
-            write_pair(pair, [constant(0)] * vectors, [constant(0)] * vectors)
+        half = AMX_BF16_INPUTS // 2
+        chunks, rest = divmod(self.inputs, AMX_BF16_INPUTS)
+        with T.serial(0, chunks) as chunk:
+            write_pairs(chunk, 0, half, 2)
+        if rest:
+            both, some = max(rest - half, 0), min(rest, half)
+            write_pairs(chunks, 0, both, 2)
+            write_pairs(chunks, both, some, 1)
+            write_pairs(chunks, some, half, 0)
 
     def weights(self, panel, columns: int) -> Callable:
         """A panel's weights as `write` was given them; not for AMX."""
@@ -149,29 +153,35 @@ class ShiftPanels(_Panels):
 
 
 class FloatRows:
-    """A tile's rows for `float_product`: float32, for AMX as two bfloat16 parts (see `FloatPanels`)."""
+    """A tile's rows for `float_product`: float32, for AMX pairs of bfloat16 numbers (see `FloatPanels`)."""
 
     def __init__(self, target: Target, capacity: int, width: int):
         self.amx = target.dot == "amx"
         self.width = width
-        self.stride = round_up(width, AMX_BF16_INPUTS) if self.amx else width
-        dtype = "uint16" if self.amx else "float32"
+        self.stride = round_up(width, AMX_BF16_INPUTS) // 2 if self.amx else width
+        dtype = "uint32" if self.amx else "float32"
         self.parts = [scratch(capacity * self.stride, dtype) for _ in range(2 if self.amx else 1)]
 
     def put(self, x, base, slot) -> None:
         """Write row ``slot`` from the float32 numbers of ``x`` from ``base`` on."""
-        with T.serial(0, self.width // LANES) as vector:
+
+        def load(vector):
+            return T.bind(x[lanes(base + vector * LANES)])
+
+        def store(vector, values):
             at = lanes(slot * self.stride + vector * LANES)
-            value = T.bind(x[lanes(base + vector * LANES)])
-            if self.amx:
-                for part, bits in zip(self.parts, _bfloat16_parts(value), strict=True):
-                    half = T.shift_right(bits, splat(T.uint32(16)))
-                    T.buffer_store(part, T.Cast(f"uint16x{LANES}", half), [at])
-            else:
-                T.buffer_store(self.parts[0], value, [at])
-        for column in range(self.width, self.stride, LANES):
-            for part in self.parts:
-                T.buffer_store(part, splat(T.uint16(0)), [lanes(slot * self.stride + column)])
+            for part, value in zip(self.parts, values, strict=True):
+                T.buffer_store(part, value, [at])
+
+        vectors = self.width // LANES
+        if not self.amx:
+            with T.serial(0, vectors) as vector:
+                store(vector, [load(vector)])
+            return
+        with T.serial(0, vectors // 2) as pair:
+            store(pair, _bfloat16_pairs(load(2 * pair), load(2 * pair + 1)))
+        if vectors % 2:
+            store(vectors // 2, _bfloat16_pairs(load(vectors - 1), constant(0)))
 
 
 class Int8Rows:
@@ -188,15 +198,23 @@ class Int8Rows:
         quantize_row(self.target, x, base, self.width, self.whole, slot * self.width, self.scale, slot)
 
 
-def _bfloat16_parts(value):
-    """The bits of the two bfloat16 numbers that sum to ``value``, in the upper halves of uint32 lanes."""
+def _bfloat16_pairs(first, second):
+    """The two bfloat16 numbers that sum to each value, two values in a lane of uint32: the ``first`` low."""
+    upper = splat(T.uint32(0xFFFF0000))
 
-    def rounded(x):
-        bits = T.reinterpret(f"uint32x{LANES}", x) + splat(T.uint32(0x8000))
-        return T.bind(T.bitwise_and(bits, splat(T.uint32(0xFFFF0000))))
+    def shifted_up(x):
+        """The bits of ``x``, so that its upper half is the nearest bfloat16 number."""
+        return T.bind(T.reinterpret(f"uint32x{LANES}", x) + splat(T.uint32(0x8000)))
 
-    high = rounded(value)
-    return high, rounded(value - T.reinterpret(f"float32x{LANES}", high))
+    def rest(x, bits):
+        return T.bind(x - T.reinterpret(f"float32x{LANES}", T.bitwise_and(bits, upper)))
+
+    def pair(low, high):
+        return T.bitwise_or(T.shift_right(low, splat(T.uint32(16))), T.bitwise_and(high, upper))
+
+    bits = shifted_up(first), shifted_up(second)
+    rests = (shifted_up(rest(x, b)) for x, b in zip((first, second), bits, strict=True))
+    return pair(*bits), pair(*rests)
 
 
 def float_product(
@@ -353,8 +371,8 @@ def _amx_float_product(x, count, panels, panel, columns, finish):
             for x_part, weight_part in products:
                 if x_part != held[0]:
                     for i in range(2):
-                        at = (first + i * AMX_ROWS) * x.stride + chunk * AMX_BF16_INPUTS
-                        _amx_load(4 + i, x.parts[x_part], at, 2 * x.stride)
+                        at = (first + i * AMX_ROWS) * x.stride + chunk * (AMX_BF16_INPUTS // 2)
+                        _amx_load(4 + i, x.parts[x_part], at, 4 * x.stride)
                 if weight_part != held[1]:
                     for j in range(vectors):
                         at = start + chunk * (AMX_ROWS * columns) + j * LANES
