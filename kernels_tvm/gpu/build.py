@@ -1,0 +1,112 @@
+"""From TIR to what GPUs run: CUDA source and cubins, or OpenCL source."""
+
+import functools
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import tvm
+from tvm import tirx
+from tvm.tirx import compilation_pipeline
+
+from kernels_tvm.gpu.targets import GpuTarget
+
+HOST = {"kind": "llvm"}
+
+
+def split(function, target: GpuTarget):
+    """Return a kernel's TIR as two functions and more: ``main``, which launches, and what is launched."""
+    passes = [
+        tirx.transform.BindTarget(tvm.target.Target(target.tvm, host=HOST)),
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.StorageRewrite(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.AnnotateEntryFunc(),
+        tirx.transform.SplitHostDevice(),
+    ]
+    return tvm.ir.transform.Sequential(passes)(tvm.IRModule({"main": function}))
+
+
+def _device_module(module, target):
+    kernels = tirx.transform.Filter(lambda f: f.attrs["target"].kind.name == target.tvm["kind"])(
+        tirx.transform.MakePackedAPI()(module)
+    )
+    kernels = compilation_pipeline.finalize_device_passes()(kernels)
+    return tvm.get_global_func(f"target.build.{target.tvm['kind']}")(kernels, tvm.target.Target(target.tvm))
+
+
+def source(function, target: GpuTarget) -> str:
+    """The CUDA or OpenCL source of a kernel's launches."""
+    return _device_module(split(function, target), target).inspect_source()
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What ptxas says that a launch takes.
+
+    Attributes:
+      registers: of a thread.
+      shared_memory: bytes of a block.
+      stack: bytes of a thread: registers that are indexed at run time, or spilled.
+      spills: bytes that a thread stores and loads since it lacks registers.
+    """
+
+    registers: int
+    shared_memory: int
+    stack: int
+    spills: int
+
+
+def nvcc() -> str | None:
+    """The path of NVIDIA's compiler, None if it is not on this machine."""
+    return shutil.which("nvcc")
+
+
+def compile_cubin(code: str, arch: str) -> tuple[bytes, dict[str, Resources]]:
+    """CUDA source as machine code for ``arch``, and what each of its launches takes.
+
+    Raises:
+      RuntimeError: the compiler's message.
+    """
+    cubin, report = _run_nvcc(code, "-cubin", arch)
+    return cubin, parse_resources(report)
+
+
+def compile_ptx(code: str, arch: str) -> str:
+    """CUDA source as PTX."""
+    return _run_nvcc(code, "-ptx", arch)[0].decode()
+
+
+@functools.cache
+def _run_nvcc(code, output, arch):
+    with tempfile.TemporaryDirectory() as folder:
+        given, made = Path(folder) / "kernel.cu", Path(folder) / "kernel.out"
+        given.write_text(code)
+        command = [nvcc(), output, f"-arch={arch}", "-O3", "-Xptxas=-v", "-o", made, given]
+        finished = subprocess.run(command, capture_output=True, text=True)
+        if finished.returncode:
+            raise RuntimeError(f"nvcc failed for {arch}: {finished.stderr.strip()}")
+        return made.read_bytes(), finished.stderr
+
+
+_ENTRY = re.compile(
+    r"Function properties for (?P<name>\w+)\s+(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill "
+    r"stores, (?P<loads>\d+) bytes spill loads\s+ptxas info\s*: Used (?P<registers>\d+) registers(?P<rest>.*)"
+)
+
+
+def parse_resources(report: str) -> dict[str, Resources]:
+    """What ``ptxas -v`` wrote, by the names of the launches."""
+    resources = {}
+    for entry in _ENTRY.finditer(report):
+        smem = re.search(r"(\d+) bytes smem", entry["rest"])
+        resources[entry["name"]] = Resources(
+            int(entry["registers"]),
+            int(smem[1]) if smem else 0,
+            int(entry["stack"]),
+            int(entry["stores"]) + int(entry["loads"]),
+        )
+    return resources

@@ -1,0 +1,35 @@
+import functools
+
+import pytest
+from pocl import Program
+
+from kernels_tvm.gpu import build, library
+from kernels_tvm.gpu.targets import GPU_TARGETS, OPENCL
+
+BY_DEFAULT = ("sm_75", "sm_86")  # the others take `-m all_architectures`
+
+
+@functools.cache
+def program(kernel):
+    return Program(library.emit(kernel, OPENCL))
+
+
+@pytest.fixture(scope="session")
+def run_blocks():
+    """(kernel, arrays, *outputs) -> arrays, through PoCL; an output is a shape and a dtype."""
+    return lambda kernel, arrays, *outputs: program(kernel)(arrays, *outputs)
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param(target, marks=() if target.arch in BY_DEFAULT else pytest.mark.all_architectures)
+        for target in GPU_TARGETS
+    ],
+    ids=lambda target: target.arch,
+)
+def architecture(request):
+    """Every compute capability; the test is skipped where NVIDIA's compiler is missing."""
+    if build.nvcc() is None:
+        pytest.skip("nvcc is not on the PATH (CUDA toolkit 13)")
+    return request.param
