@@ -8,10 +8,30 @@ from kernels_tvm.library import Kernel
 
 def builders() -> dict[str, Callable]:
     """The functions (target, description) -> TIR, by the names of their kernels. Imports TVM."""
+    from kernels_tvm.gpu.binarize import binarize_kernel
+    from kernels_tvm.gpu.depthwise_conv import depthwise_conv_kernel
+    from kernels_tvm.gpu.hamming import hamming_product_kernel
     from kernels_tvm.gpu.matadd import matadd_kernel
     from kernels_tvm.gpu.matshift import linear_kernel
 
-    return {"linear": linear_kernel, "matadd": matadd_kernel}
+    return {
+        "linear": linear_kernel,
+        "matadd": matadd_kernel,
+        "hamming_product": hamming_product_kernel,
+        "binarize": binarize_kernel,
+        "depthwise_conv": depthwise_conv_kernel,
+    }
+
+
+def scratch(kernel: Kernel, *leading) -> list[tuple[str, tuple, str]]:
+    """Name, shape and dtype of what a kernel's launches hand on, for the first argument's axes but the last.
+
+    Their sizes are numbers or symbols. They are outputs of the kernel, ahead of its results.
+    """
+    from kernels_tvm.gpu import binarize, matadd, matshift
+
+    scratches = {"linear": matshift.scratch, "matadd": matadd.scratch, "binarize": binarize.scratch}
+    return scratches[kernel.name](kernel.description, *leading) if kernel.name in scratches else []
 
 
 def emit(kernel: Kernel, target: GpuTarget):

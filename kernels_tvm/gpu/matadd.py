@@ -1,7 +1,7 @@
 """MatAdd on GPUs: sums of values chosen by codes 0, 1 and -1.
 
-A code makes a value's bits itself, their complement or sign-flipped twin, or 0, by logic alone: what is left is
-one addition for each code and value.
+By logic alone a code keeps a value's bits, negates what they stand for, or makes them 0: what is left is one
+addition for each code and value.
 """
 
 from tvm.script.ir_builder import tirx as T
@@ -58,10 +58,12 @@ def _launch_sums(matadd, codes, values, sums_of, batch, rows):
     part, down, across = _part(matadd.inner), T.ceildiv(rows, TILE), -(-matadd.columns // TILE)
     parts = -(-matadd.inner // part)
     dtype = _sum_dtype(matadd)
+    if dtype == "float32":
+        values = words_of(values, values.shape)
     with launch(THREADS, batch * down, across * parts) as (x, y, thread):
-        image, first_row = T.bind(x // down), T.bind(x % down * TILE)
+        image, first_row = T.bind(T.truncdiv(x, down)), T.bind(T.truncmod(x, down) * TILE)
         number, first_column = T.bind(y // across), T.bind(y % across * TILE)
-        code_tile, value_tile = shared((TILE, TILE + PADDING), "int32"), shared((TILE, TILE + PADDING), dtype)
+        code_tile, value_tile = (shared((TILE, TILE + PADDING), "int32") for _ in range(2))
         my_row, my_column = T.bind(thread // SIDE), T.bind(thread % SIDE * 4)
         sums, corrections = registers(16, dtype), registers(4, "int32")
         fill(sums, T.Cast(dtype, 0), 16)
@@ -72,7 +74,7 @@ def _launch_sums(matadd, codes, values, sums_of, batch, rows):
             _load_tile(value_tile, values, image, first, matadd.inner, first_column, matadd.columns, thread)
             barrier()
             with T.serial(0, TILE // 4) as group:
-                chosen, added = registers(16, "int32"), registers(4, dtype)
+                chosen, added = registers(16, "int32"), registers(4, "int32")
                 for i in range(4):
                     place = [my_row + i * SIDE, quad(group * 4)]
                     T.buffer_store(chosen, code_tile[place[0], place[1]], [quad(i * 4)])
@@ -100,7 +102,7 @@ def _add_row(sums, corrections, i, code, added, dtype):
     if dtype == "float32":
         sign = T.bind(T.bitwise_and(code, T.int32(-(2**31))))
         for j in range(4):
-            bits = T.bitwise_and(T.bitwise_xor(T.reinterpret("int32", added[j]), sign), mask)
+            bits = T.bitwise_and(T.bitwise_xor(added[j], sign), mask)
             T.buffer_store(sums, sums[i * 4 + j] + T.reinterpret("float32", bits), [i * 4 + j])
         return
     # An integer's complement is one less than its negative: the ones are counted, and added at the end.

@@ -17,7 +17,13 @@ def program(kernel):
 @pytest.fixture(scope="session")
 def run_blocks():
     """(kernel, arrays, *outputs) -> arrays, through PoCL; an output is a shape and a dtype."""
-    return lambda kernel, arrays, *outputs: program(kernel)(arrays, *outputs)
+
+    def run(kernel, arrays, *outputs):
+        scratch = [(shape, dtype) for _, shape, dtype in library.scratch(kernel, *arrays[0].shape[:-1])]
+        results = program(kernel)(arrays, *scratch, *outputs)
+        return results[len(scratch) :] if len(outputs) > 1 else results[-1] if scratch else results
+
+    return run
 
 
 @pytest.fixture(
