@@ -1,7 +1,7 @@
 """Which numbers lie in which lane: as the PTX ISA says, section "Matrix Fragments for mma" of each shape.
 
-PoCL runs the kernels with these places and a product by hand; that ``mma`` itself does as the PTX ISA says can
-only be seen on a GPU.
+PoCL runs the kernels with these places and a product by hand; that ``mma`` does as the PTX ISA says
+can only be seen on a GPU.
 """
 
 import numpy as np
