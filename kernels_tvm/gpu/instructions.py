@@ -65,16 +65,13 @@ class TensorCore:
     """
 
     def __init__(self, target: GpuTarget, kind: Literal["int8", "bits"], threads: int):
-        self.target, self.kind = target, kind
+        self.target, self.kind, self.threads = target, kind, threads
         self.rows, self.columns, inner = target.int8_mma if kind == "int8" else target.bit_mma
         self.words = inner // {"int8": 4, "bits": 32}[kind]
         self.shape = f"m{self.rows}n{self.columns}k{inner}"
         self.a_registers = self.rows * self.words // WARP
         self.b_registers = self.columns * self.words // WARP
         self.c_registers = self.rows * self.columns // WARP
-        if target.arch is None:
-            self.a_words = shared((threads, self.a_registers), "int32")
-            self.b_words = shared((threads, self.b_registers), "int32")
 
     def a_place(self, lane, register):
         """Row and word of a register of a."""
@@ -89,29 +86,46 @@ class TensorCore:
         """Row and column of a sum."""
         return lane // 4 + register // 2 * 8, lane % 4 * 2 + register % 2
 
-    def multiply(self, c, c_start, a, a_start, b, b_start, thread) -> None:
-        """Add to the sums from ``c[c_start]`` on the product of the registers from the other starts on."""
-        if self.target.arch:
-            addresses = [
-                T.address_of(part[start]) for part, start in ((c, c_start), (a, a_start), (b, b_start))
-            ]
-            T.evaluate(cuda_func_call(f"mma_{self.kind}", *addresses, source_code=self._source()))
+    def multiply(self, sums, a, b, tall: int, wide: int, thread) -> None:
+        """Add ``tall`` x ``wide`` products to the sums, whose registers lie one product after the other."""
+        if not self.target.arch:
+            self._multiply_by_hand(sums, a, b, tall, wide, thread)
             return
-        with T.unroll(0, self.a_registers) as i:
-            T.buffer_store(self.a_words, a[a_start + i], [thread, i])
-        with T.unroll(0, self.b_registers) as i:
-            T.buffer_store(self.b_words, b[b_start + i], [thread, i])
+        for i in range(tall):
+            for j in range(wide):
+                starts = (
+                    (sums, (i * wide + j) * self.c_registers),
+                    (a, i * self.a_registers),
+                    (b, j * self.b_registers),
+                )
+                addresses = [T.address_of(registers[start]) for registers, start in starts]
+                T.evaluate(cuda_func_call(f"mma_{self.kind}", *addresses, source_code=self._source()))
+
+    def _multiply_by_hand(self, sums, a, b, tall, wide, thread):
+        # Every lane's registers, where all lanes of the warp read them.
+        a_words = shared((self.threads, tall * self.a_registers), "int32")
+        b_words = shared((self.threads, wide * self.b_registers), "int32")
+        with T.serial(0, tall * self.a_registers) as register:
+            T.buffer_store(a_words, a[register], [thread, register])
+        with T.serial(0, wide * self.b_registers) as register:
+            T.buffer_store(b_words, b[register], [thread, register])
         barrier()
         product = dot4 if self.kind == "int8" else different_bits
         lane = T.bind(thread % WARP)
         warp = T.bind(thread - lane)
-        for i in range(self.c_registers):
-            row, column = self.c_place(lane, i)
-            for word in range(self.words):
-                # Who holds it: the inverse of `a_place` and of `b_place`.
-                a_word = self.a_words[warp + row % 8 * 4 + word % 4, row // 8 + word // 4 * (self.rows // 8)]
-                b_word = self.b_words[warp + column * 4 + word % 4, word // 4]
-                T.buffer_store(c, product(self.target, a_word, b_word, c[c_start + i]), [c_start + i])
+        with (
+            T.serial(0, tall) as i,
+            T.serial(0, wide) as j,
+            T.serial(0, self.c_registers) as register,
+            T.serial(0, self.words) as word,
+        ):
+            row, column = self.c_place(lane, register)
+            at = T.bind((i * wide + j) * self.c_registers + register)
+            # Who holds the words: the inverses of `a_place` and `b_place`.
+            a_register = i * self.a_registers + row // 8 + word // 4 * (self.rows // 8)
+            a_word = T.bind(a_words[warp + row % 8 * 4 + word % 4, a_register])
+            b_word = T.bind(b_words[warp + column * 4 + word % 4, j * self.b_registers + word // 4])
+            T.buffer_store(sums, product(self.target, a_word, b_word, sums[at]), [at])
         barrier()
 
     def _source(self):

@@ -13,9 +13,12 @@ def builders() -> dict[str, Callable]:
     from kernels_tvm.gpu.hamming import hamming_product_kernel
     from kernels_tvm.gpu.matadd import matadd_kernel
     from kernels_tvm.gpu.matshift import linear_kernel
+    from kernels_tvm.gpu.moe import moe_kernel
 
     return {
-        "linear": linear_kernel,
+        "linear": lambda target, linear: (moe_kernel if linear.kind == "moe" else linear_kernel)(
+            target, linear
+        ),
         "matadd": matadd_kernel,
         "hamming_product": hamming_product_kernel,
         "binarize": binarize_kernel,
@@ -24,14 +27,18 @@ def builders() -> dict[str, Callable]:
 
 
 def scratch(kernel: Kernel, *leading) -> list[tuple[str, tuple, str]]:
-    """Name, shape and dtype of what a kernel's launches hand on, for the first argument's axes but the last.
+    """Name, shape and dtype of what a kernel's launches hand on, for its first argument's axes but the last.
 
-    Their sizes are numbers or symbols. They are outputs of the kernel, ahead of its results.
+    Their sizes are numbers or symbols. What is handed on are outputs of the kernel, ahead of its results.
     """
-    from kernels_tvm.gpu import binarize, matadd, matshift
+    from kernels_tvm.gpu import binarize, matadd, matshift, moe
 
-    scratches = {"linear": matshift.scratch, "matadd": matadd.scratch, "binarize": binarize.scratch}
-    return scratches[kernel.name](kernel.description, *leading) if kernel.name in scratches else []
+    module = {
+        "linear": moe if getattr(kernel.description, "kind", None) == "moe" else matshift,
+        "matadd": matadd,
+        "binarize": binarize,
+    }.get(kernel.name)
+    return module.scratch(kernel.description, *leading) if module else []
 
 
 def emit(kernel: Kernel, target: GpuTarget):

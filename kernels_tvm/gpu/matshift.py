@@ -285,7 +285,7 @@ def _launch_quantization(target, linear, x, buffers, results):
             source = T.bind(rows[position])
             with T.serial(0, T.ceildiv(linear.width // 4 - lane, QUANTIZING)) as turn:
                 word = T.bind(turn * QUANTIZING + lane)
-                _load_four(x, source, word * 4, four)
+                load_four(x, source, word * 4, four)
                 body(word)
 
         def look(word):
@@ -315,7 +315,7 @@ def _launch_quantization(target, linear, x, buffers, results):
                 T.buffer_store(buffers["scale"], scale, [position])
 
 
-def _load_four(x, row, column, four):
+def load_four(x, row, column, four):
     """Four numbers of a row, zeros beyond its end."""
     inputs = x.shape[1].value
     for i in range(4):

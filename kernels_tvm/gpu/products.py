@@ -155,12 +155,7 @@ def tensor_product(
                 j, register = divmod(at, core.b_registers)
                 place, word = core.b_place(lane, register)
                 T.buffer_store(b, w_tile[column + j * core.columns + place, part * core.words + word], [at])
-            for i in range(tall):
-                for j in range(wide):
-                    c_start = (i * wide + j) * core.c_registers
-                    core.multiply(
-                        sums, c_start, a, i * core.a_registers, b, j * core.b_registers, block.thread
-                    )
+            core.multiply(sums, a, b, tall, wide, block.thread)
         barrier()
     for i in range(tall):
         for j in range(wide):

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import pytest
@@ -10,18 +11,23 @@ BY_DEFAULT = ("sm_75", "sm_86")  # the others take `-m all_architectures`
 
 
 @functools.cache
-def program(kernel):
-    return Program(library.emit(kernel, OPENCL))
+def program(kernel, target):
+    return Program(library.emit(kernel, target), target)
 
 
 @pytest.fixture(scope="session")
 def run_blocks():
-    """(kernel, arrays, *outputs) -> arrays, through PoCL; an output is a shape and a dtype."""
+    """(kernel, arrays, *outputs) -> arrays, through PoCL; an output is a shape and a dtype.
 
-    def run(kernel, arrays, *outputs):
+    ``with_scratch`` adds what launches hand on; other keywords are facts of the target.
+    """
+
+    def run(kernel, arrays, *outputs, with_scratch=False, **facts):
         scratch = [(shape, dtype) for _, shape, dtype in library.scratch(kernel, *arrays[0].shape[:-1])]
-        results = program(kernel)(arrays, *scratch, *outputs)
-        return results[len(scratch) :] if len(outputs) > 1 else results[-1] if scratch else results
+        results = program(kernel, dataclasses.replace(OPENCL, **facts))(arrays, *scratch, *outputs)
+        if with_scratch:
+            return results
+        return results[len(scratch) :] if len(outputs) > 1 else results[-1]
 
     return run
 
