@@ -109,16 +109,17 @@ def entry_name(kernel: Kernel, target: Target, threads: int) -> str:
         "cache": [target.sums, target.strip_bytes, target.convolved_tokens],
         "threads": threads,
         "versions": [metadata.version(package) for package in PACKAGES],
-        "source": _source_hash(),
+        "source": source_hash(),
     }
     text = json.dumps(depends_on, sort_keys=True, default=str)
     return f"{kernel.name}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
 @cache
-def _source_hash() -> str:
+def source_hash() -> str:
+    """The hash of this package's text."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -130,18 +131,23 @@ def load(kernel: Kernel):
     Raises:
       ValueError: this machine's CPU is not among the targets.
     """
-    import tvm
-
     if host_target() is None:
         raise ValueError("no TVM kernels for this CPU; use implementation='xla' or None")
     target, threads = kernel_target(kernel), thread_count()
-    path = cache_folder() / f"{entry_name(kernel, target, threads)}.so"
+    return load_or_build(entry_name(kernel, target, threads), lambda: build(kernel, target, threads))
+
+
+def load_or_build(entry: str, build: Callable):
+    """The function ``main`` of the cache's library of that name, which ``build()`` makes if it must."""
+    import tvm
+
+    path = cache_folder() / f"{entry}.so"
     if _is_intact(path):
         try:
             return tvm.runtime.load_module(str(path))["main"]
         except Exception:  # whatever a library of another system makes the loader raise
             path.unlink(missing_ok=True)
-    library = build(kernel, target, threads)
+    library = build()
     if _save(library, path):
         return tvm.runtime.load_module(str(path))["main"]
     return library["main"]

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +20,18 @@ HOST = {"kind": "llvm"}
 
 def split(function, target: GpuTarget):
     """Return a kernel's TIR as two functions and more: ``main``, which launches, and what is launched."""
-    passes = [
-        tirx.transform.BindTarget(tvm.target.Target(target.tvm, host=HOST)),
+    bind = tirx.transform.BindTarget(tvm.target.Target(target.tvm, host=HOST))
+    return tvm.ir.transform.Sequential([bind, *_lowering()])(tvm.IRModule({"main": function}))
+
+
+def _lowering():
+    return [
         tirx.transform.FlattenBuffer(),
         tirx.transform.StorageRewrite(),
         tirx.transform.StmtSimplify(),
         tirx.transform.AnnotateEntryFunc(),
         tirx.transform.SplitHostDevice(),
     ]
-    return tvm.ir.transform.Sequential(passes)(tvm.IRModule({"main": function}))
 
 
 def _device_module(module, target):
@@ -36,6 +40,26 @@ def _device_module(module, target):
     )
     kernels = compilation_pipeline.finalize_device_passes()(kernels)
     return tvm.get_global_func(f"target.build.{target.tvm['kind']}")(kernels, tvm.target.Target(target.tvm))
+
+
+def _pipeline():
+    # What the kernels need of TVM's default pipeline; the barriers are theirs, and so are the tiles.
+    lower = tvm.ir.transform.Sequential([*_lowering(), tirx.transform.MakePackedAPI()])
+    return lower, compilation_pipeline.finalize_host_passes, compilation_pipeline.finalize_device_passes
+
+
+compilation_pipeline.PIPELINE_MAP["shiftaddvit_gpu"] = _pipeline
+
+
+def compile_kernel(function, target: GpuTarget):
+    """The library with the kernel ``main``, whose launches are CUDA source: see `provide_cubins`."""
+    target = tvm.target.Target(target.tvm, host=HOST)
+    return tvm.compile(tvm.IRModule({"main": function}), target=target, tir_pipeline="shiftaddvit_gpu")
+
+
+def provide_cubins(compile_source: Callable[[str], bytes]) -> None:
+    """Have TVM take from ``compile_source`` the machine code of every CUDA source that it loads."""
+    tvm.register_global_func("tvm_callback_cuda_compile", compile_source, override=True)
 
 
 def source(function, target: GpuTarget) -> str:
@@ -69,7 +93,7 @@ def compile_cubin(code: str, arch: str) -> tuple[bytes, dict[str, Resources]]:
     """CUDA source as machine code for ``arch``, and what each of its launches takes.
 
     Raises:
-      RuntimeError: the compiler's message.
+      RuntimeError: the compiler's message, or that there is none.
     """
     cubin, report = _run_nvcc(code, "-cubin", arch)
     return cubin, parse_resources(report)
@@ -82,6 +106,10 @@ def compile_ptx(code: str, arch: str) -> str:
 
 @functools.cache
 def _run_nvcc(code, output, arch):
+    if nvcc() is None:
+        raise RuntimeError(
+            "GPU kernels are compiled by nvcc, which is not on the PATH; install the CUDA toolkit"
+        )
     with tempfile.TemporaryDirectory() as folder:
         given, made = Path(folder) / "kernel.cu", Path(folder) / "kernel.out"
         given.write_text(code)

@@ -1,7 +1,21 @@
-"""GPU kernels by name and description."""
+"""GPU kernels by name and description: compiled once, then loaded from a folder of the user's cache.
 
+An entry is a library, named as on CPUs by all that it depends on, and beside it the machine code of its
+launches, named by their CUDA source and the architecture.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
 from collections.abc import Callable
+from functools import cache
+from importlib import metadata
+from pathlib import Path
 
+from kernels_tvm import library
 from kernels_tvm.gpu.targets import GpuTarget
 from kernels_tvm.library import Kernel
 
@@ -44,3 +58,49 @@ def scratch(kernel: Kernel, *leading) -> list[tuple[str, tuple, str]]:
 def emit(kernel: Kernel, target: GpuTarget):
     """The kernel's TIR for ``target``."""
     return builders()[kernel.name](target, kernel.description)
+
+
+def entry_name(kernel: Kernel, target: GpuTarget) -> str:
+    """What identifies the compiled kernel, also as the name of a custom call."""
+    depends_on = {
+        "kernel": kernel.name,
+        "description": dataclasses.asdict(kernel.description),
+        "target": dataclasses.asdict(target),
+        "versions": [metadata.version(package) for package in library.PACKAGES],
+        "source": library.source_hash(),
+    }
+    digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+    return f"{kernel.name}-{target.name}-{digest[:32]}"
+
+
+@cache
+def load(kernel: Kernel, target: GpuTarget):
+    """The kernel's function, compiled now if no process has before. For a machine with such a GPU."""
+    from kernels_tvm.gpu.build import compile_kernel, provide_cubins
+
+    provide_cubins(lambda code: cubin(code, target))
+    return library.load_or_build(
+        entry_name(kernel, target), lambda: compile_kernel(emit(kernel, target), target)
+    )
+
+
+def cubin(code: str, target: GpuTarget) -> bytes:
+    """The machine code of CUDA source, compiled now if no process has before.
+
+    Raises:
+      RuntimeError: the compiler does not take the source, or there is none.
+    """
+    from kernels_tvm.gpu.build import compile_cubin
+
+    name = hashlib.sha256(f"{target.arch} {code}".encode()).hexdigest()[:32]
+    path = library.cache_folder() / f"{name}.cubin"
+    with contextlib.suppress(OSError):
+        return path.read_bytes()
+    made, _ = compile_cubin(code, target.arch)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
+            temporary.write_bytes(made)
+            os.replace(temporary, path)
+    return made

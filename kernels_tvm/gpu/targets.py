@@ -36,6 +36,11 @@ class GpuTarget:
     bit_mma: tuple[int, int, int] | None
 
     @property
+    def capability(self) -> int:
+        """The compute capability times ten."""
+        return int(self.arch.removeprefix("sm_"))
+
+    @property
     def tvm(self) -> dict[str, Any]:
         """TVM's description of the target."""
         if self.arch is None:
@@ -60,6 +65,16 @@ GPU_TARGETS = (
 
 # Not for speed: a CPU runs it, and so proves the schedules.
 OPENCL = GpuTarget("opencl", None, 32 * 1024, 64 * 1024, 64 * 1024, 1024, 16, (16, 8, 32), (16, 8, 256))
+
+
+def supporting_target(compute_capability: str) -> GpuTarget | None:
+    """The best target whose machine code a GPU of a compute capability such as ``"8.6"`` runs; None if none.
+
+    Code runs on later GPUs of the same major version.
+    """
+    major, minor = (int(part) for part in compute_capability.split("."))
+    running = [target for target in GPU_TARGETS if 10 * major <= target.capability <= 10 * major + minor]
+    return max(running, key=lambda target: target.capability, default=None)
 
 
 def gpu_target(name: str) -> GpuTarget:

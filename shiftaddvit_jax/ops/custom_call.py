@@ -11,18 +11,33 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from kernels_tvm import library
+from kernels_tvm.gpu import library as gpu_library
+from kernels_tvm.gpu.targets import GpuTarget, supporting_target
 
 
 @cache
 def unavailable() -> str | None:
     """Why no TVM kernel runs here, in one line; None if they do."""
-    if jax.default_backend() != "cpu":
-        return f"TVM kernels run on CPU, and JAX runs on {jax.default_backend()!r}"
+    if jax.default_backend() not in ("cpu", "gpu"):
+        return f"TVM kernels run on CPU and GPU, and JAX runs on {jax.default_backend()!r}"
     if not library.is_installed():
         return "TVM is not installed (pip install 'shiftaddvit-jax[tvm]')"
+    if on_gpu():
+        return None if gpu_target() else "this GPU is not among the kernels' targets"
     if library.host_target() is None:
         return "this CPU is not among the kernels' targets"
     return None
+
+
+def on_gpu() -> bool:
+    """Whether kernels run on a GPU."""
+    return jax.default_backend() == "gpu"
+
+
+def gpu_target() -> GpuTarget | None:
+    """What the GPU's kernels are compiled for, None if it is of no kind that there are kernels for."""
+    capability = getattr(jax.devices()[0], "compute_capability", None)
+    return supporting_target(capability) if capability else None
 
 
 def call_kernel(
@@ -33,7 +48,15 @@ def call_kernel(
     if recorded is not None:
         recorded[kernel] = [(array.shape, array.dtype.name) for array in (*arguments, *outputs)]
         return [jnp.zeros(output.shape, output.dtype) for output in outputs]
-    return jax.ffi.ffi_call(_register(kernel), list(outputs), vmap_method="sequential")(*arguments)
+    if not on_gpu():
+        return jax.ffi.ffi_call(_register(kernel), list(outputs), vmap_method="sequential")(*arguments)
+    between = [
+        jax.ShapeDtypeStruct(shape, dtype)
+        for _, shape, dtype in gpu_library.scratch(kernel, arguments[0].shape[0])
+    ]
+    name = _register_gpu(kernel, gpu_target())
+    results = jax.ffi.ffi_call(name, [*between, *outputs], vmap_method="sequential")(*arguments)
+    return results[len(between) :]
 
 
 _recorded: ContextVar[dict | None] = ContextVar("recorded", default=None)
@@ -55,13 +78,24 @@ def record_kernels() -> Iterator[dict[library.Kernel, list[tuple[tuple[int, ...]
 
 @cache
 def _register(kernel: library.Kernel) -> str:
+    entry = library.entry_name(kernel, library.kernel_target(kernel), library.thread_count())
+    return _register_function(entry, library.load(kernel), platform="cpu")
+
+
+@cache
+def _register_gpu(kernel: library.Kernel, target: GpuTarget) -> str:
+    # Launches go to JAX's stream, and nothing else happens, so a CUDA graph may record them.
+    entry, function = gpu_library.entry_name(kernel, target), gpu_library.load(kernel, target)
+    return _register_function(entry, function, platform="gpu", allow_cuda_graph=True)
+
+
+def _register_function(entry, function, **settings):
     # The bridge imports torch, where it is installed, for conversions that nothing here needs.
     os.environ.setdefault("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")
     import jax_tvm_ffi
 
-    function = library.load(kernel)
-    name = "shiftaddvit." + library.entry_name(kernel, library.kernel_target(kernel), library.thread_count())
-    jax_tvm_ffi.register_ffi_target(name, function, ["args", "rets"], platform="cpu")
+    name = f"shiftaddvit.{entry}"
+    jax_tvm_ffi.register_ffi_target(name, function, ["args", "rets"], **settings)
     return name
 
 
