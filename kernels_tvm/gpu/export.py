@@ -4,35 +4,33 @@ What TVM exports where there is no GPU holds CUDA source, to be compiled when it
 its place, in the same format.
 """
 
+import os
 import re
 import struct
+from functools import partial
 from pathlib import Path
 
-import tvm
 from tvm.runtime import _ffi_api
 
-import kernels_tvm.build  # noqa: F401 - the pipeline
-from kernels_tvm.gpu.build import HOST, Resources, compile_cubin
-from kernels_tvm.gpu.library import emit
+from kernels_tvm.gpu.build import Resources, compile_cubin, compile_kernel
+from kernels_tvm.gpu.library import emit, entry_name
 from kernels_tvm.gpu.targets import GpuTarget
-from kernels_tvm.library import Kernel
+from kernels_tvm.library import Kernel, save
 
 SYMBOL = "__tvm_ffi__library_bin"
 _KIND = b"cuda"
 
 
-def export_kernel(kernel: Kernel, target: GpuTarget, path: Path) -> dict[str, Resources]:
-    """Write the kernel's library for ``target`` and return what its launches take.
+def export_kernel(kernel: Kernel, target: GpuTarget, folder: Path) -> tuple[Path, dict[str, Resources]]:
+    """Write the kernel's library for ``target``, named and ended as the cache's; and what its launches take.
 
     Raises:
       RuntimeError: a compiler is missing, or does not take what it is given.
+      OSError: the library can't be written.
     """
-    function = emit(kernel, target)
-    library = tvm.compile(
-        tvm.IRModule({"main": function}),
-        target=tvm.target.Target(target.tvm, host=HOST),
-        tir_pipeline="shiftaddvit",
-    )
+    # Where there is a GPU, TVM would compile the launches itself.
+    os.environ["TVM_COMPILE_FORCE_FALLBACK"] = "1"
+    library = compile_kernel(emit(kernel, target), target)
     (launches,) = library.mod.imports
     code = launches.inspect_source()
     cubin, resources = compile_cubin(code, target.arch)
@@ -44,8 +42,10 @@ def export_kernel(kernel: Kernel, target: GpuTarget, path: Path) -> dict[str, Re
         file.write_text(_as_c(with_cubin(content, code.encode(), cubin)))
         return str(file)
 
-    library.mod.export_library(str(path), fpack_imports=pack)
-    return resources
+    path = folder / f"{entry_name(kernel, target)}.so"
+    if not save(partial(library.mod.export_library, fpack_imports=pack), path):
+        raise OSError(f"{path} can't be linked or written")
+    return path, resources
 
 
 def with_cubin(content: bytes, code: bytes, cubin: bytes) -> bytes:

@@ -45,8 +45,8 @@ def exported(tmp_path_factory):
     """A library, and what its launches take."""
     if build.nvcc() is None:
         pytest.skip("nvcc is not on the PATH (CUDA toolkit 13)")
-    path = tmp_path_factory.mktemp("exported") / "kernel.so"
-    return path, export_kernel(Kernel("matadd", MatAdd(300, 4)), gpu_target("cuda-sm_86"), path)
+    folder = tmp_path_factory.mktemp("exported")
+    return export_kernel(Kernel("matadd", MatAdd(300, 4)), gpu_target("cuda-sm_86"), folder)
 
 
 def test_a_library_holds_machine_code_and_no_source(exported):
