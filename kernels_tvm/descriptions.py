@@ -248,12 +248,14 @@ class DepthwiseConv:
       width: columns of the grid.
       channels: of a token.
       kernel: rows and columns of the kernel, both odd.
+      gelu: whether a bias and a GELU follow.
     """
 
     height: int
     width: int
     channels: int
     kernel: tuple[int, int]
+    gelu: bool = False
 
 
 @dataclass(frozen=True)

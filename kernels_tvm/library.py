@@ -148,7 +148,7 @@ def load_or_build(entry: str, build: Callable):
         except Exception:  # whatever a library of another system makes the loader raise
             path.unlink(missing_ok=True)
     library = build()
-    if _save(library, path):
+    if save(library.export_library, path):
         return tvm.runtime.load_module(str(path))["main"]
     return library["main"]
 
@@ -160,21 +160,26 @@ def build(kernel: Kernel, target: Target, threads: int):
     return compile_kernel(builders()[kernel.name](target, threads, kernel.description), target)
 
 
-def _save(library, path: Path) -> bool:
-    """Keep a library; False where this machine has no linker or the folder can't be written."""
-    if shutil.which("g++") is None and shutil.which("clang++") is None:
+def save(export: Callable[[str], None], path: Path) -> bool:
+    """Keep what ``export(path)`` writes; False where there is no linker or the folder can't be written."""
+    if not can_link():
         return False
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             temporary = Path(folder) / path.name
-            library.export_library(str(temporary))
+            export(str(temporary))
             with temporary.open("ab") as file:  # loaders ignore what follows a library
                 file.write(hashlib.sha256(temporary.read_bytes()).digest())
             os.replace(temporary, path)
     except OSError:
         return False
     return True
+
+
+def can_link() -> bool:
+    """Whether this machine has a linker, as TVM looks for one."""
+    return shutil.which("g++") is not None or shutil.which("clang++") is not None
 
 
 def _is_intact(path: Path) -> bool:

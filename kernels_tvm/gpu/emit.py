@@ -4,6 +4,7 @@ Kernels are Python functions that emit TIR, as on CPUs (`kernels_tvm.emit`). A P
 `T.unroll` are unrolled; one of `T.serial` stays a loop.
 """
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -52,3 +53,8 @@ def fill(buffer, value, size: int) -> None:
 def words_of(buffer, shape: tuple[int, ...], dtype: str = "int32"):
     """The same memory seen as words of 32 bits."""
     return T.decl_buffer(shape, dtype, data=buffer.data)
+
+
+def all_of(*conditions):
+    """Whether all conditions hold."""
+    return functools.reduce(T.And, conditions)

@@ -6,6 +6,7 @@ ISA says that they lie in the lanes of a warp (sections "Matrix Fragments for mm
 tested but the instruction itself, which first runs on a GPU.
 """
 
+import math
 from typing import Literal
 
 from tvm.backend.cuda.op import cuda_func_call
@@ -40,6 +41,13 @@ def different_bits(target: GpuTarget, a, b, c):
 def round_to_even(target: GpuTarget, x):
     """The nearest whole float32; of two, the even one."""
     return T.call_pure_extern("float32", "rintf" if target.arch else "rint", x)
+
+
+def gelu(target: GpuTarget, x):
+    """Return x Phi(x), float32."""
+    x = T.bind(x)
+    erf = T.call_pure_extern("float32", "erff" if target.arch else "erf", x * T.float32(1 / math.sqrt(2)))
+    return x * (T.float32(0.5) + T.float32(0.5) * erf)
 
 
 class TensorCore:

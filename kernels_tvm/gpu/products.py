@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from tvm.script.ir_builder import tirx as T
 
@@ -120,9 +121,19 @@ def dot_product(target: GpuTarget, block: Block, words: int, load: Callable, fin
         finish(row + i * SIDE, column + j * SIDE, [sums[at]])
 
 
-def tensor_product(target: GpuTarget, block: Block, words: int, load: Callable, finish: Callable) -> None:
-    """`dot_product` by tensor cores, with ``TENSOR_TILE``; ``finish`` takes two neighbouring results."""
-    tile, core = TENSOR_TILE, TensorCore(target, "int8", block.threads)
+def tensor_product(
+    target: GpuTarget,
+    block: Block,
+    words: int,
+    load: Callable,
+    finish: Callable,
+    kind: Literal["int8", "bits"] = "int8",
+) -> None:
+    """`dot_product` by tensor cores, with ``TENSOR_TILE``; ``finish`` takes two neighbouring results.
+
+    Words are those of `TensorCore`.
+    """
+    tile, core = TENSOR_TILE, TensorCore(target, kind, block.threads)
     tall, wide = WARP_TILE[0] // core.rows, WARP_TILE[1] // core.columns
     x_tile, w_tile = (padded_tile(size, tile.depth, "int32") for size in (tile.rows, tile.columns))
     warp, lane = T.bind(block.thread // WARP), T.bind(block.thread % WARP)

@@ -59,7 +59,7 @@ GPU_TARGETS = (
     _cuda("sm_80", 164, 2048, 32),  # A100
     _cuda("sm_86", 100, 1536, 16),  # RTX 3090, A5000
     _cuda("sm_89", 100, 1536, 24),  # RTX 4090, L4
-    _cuda("sm_90", 228, 2048, 32),  # H100
+    _cuda("sm_90", 228, 2048, 32),  # H100; its product by XOR is two by AND, as nvdisasm shows
     _cuda("sm_100", 228, 2048, 32, bit_mma=None),  # B200; ptxas takes it but expands it
 )
 

@@ -33,8 +33,13 @@ def unavailable() -> str | None:
 
 
 def on_gpu() -> bool:
-    """Whether kernels run on a GPU."""
-    return jax.default_backend() == "gpu"
+    """Whether kernels run on a GPU, or are recorded for one."""
+    return recording_for_gpu() or jax.default_backend() == "gpu"
+
+
+def recording_for_gpu() -> bool:
+    """Whether `record_kernels` notes the kernels of a GPU that need not be here."""
+    return _for_gpu.get()
 
 
 def gpu_target() -> GpuTarget | None:
@@ -55,7 +60,7 @@ def call_kernel(
         return jax.ffi.ffi_call(_register(kernel), list(outputs), vmap_method="sequential")(*arguments)
     between = [
         jax.ShapeDtypeStruct(shape, dtype)
-        for _, shape, dtype in gpu_library.scratch(kernel, arguments[0].shape[0])
+        for _, shape, dtype in gpu_library.scratch(kernel, *arguments[0].shape[:-1])
     ]
     name = _register_gpu(kernel, gpu_target())
     results = jax.ffi.ffi_call(name, [*between, *outputs], vmap_method="sequential")(*arguments)
@@ -63,20 +68,25 @@ def call_kernel(
 
 
 _recorded: ContextVar[dict | None] = ContextVar("recorded", default=None)
+_for_gpu: ContextVar[bool] = ContextVar("for_gpu", default=False)
 
 
 @contextmanager
-def record_kernels() -> Iterator[dict[library.Kernel, list[tuple[tuple[int, ...], str]]]]:
+def record_kernels(
+    for_gpu: bool = False,
+) -> Iterator[dict[library.Kernel, list[tuple[tuple[int, ...], str]]]]:
     """Within it, calls are noted instead of made: kernels, with the shapes and dtypes they are called with.
 
-    Outputs follow arguments. For tracing alone, as by `jax.eval_shape`.
+    Outputs follow arguments. For tracing alone, as by `jax.eval_shape`. ``for_gpu`` takes the kernels of
+    GPUs, wherever this runs.
     """
     kernels = {}
-    token = _recorded.set(kernels)
+    tokens = _recorded.set(kernels), _for_gpu.set(for_gpu)
     try:
         yield kernels
     finally:
-        _recorded.reset(token)
+        _recorded.reset(tokens[0])
+        _for_gpu.reset(tokens[1])
 
 
 @cache

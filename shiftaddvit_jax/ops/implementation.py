@@ -5,13 +5,12 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from shiftaddvit_jax.ops.custom_call import on_gpu, unavailable
+from shiftaddvit_jax.ops.custom_call import recording_for_gpu, unavailable
 from shiftaddvit_jax.validation import check_choice
 
 # "tvm_shift" is "tvm" with MatShift's int8 products made of shifts and additions alone.
 Implementation = Literal["xla", "tvm", "tvm_shift"] | None
 IMPLEMENTATIONS = ("xla", "tvm", "tvm_shift")
-GPU_OPS = ("matshift", "a mixture of experts")  # those with a GPU kernel
 
 
 def uses_tvm(
@@ -34,9 +33,7 @@ def uses_tvm(
     check_implementation(implementation)
     if implementation == "xla" or (implementation is None and not prefer):
         return False
-    reason = unsupported or unavailable()
-    if not reason and on_gpu() and op not in GPU_OPS:
-        reason = "it has no GPU kernel"
+    reason = unsupported or (None if recording_for_gpu() else unavailable())
     if reason and implementation is not None:
         raise ValueError(f"{op} can't run on TVM here: {reason}; use implementation='xla' or None")
     return reason is None

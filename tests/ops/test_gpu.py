@@ -69,10 +69,11 @@ def test_without_a_cuda_runtime_xla_runs_and_tvm_says_what_to_install(monkeypatc
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-def test_an_op_without_a_gpu_kernel_runs_xla_and_says_so_where_tvm_is_asked_for():
+def test_binarization_is_a_custom_call_where_tvm_is_asked_for():
     assert "custom_call" not in jax.jit(binarize).lower(X).as_text()
-    with pytest.raises(ValueError, match="binarize can't run on TVM here: it has no GPU kernel; use"):
-        binarize(X, implementation="tvm")
+    call = jax.jit(lambda x: binarize(x, implementation="tvm"))
+    text = call.trace(X).lower(lowering_platforms=("cuda",)).as_text()
+    assert "-> (tensor<2x16xf32>, tensor<2x35x36xf32>)" in text
 
 
 def test_a_gpu_takes_the_best_code_of_its_own_generation():

@@ -23,7 +23,7 @@ def run_blocks():
     """
 
     def run(kernel, arrays, *outputs, with_scratch=False, **facts):
-        scratch = [(shape, dtype) for _, shape, dtype in library.scratch(kernel, len(arrays[0]))]
+        scratch = [(shape, dtype) for _, shape, dtype in library.scratch(kernel, *arrays[0].shape[:-1])]
         results = program(kernel, dataclasses.replace(OPENCL, **facts))(arrays, *scratch, *outputs)
         if with_scratch:
             return results
