@@ -9,6 +9,7 @@ from kernels_tvm.emit import (
     Arguments,
     constant,
     for_each_vector,
+    gelu,
     kernel,
     lanes,
     load_lanes,
@@ -44,13 +45,17 @@ def convolve_tokens(
 
 
 def depthwise_conv_kernel(target: Target, threads: int, conv: DepthwiseConv):
-    """From x [images, height, width, channels], kernel [taps, channels] -> y like x."""
+    """From x [images, height, width, channels], kernel [taps, channels] -> y like x.
+
+    With ``conv.gelu`` a bias [channels] comes after the kernel.
+    """
     height, width, channels = conv.height, conv.width, conv.channels
     rows, columns = conv.kernel
 
     def body(arguments: Arguments):
         x = arguments("x", ("images", height, width, channels), "float32")
         weights = arguments("kernel", (rows * columns, channels), "float32")
+        bias = arguments("bias", (channels,), "float32") if conv.gelu else None
         y = arguments("y", ("images", height, width, channels), "float32")
         with T.parallel(0, arguments.symbols["images"] * height) as task:
             image, row = split(task, height)
@@ -68,7 +73,10 @@ def depthwise_conv_kernel(target: Target, threads: int, conv: DepthwiseConv):
                                 value = load_lanes(x, [image, source, beside], column, count)
                                 weight = load_lanes(weights, [i * columns + j], column, count)
                                 T.buffer_store(total, total[lanes(0)] + value * weight, [lanes(0)])
-                    store_lanes(y, total[lanes(0)], [image, row, place], column, count)
+                    result = total[lanes(0)]
+                    if conv.gelu:
+                        result = gelu(T.bind(result + load_lanes(bias, [], column, count)))
+                    store_lanes(y, result, [image, row, place], column, count)
 
                 for_each_vector(channels, convolve)
 

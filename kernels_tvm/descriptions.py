@@ -28,7 +28,8 @@ class Linear:
       bits: of a packed power-of-two weight, 4 or 5.
       activations: number format of what is shifted: ``"float"``, or ``"int8"`` (each row scaled to its
         largest magnitude), which needs 4 bits.
-      shifts: whether int8 products are shifts and additions rather than multiplications by powers of two.
+      shifts: whether int8 products are shifts and additions rather than multiplications by powers of two; on
+        GPUs float32 ones are additions to exponents then.
     """
 
     kind: Literal["dense", "shift", "moe"]
@@ -248,12 +249,14 @@ class DepthwiseConv:
       width: columns of the grid.
       channels: of a token.
       kernel: rows and columns of the kernel, both odd.
+      gelu: whether a bias and a GELU follow.
     """
 
     height: int
     width: int
     channels: int
     kernel: tuple[int, int]
+    gelu: bool = False
 
 
 @dataclass(frozen=True)

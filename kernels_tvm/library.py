@@ -109,16 +109,17 @@ def entry_name(kernel: Kernel, target: Target, threads: int) -> str:
         "cache": [target.sums, target.strip_bytes, target.convolved_tokens],
         "threads": threads,
         "versions": [metadata.version(package) for package in PACKAGES],
-        "source": _source_hash(),
+        "source": source_hash(),
     }
     text = json.dumps(depends_on, sort_keys=True, default=str)
     return f"{kernel.name}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
 @cache
-def _source_hash() -> str:
+def source_hash() -> str:
+    """The hash of this package's text."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -135,16 +136,21 @@ def load(kernel: Kernel):
     target, threads = kernel_target(kernel), thread_count()
     # TVM's own guess is half of the CPUs, on machines without hyper-threads too.
     os.environ.setdefault("TVM_NUM_THREADS", str(threads))
+    return load_or_build(entry_name(kernel, target, threads), lambda: build(kernel, target, threads))
+
+
+def load_or_build(entry: str, build: Callable):
+    """The function ``main`` of the cache's library of that name, which ``build()`` makes if it must."""
     import tvm
 
-    path = cache_folder() / f"{entry_name(kernel, target, threads)}.so"
+    path = cache_folder() / f"{entry}.so"
     if _is_intact(path):
         try:
             return tvm.runtime.load_module(str(path))["main"]
         except Exception:  # whatever a library of another system makes the loader raise
             path.unlink(missing_ok=True)
-    library = build(kernel, target, threads)
-    if _save(library, path):
+    library = build()
+    if save(library.export_library, path):
         return tvm.runtime.load_module(str(path))["main"]
     return library["main"]
 
@@ -156,21 +162,26 @@ def build(kernel: Kernel, target: Target, threads: int):
     return compile_kernel(builders()[kernel.name](target, threads, kernel.description), target)
 
 
-def _save(library, path: Path) -> bool:
-    """Keep a library; False where this machine has no linker or the folder can't be written."""
-    if shutil.which("g++") is None and shutil.which("clang++") is None:
+def save(export: Callable[[str], None], path: Path) -> bool:
+    """Keep what ``export(path)`` writes; False where there is no linker or the folder can't be written."""
+    if not can_link():
         return False
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             temporary = Path(folder) / path.name
-            library.export_library(str(temporary))
+            export(str(temporary))
             with temporary.open("ab") as file:  # loaders ignore what follows a library
                 file.write(hashlib.sha256(temporary.read_bytes()).digest())
             os.replace(temporary, path)
     except OSError:
         return False
     return True
+
+
+def can_link() -> bool:
+    """Whether this machine has a linker, as TVM looks for one."""
+    return shutil.which("g++") is not None or shutil.which("clang++") is not None
 
 
 def _is_intact(path: Path) -> bool:

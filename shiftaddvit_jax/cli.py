@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import shiftaddvit_jax
+from kernels_tvm.gpu.targets import GPU_TARGETS, gpu_target
 from kernels_tvm.library import cache_folder, user_records
 from kernels_tvm.targets import host_target
 from shiftaddvit_jax import main as training
@@ -33,7 +34,7 @@ from shiftaddvit_jax.analysis.report import ENERGY_MODELS, PAPER_MODELS, SHIFT_S
 from shiftaddvit_jax.analysis.rounds import available_threads
 from shiftaddvit_jax.checkpoints import load_model, load_pretrained, save_model
 from shiftaddvit_jax.command import Parser, run_command, table_console
-from shiftaddvit_jax.compile import compile_kernels, tune_kernels
+from shiftaddvit_jax.compile import compile_kernels, export_kernels, tune_kernels
 from shiftaddvit_jax.data import load_dataset, load_image
 from shiftaddvit_jax.data.sources import SOURCES
 from shiftaddvit_jax.demo import print_report, run_demo
@@ -286,9 +287,17 @@ def _kernel_model(arguments):
 
 
 def compile_model(arguments: argparse.Namespace) -> None:
-    """A model's kernels, compiled into the cache."""
+    """A model's kernels, compiled into the cache, or for a GPU into a folder."""
+    if (arguments.target is None) != (arguments.output is None):
+        raise ValueError("--target and --output come together: a GPU's libraries go to a folder")
+    target = gpu_target(arguments.target) if arguments.target else None
     model = _kernel_model(arguments)
     start = time.perf_counter()
+    if target:
+        manifest = export_kernels(model, target, Path(arguments.output))
+        seconds = time.perf_counter() - start
+        print(f"{len(manifest['kernels'])} kernels for {target.name} in {seconds:.1f} s: {arguments.output}")
+        return
     kernels = compile_kernels(model)
     seconds = time.perf_counter() - start
     print(f"{len(kernels)} kernels for {host_target().name} in {seconds:.1f} s, kept in {cache_folder()}")
@@ -542,9 +551,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--output", required=True, metavar="DIR", help="where the packed checkpoint goes")
 
-    command = add("compile", compile_model, "Compile a model's TVM kernels into the cache, ahead of its use.")
+    description = (
+        "Compile a model's TVM kernels into the cache, ahead of its use, or for a GPU into a folder."
+    )
+    command = add("compile", compile_model, description)
     command.add_argument("model", metavar="MODEL", help="one of those of `shiftaddvit models`")
     _add_kinds(command)
+    targets = ", ".join(target.name for target in GPU_TARGETS)
+    command.add_argument("--target", metavar="GPU", help=f"instead of this CPU: {targets}")
+    command.add_argument("--output", metavar="DIR", help="where a GPU's libraries and manifest.json go")
 
     description = "Measure which tile sizes suit a model's TVM kernels here, and keep them (minutes)."
     command = add("tune", tune_model, description)

@@ -1,13 +1,21 @@
-"""A model's TVM kernels, ahead of its first use: compiled into the cache, or tuned for this machine."""
+"""A model's TVM kernels, ahead of its first use: compiled for this machine or for a GPU, or tuned here."""
 
+import dataclasses
+import hashlib
+import shutil
 from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kernels_tvm.library import Kernel, load
+from kernels_tvm.gpu.targets import GpuTarget
+from kernels_tvm.library import PACKAGES, Kernel, can_link, is_installed, load
 from kernels_tvm.tuning import count_trials, save_record, tune
+from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.models.create import init_function
 from shiftaddvit_jax.ops.custom_call import record_kernels
 from shiftaddvit_jax.progress import progress_bar, track
@@ -15,14 +23,16 @@ from shiftaddvit_jax.progress import progress_bar, track
 Shapes = list[tuple[tuple[int, ...], str]]
 
 
-def kernels_of(model: nn.Module, batch: int = 1) -> Mapping[Kernel, Shapes]:
+def kernels_of(model: nn.Module, batch: int = 1, for_gpu: bool = False) -> Mapping[Kernel, Shapes]:
     """The kernels of a model with ``implementation="tvm"``, with the shapes of their arguments and outputs.
+
+    ``for_gpu`` takes the kernels of GPUs, wherever this runs.
 
     Raises:
       ValueError: TVM can't run here.
     """
     images = jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.float32)
-    with record_kernels() as kernels:
+    with record_kernels(for_gpu) as kernels:
         variables = jax.eval_shape(init_function(model), jax.random.key(0))
         kernels.clear()  # what initializing calls, inference does not
         jax.eval_shape(model.apply, variables, images)
@@ -35,6 +45,46 @@ def compile_kernels(model: nn.Module) -> list[Kernel]:
     for kernel in track(kernels, "compiling", len(kernels)):
         load(kernel)
     return kernels
+
+
+def export_kernels(model: nn.Module, target: GpuTarget, folder: Path) -> dict[str, Any]:
+    """Compile a model's GPU kernels into libraries in a folder, with a progress bar, and describe them.
+
+    The description is written to ``manifest.json`` there. In the cache of a machine with the same versions,
+    the libraries spare it the compiler.
+
+    Raises:
+      ValueError: there is no compiler here.
+    """
+    if not is_installed() or shutil.which("nvcc") is None or not can_link():
+        raise ValueError(
+            "GPU kernels are compiled by TVM, nvcc and a linker: pip install 'shiftaddvit-jax[tvm]', and put "
+            "the CUDA toolkit and g++ on the PATH"
+        )
+    from kernels_tvm.gpu.export import export_kernel
+
+    folder.mkdir(parents=True, exist_ok=True)
+    kernels = kernels_of(model, for_gpu=True)
+    entries = []
+    for kernel, shapes in track(kernels.items(), "compiling", len(kernels)):
+        path, resources = export_kernel(kernel, target, folder)
+        entries.append(
+            {
+                "kernel": kernel.name,
+                "description": dataclasses.asdict(kernel.description),
+                "shapes": shapes,
+                "file": path.name,
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                "launches": {name: dataclasses.asdict(each) for name, each in resources.items()},
+            }
+        )
+    manifest = {
+        "target": target.name,
+        "versions": {package: metadata.version(package) for package in (*PACKAGES, "jax")},
+        "kernels": entries,
+    }
+    write_json(folder / "manifest.json", manifest)
+    return manifest
 
 
 def tune_kernels(model: nn.Module, batch: int = 1) -> list[tuple[Kernel, dict, float, float]]:

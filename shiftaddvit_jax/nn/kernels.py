@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 from kernels_tvm.descriptions import HammingLinear, LayerNorm, Linear, Mlp, PatchEmbed, SoftmaxAttention
 from shiftaddvit_jax.ops import PackedWeight, pack_weight, power_of_two
 from shiftaddvit_jax.ops.activations import Activations
-from shiftaddvit_jax.ops.custom_call import with_xla_gradient
+from shiftaddvit_jax.ops.custom_call import on_gpu, with_xla_gradient
 from shiftaddvit_jax.ops.fused import fused_layer_norm, fused_linear
 from shiftaddvit_jax.ops.implementation import Implementation, float32_only, uses_tvm
 
@@ -44,12 +44,12 @@ def runs_on_kernels(
 ) -> bool:
     """Whether a module leaves all that it does in inference to TVM kernels; if not, its own modules choose.
 
-    ``None`` does for packed parameters.
+    ``None`` does for packed parameters. Kernels of whole branches are for CPUs; on a GPU each op has its own.
 
     Raises:
       ValueError: an unknown implementation, or TVM asked for where it can't run at all.
     """
-    if train or module.is_initializing() or unsupported or float32_only(x):
+    if on_gpu() or train or module.is_initializing() or unsupported or float32_only(x):
         return False
     return uses_tvm(type(module).__name__, implementation, prefer=is_packed(module.variables["params"]))
 

@@ -11,18 +11,41 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from kernels_tvm import library
+from kernels_tvm.gpu import library as gpu_library
+from kernels_tvm.gpu.targets import GpuTarget, supporting_target
 
 
 @cache
 def unavailable() -> str | None:
     """Why no TVM kernel runs here, in one line; None if they do."""
-    if jax.default_backend() != "cpu":
-        return f"TVM kernels run on CPU, and JAX runs on {jax.default_backend()!r}"
+    if jax.default_backend() not in ("cpu", "gpu"):
+        return f"TVM kernels run on CPU and GPU, and JAX runs on {jax.default_backend()!r}"
     if not library.is_installed():
         return "TVM is not installed (pip install 'shiftaddvit-jax[tvm]')"
+    if on_gpu() and gpu_target() is None:
+        return "this GPU is not among the kernels' targets"
+    if on_gpu():
+        wanted = "TVM finds no CUDA runtime (pip install 'shiftaddvit-jax[gpu]')"
+        return None if gpu_library.has_runtime() else wanted
     if library.host_target() is None:
         return "this CPU is not among the kernels' targets"
     return None
+
+
+def on_gpu() -> bool:
+    """Whether kernels run on a GPU, or are recorded for one."""
+    return recording_for_gpu() or jax.default_backend() == "gpu"
+
+
+def recording_for_gpu() -> bool:
+    """Whether `record_kernels` notes the kernels of a GPU that need not be here."""
+    return _for_gpu.get()
+
+
+def gpu_target() -> GpuTarget | None:
+    """What the GPU's kernels are compiled for, None if it is of no kind that there are kernels for."""
+    capability = getattr(jax.devices()[0], "compute_capability", None)
+    return supporting_target(capability) if capability else None
 
 
 def call_kernel(
@@ -33,35 +56,59 @@ def call_kernel(
     if recorded is not None:
         recorded[kernel] = [(array.shape, array.dtype.name) for array in (*arguments, *outputs)]
         return [jnp.zeros(output.shape, output.dtype) for output in outputs]
-    return jax.ffi.ffi_call(_register(kernel), list(outputs), vmap_method="sequential")(*arguments)
+    if not on_gpu():
+        return jax.ffi.ffi_call(_register(kernel), list(outputs), vmap_method="sequential")(*arguments)
+    between = [
+        jax.ShapeDtypeStruct(shape, dtype)
+        for _, shape, dtype in gpu_library.scratch(kernel, *arguments[0].shape[:-1])
+    ]
+    name = _register_gpu(kernel, gpu_target())
+    results = jax.ffi.ffi_call(name, [*between, *outputs], vmap_method="sequential")(*arguments)
+    return results[len(between) :]
 
 
 _recorded: ContextVar[dict | None] = ContextVar("recorded", default=None)
+_for_gpu: ContextVar[bool] = ContextVar("for_gpu", default=False)
 
 
 @contextmanager
-def record_kernels() -> Iterator[dict[library.Kernel, list[tuple[tuple[int, ...], str]]]]:
+def record_kernels(
+    for_gpu: bool = False,
+) -> Iterator[dict[library.Kernel, list[tuple[tuple[int, ...], str]]]]:
     """Within it, calls are noted instead of made: kernels, with the shapes and dtypes they are called with.
 
-    Outputs follow arguments. For tracing alone, as by `jax.eval_shape`.
+    Outputs follow arguments. For tracing alone, as by `jax.eval_shape`. ``for_gpu`` takes the kernels of
+    GPUs, wherever this runs.
     """
     kernels = {}
-    token = _recorded.set(kernels)
+    tokens = _recorded.set(kernels), _for_gpu.set(for_gpu)
     try:
         yield kernels
     finally:
-        _recorded.reset(token)
+        _recorded.reset(tokens[0])
+        _for_gpu.reset(tokens[1])
 
 
 @cache
 def _register(kernel: library.Kernel) -> str:
+    entry = library.entry_name(kernel, library.kernel_target(kernel), library.thread_count())
+    return _register_function(entry, library.load(kernel), platform="cpu")
+
+
+@cache
+def _register_gpu(kernel: library.Kernel, target: GpuTarget) -> str:
+    # Launches go to JAX's stream, and nothing else happens, so a CUDA graph may record them.
+    entry, function = gpu_library.entry_name(kernel, target), gpu_library.load(kernel, target)
+    return _register_function(entry, function, platform="gpu", allow_cuda_graph=True)
+
+
+def _register_function(entry, function, **settings):
     # The bridge imports torch, where it is installed, for conversions that nothing here needs.
     os.environ.setdefault("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")
     import jax_tvm_ffi
 
-    function = library.load(kernel)
-    name = "shiftaddvit." + library.entry_name(kernel, library.kernel_target(kernel), library.thread_count())
-    jax_tvm_ffi.register_ffi_target(name, function, ["args", "rets"], platform="cpu")
+    name = f"shiftaddvit.{entry}"
+    jax_tvm_ffi.register_ffi_target(name, function, ["args", "rets"], **settings)
     return name
 
 

@@ -5,10 +5,11 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from shiftaddvit_jax.ops.custom_call import unavailable
+from shiftaddvit_jax.ops.custom_call import recording_for_gpu, unavailable
 from shiftaddvit_jax.validation import check_choice
 
-# "tvm_shift" is "tvm" with MatShift's int8 products made of shifts and additions alone.
+# "tvm_shift" is "tvm" with MatShift's products made of shifts and additions alone: its int8 products, and on
+# GPUs its float32 ones too.
 Implementation = Literal["xla", "tvm", "tvm_shift"] | None
 IMPLEMENTATIONS = ("xla", "tvm", "tvm_shift")
 
@@ -33,7 +34,7 @@ def uses_tvm(
     check_implementation(implementation)
     if implementation == "xla" or (implementation is None and not prefer):
         return False
-    reason = unsupported or unavailable()
+    reason = unsupported or (None if recording_for_gpu() else unavailable())
     if reason and implementation is not None:
         raise ValueError(f"{op} can't run on TVM here: {reason}; use implementation='xla' or None")
     return reason is None

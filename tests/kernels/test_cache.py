@@ -239,7 +239,7 @@ def test_an_entry_is_named_by_all_that_it_depends_on(monkeypatch):
             for fact in ("float_tile", "int8_tile", "sums", "strip_bytes", "convolved_tokens")
         ),
     }
-    monkeypatch.setattr(library, "_source_hash", lambda: "other")
+    monkeypatch.setattr(library, "source_hash", lambda: "other")
     names.add(name())
     monkeypatch.setattr(library.metadata, "version", lambda package: "other")
     names.add(name())

@@ -2,66 +2,23 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scipy.special import expit
+from linear_references import (
+    assert_near,
+    dense_parameters,
+    int8_product,
+    mixture,
+    packed,
+    powers,
+    whole_tokens,
+)
 
 from kernels_tvm.descriptions import Linear
 from kernels_tvm.library import Kernel
-from shiftaddvit_jax.ops import pack_weight
 
 SIZES = pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (67, 150)])
 SHIFTS = pytest.mark.parametrize("shifts", [False, True], ids=["products", "shifts"])
 SEEDS = st.integers(0, 2**16)
 ROWS = st.integers(1, 90)
-
-
-def powers(rng, inputs, outputs, octaves):
-    """Zeros and signed powers of two, each output's within some octaves of its own."""
-    exponent = rng.integers(-16, 3, outputs) + rng.integers(0, octaves, (inputs, outputs))
-    return (rng.choice([-1, 0, 1], (inputs, outputs), p=[0.4, 0.2, 0.4]) * 2.0**exponent).astype(np.float32)
-
-
-def padded(vector):
-    return np.pad(vector, (0, -len(vector) % 16)).astype(np.float32)
-
-
-def packed(weight, bits, bias=None):
-    """A shift layer's parameters, as kernels take them."""
-    bias = np.zeros(weight.shape[1]) if bias is None else bias
-    return [*(np.asarray(part) for part in pack_weight(weight, bits)), padded(bias)]
-
-
-def dense_parameters(rng, inputs, outputs):
-    kernel = rng.normal(0, 0.3, (inputs, outputs)).astype(np.float32)
-    bias = rng.normal(size=outputs).astype(np.float32)
-    return kernel, bias, [np.pad(kernel, ((0, 0), (0, -outputs % 16))), padded(bias)]
-
-
-def whole_tokens(rng, rows, inputs):
-    """Whole numbers, some of each row 127 or -127: int8 holds them as they are."""
-    x = rng.integers(-127, 128, (rows, inputs))
-    x[np.arange(rows), rng.integers(0, inputs, rows)] = rng.choice([-127, 127], rows)
-    return x.astype(np.float32)
-
-
-def quantized(x):
-    """Whole numbers and scales in float32, as `dynamic_int8` says."""
-    largest = np.abs(x).max(axis=1, keepdims=True)
-    inverse = np.float32(127) / np.where(largest > 0, largest, np.float32(1))
-    scale = np.where(largest > 0, largest * np.float32(1 / 127), np.float32(1))
-    return np.rint(x * inverse).astype(np.int64), scale
-
-
-def int8_product(x, weight):
-    """Sums of whole numbers, and only then one float32 product with the scales."""
-    whole, scale = quantized(x)
-    exponent = np.frexp(np.abs(weight).max(axis=0))[1] - 7.0
-    numbers = (weight / 2.0**exponent).astype(np.int64)
-    assert np.all(numbers * 2.0**exponent == weight)
-    return (whole @ numbers).astype(np.float32) * (np.float32(2.0**exponent) * scale)
-
-
-def assert_near(y, expected):
-    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
 def run(run_kernel, target, linear, x, parameters, **keywords):
@@ -149,24 +106,6 @@ def test_dense_layers_are_numpys_product(run_kernel, tiled_target, inputs, outpu
     kernel, bias, parameters = dense_parameters(rng, inputs, outputs)
     y = run(run_kernel, tiled_target, Linear("dense", inputs, outputs), x, parameters)
     assert_near(y, x.astype(np.float64) @ kernel + bias)
-
-
-def mixture(rng, inputs, outputs, activations, router_bias):
-    """The parameters of a mixture of experts, and the function that NumPy computes with them."""
-    router = rng.normal(size=(inputs, 2)).astype(np.float32)
-    kernel, bias, dense = dense_parameters(rng, inputs, outputs)
-    shift_bias = rng.normal(size=outputs).astype(np.float32)
-    bits = 4 if activations == "int8" else 5
-    weight = powers(rng, inputs, outputs, 7) / 2**8
-
-    def reference(x):
-        logit = x.astype(np.float64) @ (router[:, 0] - router[:, 1]) + (router_bias[0] - router_bias[1])
-        shift = int8_product(x, weight) if activations == "int8" else x.astype(np.float64) @ weight
-        chosen = np.where(logit[:, None] >= 0, x.astype(np.float64) @ kernel + bias, shift + shift_bias)
-        return expit(np.abs(logit))[:, None] * chosen
-
-    parameters = [router, np.float32(router_bias), *dense, *packed(weight, bits, shift_bias)]
-    return Linear("moe", inputs, outputs, bits, activations), parameters, reference
 
 
 @SIZES

@@ -111,8 +111,8 @@ def on_an_unknown_cpu(monkeypatch):
 
 
 @pytest.fixture
-def on_a_gpu(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+def on_a_tpu(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     yield from forgetting_what_is_available()
 
 
@@ -185,10 +185,10 @@ def test_a_cpu_without_kernels_runs_xla_and_says_so_where_tvm_is_asked_for():
         packed_product(SQUARE, FIVE_BITS, 3, implementation="tvm")
 
 
-@pytest.mark.usefixtures("on_a_gpu")
+@pytest.mark.usefixtures("on_a_tpu")
 def test_another_backend_runs_xla_and_says_so_where_tvm_is_asked_for():
     np.testing.assert_array_equal(packed_product(SQUARE, FIVE_BITS, 3), 3)
-    with pytest.raises(ValueError, match="TVM kernels run on CPU, and JAX runs on 'gpu'; use"):
+    with pytest.raises(ValueError, match="TVM kernels run on CPU and GPU, and JAX runs on 'tpu'; use"):
         packed_product(SQUARE, FIVE_BITS, 3, implementation="tvm")
 
 

@@ -1,0 +1,81 @@
+"""Kernels as libraries for other machines: their launches are machine code, so that loading compiles nothing.
+
+What TVM exports where there is no GPU holds CUDA source, to be compiled when it is loaded. Here a cubin takes
+its place, in the same format.
+"""
+
+import os
+import re
+import struct
+from functools import partial
+from pathlib import Path
+
+from tvm.runtime import _ffi_api
+
+from kernels_tvm.gpu.build import Resources, compile_cubin, compile_kernel
+from kernels_tvm.gpu.library import emit, entry_name
+from kernels_tvm.gpu.targets import GpuTarget
+from kernels_tvm.library import Kernel, save
+
+SYMBOL = "__tvm_ffi__library_bin"
+_KIND = b"cuda"
+
+
+def export_kernel(kernel: Kernel, target: GpuTarget, folder: Path) -> tuple[Path, dict[str, Resources]]:
+    """Write the kernel's library for ``target``, named and ended as the cache's; and what its launches take.
+
+    Raises:
+      RuntimeError: a compiler is missing, or does not take what it is given.
+      OSError: the library can't be written.
+    """
+    # Where there is a GPU, TVM would compile the launches itself.
+    os.environ["TVM_COMPILE_FORCE_FALLBACK"] = "1"
+    library = compile_kernel(emit(kernel, target), target)
+    (launches,) = library.mod.imports
+    code = launches.inspect_source()
+    cubin, resources = compile_cubin(code, target.arch)
+
+    def pack(module, is_system_lib, prefix, folder):
+        packed = _ffi_api.ModulePackImportsToC(module, is_system_lib, prefix)
+        content = bytes(int(number, 16) for number in re.findall(r"0x([0-9a-f]{2})\b", packed))
+        file = Path(folder) / "imports.c"
+        file.write_text(_as_c(with_cubin(content, code.encode(), cubin)))
+        return str(file)
+
+    path = folder / f"{entry_name(kernel, target)}.so"
+    if not save(partial(library.mod.export_library, fpack_imports=pack), path):
+        raise OSError(f"{path} can't be linked or written")
+    return path, resources
+
+
+def with_cubin(content: bytes, code: bytes, cubin: bytes) -> bytes:
+    """The imports of a library as TVM packs them, with a cubin in the place of CUDA source.
+
+    They are the number of bytes that follow, the tree of modules, and of each module its kind and bytes.
+    Those of CUDA are a format, facts of the functions, and the code. Strings come after their length.
+    """
+    head, rest = content[8:].split(_string(_KIND), 1)
+    (size,) = struct.unpack_from("<Q", rest)
+    module = rest[8:]
+    format_and_facts = module.removesuffix(_string(code))
+    if (
+        size != len(module)
+        or not format_and_facts.startswith(_string(b"cuda"))
+        or len(format_and_facts) == size
+    ):
+        raise RuntimeError("TVM packs CUDA modules in another way than 0.27 does")
+    facts = format_and_facts.removeprefix(_string(b"cuda"))
+    body = head + _string(_KIND) + _string(_string(b"cubin") + facts + _string(cubin))
+    return struct.pack("<Q", len(body)) + body
+
+
+def _string(content: bytes) -> bytes:
+    return struct.pack("<Q", len(content)) + content
+
+
+def _as_c(content: bytes) -> str:
+    numbers = ",".join(map(str, content))
+    return (
+        f'extern "C" {{\nextern const unsigned char {SYMBOL}[];\n'
+        f"const unsigned char {SYMBOL}[{len(content)}] = {{{numbers}}};\n}}\n"
+    )

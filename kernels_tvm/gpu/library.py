@@ -1,0 +1,113 @@
+"""GPU kernels by name and description: compiled once, then loaded from a folder of the user's cache.
+
+An entry is a library, named as on CPUs by all that it depends on, and beside it the machine code of its
+launches, named by their CUDA source and the architecture.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from kernels_tvm import library
+from kernels_tvm.gpu.targets import GpuTarget
+from kernels_tvm.library import Kernel
+
+
+def builders() -> dict[str, Callable]:
+    """The functions (target, description) -> TIR, by the names of their kernels. Imports TVM."""
+    from kernels_tvm.gpu.binarize import binarize_kernel
+    from kernels_tvm.gpu.depthwise_conv import depthwise_conv_kernel
+    from kernels_tvm.gpu.hamming import hamming_product_kernel
+    from kernels_tvm.gpu.matadd import matadd_kernel
+    from kernels_tvm.gpu.matshift import linear_kernel
+    from kernels_tvm.gpu.moe import moe_kernel
+
+    return {
+        "linear": lambda target, linear: (moe_kernel if linear.kind == "moe" else linear_kernel)(
+            target, linear
+        ),
+        "matadd": matadd_kernel,
+        "hamming_product": hamming_product_kernel,
+        "binarize": binarize_kernel,
+        "depthwise_conv": depthwise_conv_kernel,
+    }
+
+
+def scratch(kernel: Kernel, *leading) -> list[tuple[str, tuple, str]]:
+    """Name, shape and dtype of what a kernel's launches hand on, for its first argument's axes but the last.
+
+    Their sizes are numbers or symbols. What is handed on are outputs of the kernel, ahead of its results.
+    """
+    from kernels_tvm.gpu import binarize, matadd, matshift, moe
+
+    module = {
+        "linear": moe if getattr(kernel.description, "kind", None) == "moe" else matshift,
+        "matadd": matadd,
+        "binarize": binarize,
+    }.get(kernel.name)
+    return module.scratch(kernel.description, *leading) if module else []
+
+
+def emit(kernel: Kernel, target: GpuTarget):
+    """The kernel's TIR for ``target``."""
+    return builders()[kernel.name](target, kernel.description)
+
+
+def entry_name(kernel: Kernel, target: GpuTarget) -> str:
+    """What identifies the compiled kernel, also as the name of a custom call."""
+    depends_on = {
+        "kernel": kernel.name,
+        "description": dataclasses.asdict(kernel.description),
+        "target": dataclasses.asdict(target),
+        "versions": [metadata.version(package) for package in library.PACKAGES],
+        "source": library.source_hash(),
+    }
+    digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+    return f"{kernel.name}-{target.name}-{digest[:32]}"
+
+
+@cache
+def load(kernel: Kernel, target: GpuTarget):
+    """The kernel's function, compiled now if no process has before. For a machine with such a GPU."""
+    from kernels_tvm.gpu.build import compile_kernel, provide_cubins
+
+    provide_cubins(lambda code: cubin(code, target))
+    return library.load_or_build(
+        entry_name(kernel, target), lambda: compile_kernel(emit(kernel, target), target)
+    )
+
+
+def has_runtime() -> bool:
+    """Whether TVM can launch on a GPU: whether its library for CUDA found the CUDA runtime."""
+    import tvm
+
+    return tvm.get_global_func("ffi.Module.load_from_bytes.cuda", allow_missing=True) is not None
+
+
+def cubin(code: str, target: GpuTarget) -> bytes:
+    """The machine code of CUDA source, compiled now if no process has before.
+
+    Raises:
+      RuntimeError: the compiler does not take the source, or there is none.
+    """
+    from kernels_tvm.gpu.build import machine_code
+
+    name = hashlib.sha256(f"{target.arch} {code}".encode()).hexdigest()[:32]
+    path = library.cache_folder() / f"{name}.cubin"
+    with contextlib.suppress(OSError):
+        return path.read_bytes()
+    made = machine_code(code, target.arch)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
+            temporary.write_bytes(made)
+            os.replace(temporary, path)
+    return made

@@ -1,0 +1,329 @@
+"""MatShift on GPUs: rows times a packed power-of-two weight, plus a bias."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+
+from kernels_tvm.descriptions import Linear
+from kernels_tvm.emit import Arguments, kernel, when
+from kernels_tvm.gpu.emit import barrier, launch, quad, registers, shared, words_of
+from kernels_tvm.gpu.instructions import round_to_even, signed_byte
+from kernels_tvm.gpu.products import (
+    DOT_TILE,
+    FLOATS,
+    OUTER_TILE,
+    TENSOR_TILE,
+    THREADS,
+    Arithmetic,
+    Tile,
+    dot_product,
+    outer_product,
+    tensor_product,
+)
+from kernels_tvm.gpu.targets import GpuTarget
+from kernels_tvm.gpu.tiles import (
+    Block,
+    Rows,
+    float_weight,
+    load_floats,
+    load_int8_weights,
+    load_kernel,
+    load_rows,
+    load_weights,
+)
+
+QUANTIZED_ROWS = 16  # by a block
+QUANTIZING = THREADS // QUANTIZED_ROWS  # threads that share a row
+
+
+def scratch(linear: Linear, rows) -> list[tuple[str, tuple, str]]:
+    """Name, shape and dtype of what goes from launch to launch, for a number or a symbol of rows."""
+    if linear.activations == "float":
+        return []
+    return [("whole", (rows, linear.width), "int8"), ("scale", (rows,), "float32")]
+
+
+def linear_kernel(target: GpuTarget, linear: Linear):
+    """``y = linear(x)``: x [rows, inputs] float32, the parameters, scratch, y [rows, outputs] float32."""
+
+    def body(arguments: Arguments):
+        x = arguments("x", ("rows", linear.inputs), "float32")
+        parameters = [*linear.arguments(), *scratch(linear, "rows")]
+        buffers = {name: arguments(name, shape, dtype) for name, shape, dtype in parameters}
+        y = arguments("y", ("rows", linear.outputs), "float32")
+        limit = arguments.symbols["rows"]
+        with when(limit > 0):
+            launch_expert(target, linear, linear.kind, x, buffers, Results(y, limit, lambda: Rows(limit)))
+
+    return kernel(body)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Where an expert's results go.
+
+    Attributes:
+      y: [rows, outputs] float32.
+      limit: how many rows there are at most; launches are that large, and their blocks beyond the rows that
+        there are return at once.
+      rows: which rows there are; to be called in each launch.
+      gate: what a row's results are multiplied with.
+    """
+
+    y: Any
+    limit: Any
+    rows: Callable[[], Rows]
+    gate: Callable | None = None
+
+    def launch(self, tile: Tile, compute: Callable) -> None:
+        """``compute(block, rows)`` in blocks of threads that cover the rows and outputs with ``tile``."""
+        tiles = T.ceildiv(self.limit, tile.rows), -(-self.y.shape[1].value // tile.columns)
+        with launch(THREADS, *tiles) as (down, across, thread):
+            rows = self.rows()
+            block = Block(THREADS, thread, T.bind(down * tile.rows), T.bind(across * tile.columns))
+            with when(block.first_row < rows.count):
+                compute(block, rows)
+
+    def store(self, block: Block, rows: Rows, bias, scale: Callable | None = None) -> Callable:
+        """What stores a product's sums as float32, scaled by ``scale(position, column)``, with the bias."""
+        outputs = self.y.shape[1].value
+
+        def finish(row, column, sums):
+            position, column = T.bind(block.first_row + row), T.bind(block.first_column + column)
+            count = len(sums)
+            with when(position < rows.count):
+                target_row = T.bind(rows[position])
+                gate = self.gate and T.bind(self.gate(target_row))
+
+                def result(i):
+                    value = T.Cast("float32", sums[i])
+                    if scale:
+                        value = value * scale(position, column + i)
+                    value = value + bias[column + i]
+                    return value * gate if self.gate else value
+
+                if outputs % count == 0:
+                    with when(column < outputs):
+                        values = registers(count)
+                        for i in range(count):
+                            T.buffer_store(values, result(i), [i])
+                        lanes = T.ramp(0, 1, count) if count > 1 else 0
+                        T.buffer_store(self.y, values[lanes], [target_row, column + lanes])
+                else:
+                    for i in range(count):
+                        with when(column + i < outputs):
+                            T.buffer_store(self.y, result(i), [target_row, column + i])
+
+        return finish
+
+
+def launch_expert(target: GpuTarget, linear: Linear, kind: str, x, buffers: dict, results: Results) -> None:
+    """Launch what computes the results by a layer of one kind, dense or shift."""
+    if kind == "dense":
+        _launch_dense(linear, x, buffers, results)
+    elif linear.activations == "float":
+        (_launch_exponents if linear.shifts else _launch_floats)(linear, x, buffers, results)
+    else:
+        _launch_quantization(target, linear, x, buffers, results)
+        if linear.shifts:
+            _launch_shifts(linear, buffers, results)
+        else:
+            _launch_int8(target, linear, buffers, results)
+
+
+def _launch_dense(linear, x, buffers, results):
+    def compute(block, rows):
+        def load(x_tile, w_tile, first):
+            load_floats(block, x_tile, x, rows, first)
+            load_kernel(block, w_tile, buffers["kernel"], first)
+
+        finish = results.store(block, rows, buffers["bias"])
+        outer_product(block, linear.inputs, FLOATS, load, finish)
+
+    results.launch(OUTER_TILE, compute)
+
+
+def _launch_floats(linear, x, buffers, results):
+    def compute(block, rows):
+        def load(x_tile, w_tile, first):
+            load_floats(block, x_tile, x, rows, first)
+            load_weights(block, w_tile, linear, buffers, first, float_weight)
+
+        finish = results.store(block, rows, buffers["shift_bias"])
+        outer_product(block, linear.inputs, FLOATS, load, finish)
+
+    results.launch(OUTER_TILE, compute)
+
+
+# A float32 times 2^n is its bits plus n in the exponent's place, and the sign flips if the highest bit is
+# added too: one addition of integers. What stands for a weight is that addend, or 1, which is none of them,
+# for 0. The number is 0 or normal, or the sum would be no product.
+_EXPONENTS = Arithmetic(
+    "int32",
+    "float32",
+    row=lambda bits: (T.bind(bits), T.bind(T.Select(bits == 0, T.int32(0), T.int32(-1)))),
+    weight=lambda addend: (T.bind(addend), T.bind(T.bitwise_and(addend, 1) - 1)),
+    add=lambda total, row, weight: (
+        total + T.reinterpret("float32", T.bitwise_and(row[0] + weight[0], T.bitwise_and(row[1], weight[1])))
+    ),
+)
+
+
+def _normal_bits(x):
+    bits = T.bind(T.reinterpret("int32", x))
+    return T.Select(T.bitwise_and(bits, 0x7F800000) == 0, T.int32(0), bits)
+
+
+def _addend(code, negative, exponent):
+    """Adds code - 1 to an exponent; the output's own exponent comes last, so that none is ever negative."""
+    addend = T.bitwise_or(T.shift_left(code - 1, T.int32(23)), T.shift_left(negative, T.int32(31)))
+    return T.Select(code == 0, T.int32(1), addend)
+
+
+def _launch_exponents(linear, x, buffers, results):
+    """As `_launch_floats`, with nothing multiplied but sums; for magnitudes below 2^113."""
+
+    def compute(block, rows):
+        def load(x_tile, w_tile, first):
+            load_floats(block, x_tile, x, rows, first, _normal_bits)
+            load_weights(block, w_tile, linear, buffers, first, _addend)
+
+        scale = lambda position, column: _power_of_two(buffers["exponent"], column)  # noqa: E731
+        finish = results.store(block, rows, buffers["shift_bias"], scale)
+        outer_product(block, linear.inputs, _EXPONENTS, load, finish)
+
+    results.launch(OUTER_TILE, compute)
+
+
+def _power_of_two(exponents, column):
+    bits = T.shift_left(T.Cast("int32", exponents[column]) + 127, T.int32(23))
+    return T.reinterpret("float32", bits)
+
+
+def _int8_scale(buffers):
+    return lambda position, column: _power_of_two(buffers["exponent"], column) * buffers["scale"][position]
+
+
+def _launch_int8(target, linear, buffers, results):
+    words = linear.width // 4
+    x_words = words_of(buffers["whole"], (results.limit, words))
+    product, tile = (tensor_product, TENSOR_TILE) if target.int8_mma else (dot_product, DOT_TILE)
+
+    def compute(block, rows):
+        def load(x_tile, w_tile, first):
+            def read(position, word):
+                T.buffer_store(
+                    four := registers(4, "int32"), x_words[position, quad(first + word)], [quad(0)]
+                )
+                return [four[i] for i in range(4)]
+
+            load_rows(block, x_tile, rows.count, 4, lambda word: first + word < words, read)
+            load_int8_weights(block, w_tile, linear, buffers, T.bind(first * 4))
+
+        finish = results.store(block, rows, buffers["shift_bias"], _int8_scale(buffers))
+        product(target, block, words, load, finish)
+
+    results.launch(tile, compute)
+
+
+# What stands for a weight of +-2^n is n in the lowest bits, 8 for it is there, and the sign in the highest.
+_SHIFTS = Arithmetic(
+    "int32",
+    "int32",
+    weight=lambda weight: (
+        T.bind(T.bitwise_and(weight, 7)),
+        T.bind(T.shift_right(weight, T.int32(31))),
+        T.bind(T.shift_right(T.shift_left(weight, T.int32(28)), T.int32(31))),
+    ),
+    add=lambda total, row, weight: (
+        total + T.bitwise_and(T.bitwise_xor(T.shift_left(row, weight[0]), weight[1]), weight[2]) - weight[1]
+    ),
+)
+
+
+def _shift(code, negative, exponent):
+    weight = T.bitwise_or(T.bitwise_or(code - 1, 8), T.shift_left(negative, T.int32(31)))
+    return T.Select(code == 0, T.int32(0), weight)
+
+
+def _launch_shifts(linear, buffers, results):
+    """As `_launch_int8`, of shifts and additions alone."""
+    x_words = words_of(buffers["whole"], (results.limit, linear.width // 4))
+
+    def compute(block, rows):
+        def load(x_tile, w_tile, first):
+            def read(position, column):
+                word = T.bind(x_words[position, (first + column) // 4])
+                return [signed_byte(word, i) for i in range(4)]
+
+            load_rows(block, x_tile, rows.count, 4, lambda column: first + column < linear.width, read)
+            load_weights(block, w_tile, linear, buffers, first, _shift)
+
+        finish = results.store(block, rows, buffers["shift_bias"], _int8_scale(buffers))
+        outer_product(block, linear.inputs, _SHIFTS, load, finish)
+
+    results.launch(OUTER_TILE, compute)
+
+
+def _launch_quantization(target, linear, x, buffers, results):
+    """Rows as whole numbers from -127 to 127 and their scale, as `dynamic_int8` says.
+
+    scale = max |x| / 127, or 1 for a row of zeros; the numbers are x * (127 / max |x|), rounded to even.
+    """
+    whole = words_of(buffers["whole"], (results.limit, linear.width // 4))
+    with launch(THREADS, T.ceildiv(results.limit, QUANTIZED_ROWS)) as (down, _, thread):
+        rows = results.rows()
+        row, lane = T.bind(thread // QUANTIZING), T.bind(thread % QUANTIZING)
+        position = T.bind(down * QUANTIZED_ROWS + row)
+        peaks = shared((QUANTIZED_ROWS, QUANTIZING))
+        peak, four = registers(1), registers(4)
+        T.buffer_store(peak, T.float32(0), [0])
+
+        def for_each_word(body):
+            source = T.bind(rows[position])
+            with T.serial(0, T.ceildiv(linear.width // 4 - lane, QUANTIZING)) as turn:
+                word = T.bind(turn * QUANTIZING + lane)
+                load_four(x, source, word * 4, four)
+                body(word)
+
+        def look(word):
+            for i in range(4):
+                T.buffer_store(peak, T.max(peak[0], T.fabs(four[i])), [0])
+
+        with when(position < rows.count):
+            for_each_word(look)
+        T.buffer_store(peaks, peak[0], [row, lane])
+        barrier()
+        with T.unroll(0, QUANTIZING) as other:
+            T.buffer_store(peak, T.max(peak[0], peaks[row, other]), [0])
+        some = T.bind(peak[0] > T.float32(0))
+        inverse = T.bind(T.Select(some, T.float32(127) / T.max(peak[0], T.float32(1e-30)), T.float32(0)))
+
+        def write(word):
+            packed = T.int32(0)
+            for i in range(4):
+                number = T.Cast("int32", round_to_even(target, four[i] * inverse))
+                packed = T.bitwise_or(packed, T.shift_left(T.bitwise_and(number, 255), T.int32(8 * i)))
+            T.buffer_store(whole, packed, [position, word])
+
+        with when(position < rows.count):
+            for_each_word(write)
+            with when(lane == 0):
+                scale = T.Select(some, peak[0] * T.float32(1 / 127), T.float32(1))
+                T.buffer_store(buffers["scale"], scale, [position])
+
+
+def load_four(x, row, column, four):
+    """Four numbers of a row, zeros beyond its end."""
+    inputs = x.shape[1].value
+    for i in range(4):
+        T.buffer_store(four, T.float32(0), [i])
+    if inputs % 4 == 0:
+        with when(column < inputs):
+            T.buffer_store(four, x[row, quad(column)], [quad(0)])
+    else:
+        for i in range(4):
+            with when(column + i < inputs):
+                T.buffer_store(four, x[row, column + i], [i])

@@ -1,0 +1,218 @@
+"""Tiles of rows and of weights: from global to shared memory, packed weights decoded once for a tile."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+
+from kernels_tvm.descriptions import Linear
+from kernels_tvm.emit import when
+from kernels_tvm.gpu.emit import WORD_LANES, fill, quad, registers, shared, words_of
+from kernels_tvm.packing import TILE_BYTES, TILE_INPUTS, TILE_OUTPUTS
+
+HALF = TILE_OUTPUTS // 2  # outputs whose codes are in one half of the bytes
+PADDING = 4  # words after each row of shared memory: neighbours lie in other banks, still at 128 bits
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that a launch computes: the first ``count``, or those that ``order`` has from ``start`` on."""
+
+    count: Any
+    order: Any = None
+    start: Any = 0
+
+    def __getitem__(self, position):
+        """Which row of the inputs, and of the outputs, comes at a position below ``count``."""
+        return position if self.order is None else self.order[self.start + position]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of threads, at the first row and column of the results that it computes."""
+
+    threads: int
+    thread: Any
+    first_row: Any
+    first_column: Any
+
+    def each(self, elements: int, body: Callable) -> None:
+        """``body(number)`` for every number below ``elements``, shared out among the threads."""
+        with T.unroll(0, -(-elements // self.threads)) as turn:
+            number = T.bind(turn * self.threads + self.thread)
+            if elements % self.threads:
+                with when(number < elements):
+                    body(number)
+            else:
+                body(number)
+
+
+def padded_tile(rows: int, columns: int, dtype: str):
+    """A tile in shared memory, of elements of 32 bits."""
+    return shared((rows, columns + PADDING), dtype)
+
+
+def _shape(tile):
+    """Rows and columns of a `padded_tile`."""
+    rows, columns = (size.value for size in tile.shape)
+    return rows, columns - PADDING
+
+
+def load_rows(block: Block, tile, count, width: int, valid: Callable, read: Callable) -> None:
+    """Fill a tile, with zeros outside of the ``count`` rows and where ``valid(column)`` does not hold.
+
+    ``read(position, column)`` is ``width`` elements of a row from the tile's column on.
+    """
+    rows, columns = _shape(tile)
+    vectors = columns // width
+
+    def load(number):
+        row, column = T.bind(number // vectors), T.bind(number % vectors * width)
+        position = T.bind(block.first_row + row)
+        part = registers(width, tile.dtype)
+        fill(part, T.Cast(tile.dtype, 0), width)
+        with when(T.And(position < count, valid(column))):
+            for i, value in enumerate(read(position, column)):
+                T.buffer_store(part, value, [i])
+        if width == WORD_LANES:
+            T.buffer_store(tile, part[quad(0)], [row, quad(column)])
+        else:
+            T.buffer_store(tile, part[0], [row, column])
+
+    block.each(rows * vectors, load)
+
+
+def load_floats(block: Block, tile, x, rows: Rows, first_input, convert=lambda value: value) -> None:
+    """Fill a tile with rows of ``x`` [rows, inputs] from an input on, each after ``convert``."""
+    inputs = x.shape[1].value
+    width = WORD_LANES if inputs % WORD_LANES == 0 else 1
+
+    def read(position, column):
+        row, start = T.bind(rows[position]), T.bind(first_input + column)
+        if width == 1:
+            return [convert(x[row, start])]
+        floats = registers(width)
+        T.buffer_store(floats, x[row, quad(start)], [quad(0)])
+        return [convert(floats[i]) for i in range(width)]
+
+    load_rows(block, tile, rows.count, width, lambda column: first_input + column < inputs, read)
+
+
+def load_kernel(block: Block, tile, kernel, first_input) -> None:
+    """Fill a tile [inputs, columns] with float32 weights [inputs, padded outputs]."""
+    inputs, outputs = (size.value for size in kernel.shape)
+    depth, columns = _shape(tile)
+    vectors = columns // WORD_LANES
+
+    def load(number):
+        k, column = T.bind(number // vectors), T.bind(number % vectors * WORD_LANES)
+        source = T.bind(first_input + k), T.bind(block.first_column + column)
+        with T.If(T.And(source[0] < inputs, source[1] < outputs)):
+            with T.Then():
+                T.buffer_store(tile, kernel[source[0], quad(source[1])], [k, quad(column)])
+            with T.Else():
+                T.buffer_store(tile, T.broadcast(T.float32(0), WORD_LANES), [k, quad(column)])
+
+    block.each(depth * vectors, load)
+
+
+def _for_each_word(block, linear: Linear, codes, inputs: int, columns: int, first_input, body):
+    """``body(group, column, inside, words)`` for the words of codes of a tile, each of four inputs.
+
+    The low halves of ``words[0]``'s bytes are the codes of the tile's ``column``, the high ones those of
+    ``column + HALF``; with 5 bits, ``words[1]`` and ``words[2]`` hold their signs. Words are 0 outside.
+    """
+    output_tiles, groups, _ = (size.value for size in codes.shape)
+    all_words = words_of(codes, (output_tiles, groups, TILE_BYTES[linear.bits] // 4))
+    tile_groups = inputs // TILE_INPUTS
+
+    def decode(number):
+        lane, group = T.bind(number % HALF), T.bind(number // HALF % tile_groups)
+        output_tile = T.bind(number // (HALF * tile_groups))
+        source = (
+            T.bind(block.first_column // TILE_OUTPUTS + output_tile),
+            T.bind(first_input // TILE_INPUTS + group),
+        )
+        words = registers(3, "int32")
+        fill(words, T.int32(0), 3)
+        inside = T.bind(T.And(source[0] < output_tiles, source[1] < groups))
+        with when(inside):
+            T.buffer_store(words, all_words[(*source, lane)], [0])
+            if linear.bits == 5:
+                for half in range(2):
+                    signs = T.shift_right(all_words[(*source, HALF + half)], 4 * lane)
+                    T.buffer_store(words, signs, [1 + half])
+        body(group, T.bind(output_tile * TILE_OUTPUTS + lane), inside, words)
+
+    block.each(inputs * columns // (2 * TILE_INPUTS), decode)
+
+
+def load_weights(block: Block, tile, linear: Linear, buffers, first_input, encode: Callable) -> None:
+    """Fill a tile [inputs, columns] with what ``encode(code, negative, exponent)`` makes of each weight.
+
+    All three are int32; a weight outside has the code 0, which stands for 0.
+    """
+
+    def body(group, column, inside, words):
+        for half in range(2):
+            exponent = registers(1, "int32")
+            T.buffer_store(exponent, T.int32(0), [0])
+            with when(inside):
+                index = block.first_column + column + half * HALF
+                T.buffer_store(exponent, T.Cast("int32", buffers["exponent"][index]), [0])
+            for k in range(TILE_INPUTS):
+                bits = T.shift_right(words[0], T.int32(8 * k + 4 * half))
+                if linear.bits == 5:
+                    code, sign = T.bitwise_and(bits, 15), T.shift_right(words[1 + half], T.int32(k))
+                else:
+                    code, sign = T.bitwise_and(bits, 7), T.shift_right(bits, T.int32(3))
+                weight = encode(T.bind(code), T.bind(T.bitwise_and(sign, 1)), exponent[0])
+                T.buffer_store(tile, weight, [group * TILE_INPUTS + k, column + half * HALF])
+
+    _for_each_word(block, linear, buffers["codes"], *_shape(tile), first_input, body)
+
+
+def float_weight(code, negative, exponent):
+    """The weight as float32, whose bits are its sign and its exponent: nothing is multiplied."""
+    magnitude = T.shift_left(code + exponent + 126, T.int32(23))
+    bits = T.bitwise_or(magnitude, T.shift_left(negative, T.int32(31)))
+    return T.reinterpret("float32", T.Select(code == 0, T.int32(0), bits))
+
+
+def load_int8_weights(block: Block, tile, linear: Linear, buffers, first_input) -> None:
+    """Fill a tile [columns, inputs / 4] with words of four int8 weights: powers of two over 2^exponent."""
+
+    def body(group, column, inside, words):
+        for half in range(2):
+            word = _int8_word(T.shift_right(words[0], T.int32(4 * half)))
+            T.buffer_store(tile, word, [column + half * HALF, group])
+
+    columns, words = _shape(tile)
+    _for_each_word(block, linear, buffers["codes"], 4 * words, columns, first_input, body)
+
+
+def _int8_word(codes):
+    """Four int8 weights from the low halves of a word's bytes, without a loop over them.
+
+    2^(code - 1) is 1 shifted left by each bit of the code in turn, then right by one, which takes a code of 0
+    to 0. No shift leaves its byte, since 2^7 fits; no sign carries into the next one, since 0 is never
+    negative.
+    """
+    ones = 0x01010101
+    powers = T.bind(T.int32(ones) + T.bitwise_and(codes, ones))
+    for bit in (1, 2):
+        chosen = T.bind(_bytes_of(codes, bit))
+        shifted = T.shift_left(powers, T.int32(1 << bit))
+        powers = T.bind(
+            T.bitwise_or(T.bitwise_and(shifted, chosen), T.bitwise_and(powers, T.bitwise_not(chosen)))
+        )
+    magnitude = T.bitwise_and(T.shift_right(powers, T.int32(1)), 0x7F7F7F7F)
+    negative = T.bind(_bytes_of(codes, 3))
+    return T.bitwise_xor(magnitude, negative) + T.bitwise_and(negative, ones)
+
+
+def _bytes_of(codes, bit):
+    """255 in each byte whose bit is set, 0 in the others."""
+    chosen = T.bind(T.bitwise_and(T.shift_right(codes, T.int32(bit)), 0x01010101))
+    return T.shift_left(chosen, T.int32(8)) - chosen
