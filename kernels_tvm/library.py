@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib import metadata, util
@@ -94,10 +95,21 @@ def kernel_target(kernel: Kernel) -> Target:
 
 @cache
 def _records(path: Path) -> dict[str, dict]:
+    """The facts of a file by the keys of their kernels; of a damaged file none, with a warning."""
+    facts = {field.name for field in dataclasses.fields(Target)}
     try:
-        return json.loads(path.read_text())
+        records = json.loads(path.read_text())
+        if not all(facts.issuperset(record) for record in records.values()):
+            raise ValueError("unknown facts")
     except FileNotFoundError:
         return {}
+    except (ValueError, AttributeError, TypeError) as error:
+        warnings.warn(
+            f"{path} does not hold tile sizes ({error}) and is ignored; delete it and run `shiftaddvit tune`",
+            stacklevel=2,
+        )
+        return {}
+    return records
 
 
 def entry_name(kernel: Kernel, target: Target, threads: int) -> str:

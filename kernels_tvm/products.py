@@ -85,13 +85,14 @@ class FloatPanels(_Panels):
 
         half = AMX_BF16_INPUTS // 2
         chunks, rest = divmod(self.inputs, AMX_BF16_INPUTS)
-        with T.serial(0, chunks) as chunk:
-            write_pairs(chunk, 0, half, 2)
+        if chunks:
+            with T.serial(0, chunks) as chunk:
+                write_pairs(chunk, 0, half, 2)
         if rest:
             both, some = max(rest - half, 0), min(rest, half)
-            write_pairs(chunks, 0, both, 2)
-            write_pairs(chunks, both, some, 1)
-            write_pairs(chunks, some, half, 0)
+            for first, stop, present in ((0, both, 2), (both, some, 1), (some, half, 0)):
+                if first < stop:
+                    write_pairs(chunks, first, stop, present)
 
     def weights(self, panel, columns: int) -> Callable:
         """A panel's weights as `write` was given them; not for AMX."""

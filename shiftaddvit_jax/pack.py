@@ -12,8 +12,9 @@ from jaxtyping import PyTree
 
 from shiftaddvit_jax.models.create import init_function
 from shiftaddvit_jax.nn import ShiftDense
-from shiftaddvit_jax.nn.kernels import is_packed, packed_bits
+from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.ops import pack_weight, unpack_weight
+from shiftaddvit_jax.ops.packing import packed_bits
 
 
 def pack(model: nn.Module, variables: PyTree) -> PyTree:

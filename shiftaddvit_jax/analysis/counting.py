@@ -18,8 +18,8 @@ from jax.extend.core import jaxprs_in_params
 from jaxtyping import PyTree
 
 from shiftaddvit_jax.nn import MoEDense, ShiftDense
-from shiftaddvit_jax.nn.kernels import packed_bits
 from shiftaddvit_jax.nn.moe import EXPERTS
+from shiftaddvit_jax.ops.packing import packed_bits
 
 PRIMITIVES = ("macs", "adds", "shifts", "popcounts")
 # What the products inside a named jit are, see `shiftaddvit_jax.ops`; elsewhere they are multiplications.

@@ -13,6 +13,7 @@ from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.custom_call import on_gpu, with_xla_gradient
 from shiftaddvit_jax.ops.fused import fused_layer_norm, fused_linear
 from shiftaddvit_jax.ops.implementation import Implementation, float32_only, uses_tvm
+from shiftaddvit_jax.ops.packing import check_packed, packed_bits
 
 Params = Mapping[str, PyTree]
 
@@ -20,11 +21,6 @@ Params = Mapping[str, PyTree]
 def is_packed(params: Params) -> bool:
     """Whether there are packed weights among the parameters."""
     return any(path[-1] == "codes" for path in flatten_dict(params))
-
-
-def packed_bits(activations: Activations) -> int:
-    """Bits of a packed weight: 4 where it becomes an int8 number, else the 5 that lose nothing."""
-    return 4 if activations == "int8" else 5
 
 
 def why_no_kernel(x: Array, kinds: tuple[str, ...], weight_bits: int, activations: Activations) -> str | None:
@@ -92,9 +88,9 @@ def describe_linear(
     bits = packed_bits(activations)
     shift = {"shift": params, "moe": params.get("shift")}.get(kind)
     if shift is not None and "codes" in shift:
-        bits = PackedWeight(shift["codes"], shift["exponent"]).bits
-        if activations == "int8" and bits != 4:
-            raise ValueError("int8 activations need weights of 4 bits, these have 5; pack the model again")
+        packed = PackedWeight(shift["codes"], shift["exponent"])
+        check_packed(packed, activations)
+        bits = packed.bits
     if kind == "dense":
         return Linear(kind, inputs, outputs)
     return Linear(kind, inputs, outputs, bits, activations, implementation == "tvm_shift")

@@ -11,7 +11,14 @@ from shiftaddvit_jax.ops.activations import Activations, quantize_activations
 from shiftaddvit_jax.ops.custom_call import with_xla_gradient
 from shiftaddvit_jax.ops.fused import fused_linear
 from shiftaddvit_jax.ops.implementation import Implementation, uses_tvm
-from shiftaddvit_jax.ops.packing import PackedWeight, pack_weight, round_to_octaves, unpack_weight
+from shiftaddvit_jax.ops.packing import (
+    PackedWeight,
+    check_packed,
+    pack_weight,
+    packed_bits,
+    round_to_octaves,
+    unpack_weight,
+)
 from shiftaddvit_jax.ops.power_of_two import power_of_two_weight
 
 
@@ -57,7 +64,7 @@ def shift_product(
         return _matshift(quantize_activations(x, activations), weight)
 
     def forward(x, weight):
-        packed = pack_weight(weight, 4 if activations == "int8" else 5)
+        packed = pack_weight(weight, packed_bits(activations))
         return _kernel(x, packed, weight.shape[1], activations, implementation)
 
     return with_xla_gradient(forward, lambda x, w: shift_product(x, w, activations, "xla"))(x, weight)
@@ -73,12 +80,10 @@ def packed_product(
     """`shift_product` for a packed weight of that many outputs.
 
     Raises:
-      ValueError: as `matshift`, and where TVM is asked for int8 activations with weights of 5 bits.
+      ValueError: as `matshift`, and for int8 activations with weights of 5 bits.
     """
-    reason = _why_no_kernel(x, activations)
-    if activations == "int8" and packed.bits != 4:
-        reason = "int8 activations need weights packed to 4 bits"
-    if uses_tvm("matshift", implementation, reason, prefer=True):
+    check_packed(packed, activations)
+    if uses_tvm("matshift", implementation, _why_no_kernel(x, activations), prefer=True):
         forward = partial(_kernel, outputs=outputs, activations=activations, implementation=implementation)
         reference = partial(packed_product, outputs=outputs, activations=activations, implementation="xla")
         return with_xla_gradient(forward, reference)(x, packed)

@@ -17,7 +17,7 @@ from kernels_tvm.packing import (
     TILE_OUTPUTS,
     packed_shape,
 )
-from shiftaddvit_jax.ops.activations import straight_through
+from shiftaddvit_jax.ops.activations import Activations, straight_through
 
 
 class PackedWeight(NamedTuple):
@@ -30,6 +30,17 @@ class PackedWeight(NamedTuple):
     def bits(self) -> int:
         """Bits of a weight: 4 or 5."""
         return next(bits for bits, size in TILE_BYTES.items() if size == self.codes.shape[-1])
+
+
+def packed_bits(activations: Activations) -> int:
+    """Bits of a packed weight: 4 where it becomes an int8 number, else the 5 that lose nothing."""
+    return 4 if activations == "int8" else 5
+
+
+def check_packed(packed: PackedWeight, activations: Activations) -> None:
+    """Raise a ``ValueError`` for weights of 5 bits and int8 activations."""
+    if activations == "int8" and packed.bits != 4:
+        raise ValueError("int8 activations need weights of 4 bits, these have 5; pack the model again")
 
 
 def pack_weight(weight: Float[Array, "inputs outputs"], bits: int) -> PackedWeight:

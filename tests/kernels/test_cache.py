@@ -123,6 +123,16 @@ def test_the_environment_has_a_process_compile_for_another_target(folder):
     assert entries(folder) == [f"{name}.so"]
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"matadd": 3}', '{"matadd": {"tiles": 3}}'])
+def test_a_damaged_record_of_tile_sizes_is_ignored_with_a_warning(monkeypatch, tmp_path, text):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    path = library.user_records(targets.host_target())
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.warns(UserWarning, match="does not hold tile sizes"):
+        assert library.kernel_target(KERNEL) == targets.host_target()
+
+
 def test_a_process_has_the_threads_that_its_kernels_are_cut_for(folder):
     unset = """
         os.environ.pop("TVM_NUM_THREADS", None)

@@ -90,10 +90,6 @@ UNSUPPORTED = {
         "in float32, not bfloat16",
         lambda **chosen: packed_product(HALF, FIVE_BITS, 3, **chosen),
     ),
-    "packed_product int8 of 5 bits": (
-        "int8 activations need weights packed to 4 bits",
-        lambda **chosen: packed_product(SQUARE, FIVE_BITS, 3, "int8", **chosen),
-    ),
 }
 WITHOUT_KERNEL = pytest.mark.parametrize(("reason", "call"), UNSUPPORTED.values(), ids=UNSUPPORTED)
 
@@ -120,6 +116,12 @@ def forgetting_what_is_available():
     custom_call.unavailable.cache_clear()
     yield
     custom_call.unavailable.cache_clear()
+
+
+@pytest.mark.parametrize("chosen", [None, "xla", "tvm", "tvm_shift"])
+def test_weights_of_five_bits_are_refused_with_int8_activations(chosen):
+    with pytest.raises(ValueError, match="int8 activations need weights of 4 bits, these have 5"):
+        packed_product(SQUARE, FIVE_BITS, 3, "int8", implementation=chosen)
 
 
 def runs_a_kernel(call):
