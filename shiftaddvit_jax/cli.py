@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -233,6 +234,53 @@ def tune_model(arguments: argparse.Namespace) -> None:
     print(f"written to {user_records(host_target())}")
 
 
+def gpu_report(arguments: argparse.Namespace) -> None:
+    """What the GPU kernels take and can reach, said without a GPU."""
+    from shiftaddvit_jax.analysis.gpu_report import static_report
+
+    report = static_report()
+    print_gpu_report(report)
+    if arguments.json:
+        write_json(Path(arguments.json), report)
+
+
+def print_gpu_report(report: dict) -> None:
+    """The tables of `static_report`."""
+    kernels = {}
+    for row in report["rows"]:
+        kernels.setdefault(row["kernel"], []).append(row)
+    takes = Table(title="What a launch takes, on the GPU where it takes most", box=SIMPLE)
+    bounds = Table(title="Lower bounds of times in µs, in brackets those of dense float32", box=SIMPLE)
+    for table, columns in (
+        (takes, ("kB", "Mop", "registers", "shared kB", "occupancy", "spills")),
+        (bounds, [row["gpu"] for row in next(iter(kernels.values()))]),
+    ):
+        table.add_column("kernel", no_wrap=True)
+        for column in columns:
+            table.add_column(column, justify="right", no_wrap=True)
+    for name, rows in kernels.items():
+        launches = [launch for row in rows for launch in row["launches"].values()]
+        takes.add_row(
+            name,
+            f"{rows[0]['bytes'] / 1e3:,.0f}",
+            f"{sum(rows[0]['operations'].values()) / 1e6:,.1f}",
+            str(max(launch["registers"] for launch in launches)),
+            f"{max(launch['shared_memory'] for launch in launches) / 1e3:.1f}",
+            f"{min(launch['occupancy'] for launch in launches):.0%}",
+            str(max(launch["spills"] for launch in launches)),
+        )
+        dense = [row["dense_bound_seconds"] for row in rows]
+        bounds.add_row(
+            name,
+            *(
+                f"{1e6 * row['bound_seconds']:.1f}" + (f" ({1e6 * other:.1f})" if other else "")
+                for row, other in zip(rows, dense, strict=True)
+            ),
+        )
+    for table in (takes, bounds):
+        table_console().print(table)
+
+
 def _print_bench(report):
     kernels = "model" not in report
     if kernels:
@@ -352,6 +400,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--json", metavar="FILE", help="write all figures there")
     command.add_argument("--plot", metavar="FILE", help="draw them there, as PNG or SVG")
+
+    description = "What the GPU kernels move, take and can reach at most, said by nvcc without a GPU."
+    command = add("gpu-report", gpu_report, description)
+    command.add_argument("--json", metavar="FILE", help="write all figures there")
 
     command = add("pack", pack_checkpoint, "Pack a checkpoint's shift weights into codes, for inference.")
     _add_checkpoint(command)
