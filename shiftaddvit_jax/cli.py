@@ -159,7 +159,22 @@ def bench(arguments: argparse.Namespace) -> None:
     for path in filter(None, (arguments.json, arguments.plot)):
         if not Path(path).absolute().parent.is_dir():
             raise ValueError(f"{path} cannot be written: there is no such folder")
-    if arguments.kernels:
+    kinds = {name: parse_kinds(getattr(arguments, name)) for name in ("attention", "mlp", "projections")}
+    if arguments.device == "gpu":
+        from shiftaddvit_jax.analysis.gpu_bench import bench_gpu_kernels, bench_gpu_model
+
+        if arguments.kernels:
+            report = bench_gpu_kernels(arguments.rounds)
+        else:
+            report = bench_gpu_model(
+                arguments.model,
+                rounds=arguments.rounds,
+                batch=arguments.batch,
+                image_size=arguments.image_size,
+                activations=arguments.activations,
+                **kinds,
+            )
+    elif arguments.kernels:
         report = bench_kernels(**settings)
     else:
         report = bench_model(
@@ -169,7 +184,7 @@ def bench(arguments: argparse.Namespace) -> None:
             image_size=arguments.image_size,
             implementations=arguments.implementation or ("tvm", "xla"),
             peers=[peer for peer in arguments.peers.split(",") if peer],
-            **{name: parse_kinds(getattr(arguments, name)) for name in ("attention", "mlp", "projections")},
+            **kinds,
             activations=arguments.activations,
         )
     _print_bench(report)
@@ -307,7 +322,10 @@ def _print_bench(report):
     for message, names in refused.items():
         print(f"not run: {_shorten(names)}: {message}")
     machine = report["machine"]
-    print(f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores; {machine['system']}")
+    if "gpu" in machine:
+        print(f"{machine['gpu']}, compute capability {machine['compute_capability']}")
+    else:
+        print(f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores; {machine['system']}")
     print(", ".join(f"{package} {version}" for package, version in report["versions"].items()))
 
 
@@ -373,6 +391,12 @@ def build_parser() -> argparse.ArgumentParser:
     description = "Time a ShiftAddViT beside its dense model, in JAX and in other runtimes, or the kernels."
     command = add("bench", bench, description)
     command.add_argument("model", nargs="?", metavar="MODEL", help="one of those of `shiftaddvit models`")
+    command.add_argument(
+        "--device",
+        choices=("cpu", "gpu"),
+        default="cpu",
+        help="where; default: %(default)s. On a GPU peers, threads and implementations do not count",
+    )
     command.add_argument(
         "--kernels",
         action="store_true",
