@@ -89,6 +89,15 @@ def nvcc() -> str | None:
     return shutil.which("nvcc")
 
 
+def machine_code(code: str, arch: str) -> bytes:
+    """CUDA source as machine code for ``arch``, by nvcc, or by NVRTC where there is none.
+
+    Raises:
+      RuntimeError: the compiler's message, or that there is none.
+    """
+    return compile_cubin(code, arch)[0] if nvcc() else _run_nvrtc(code, arch)
+
+
 def compile_cubin(code: str, arch: str) -> tuple[bytes, dict[str, Resources]]:
     """CUDA source as machine code for ``arch``, and what each of its launches takes.
 
@@ -107,9 +116,7 @@ def compile_ptx(code: str, arch: str) -> str:
 @functools.cache
 def _run_nvcc(code, output, arch):
     if nvcc() is None:
-        raise RuntimeError(
-            "GPU kernels are compiled by nvcc, which is not on the PATH; install the CUDA toolkit"
-        )
+        raise RuntimeError("nvcc is not on the PATH; install the CUDA toolkit")
     with tempfile.TemporaryDirectory() as folder:
         given, made = Path(folder) / "kernel.cu", Path(folder) / "kernel.out"
         given.write_text(code)
@@ -118,6 +125,31 @@ def _run_nvcc(code, output, arch):
         if finished.returncode:
             raise RuntimeError(f"nvcc failed for {arch}: {finished.stderr.strip()}")
         return made.read_bytes(), finished.stderr
+
+
+def _run_nvrtc(code, arch):
+    try:
+        import nvidia
+        from cuda.bindings import nvrtc
+    except ImportError as error:
+        raise RuntimeError(
+            "GPU kernels are compiled by nvcc, which is not on the PATH, or by NVRTC, which is not installed "
+            "(pip install 'shiftaddvit-jax[gpu]')"
+        ) from error
+
+    # Of the CUDA wheels, which share the package `nvidia`.
+    includes = [path for root in nvidia.__path__ for path in Path(root).glob("*/include")]
+    includes += [include / "cccl" for include in includes]
+    options = [f"--gpu-architecture={arch}", "--disable-warnings", *(f"-I{path}" for path in includes)]
+    _, program = nvrtc.nvrtcCreateProgram(code.encode(), b"kernel.cu", 0, None, None)
+    (result,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
+    if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        log = bytes(nvrtc.nvrtcGetProgramLogSize(program)[1])
+        nvrtc.nvrtcGetProgramLog(program, log)
+        raise RuntimeError(f"NVRTC failed for {arch}: {log.decode().strip()}")
+    cubin = bytes(nvrtc.nvrtcGetCUBINSize(program)[1])
+    nvrtc.nvrtcGetCUBIN(program, cubin)
+    return cubin
 
 
 _ENTRY = re.compile(

@@ -84,19 +84,26 @@ def load(kernel: Kernel, target: GpuTarget):
     )
 
 
+def has_runtime() -> bool:
+    """Whether TVM can launch on a GPU: whether its library for CUDA found the CUDA runtime."""
+    import tvm
+
+    return tvm.get_global_func("ffi.Module.load_from_bytes.cuda", allow_missing=True) is not None
+
+
 def cubin(code: str, target: GpuTarget) -> bytes:
     """The machine code of CUDA source, compiled now if no process has before.
 
     Raises:
       RuntimeError: the compiler does not take the source, or there is none.
     """
-    from kernels_tvm.gpu.build import compile_cubin
+    from kernels_tvm.gpu.build import machine_code
 
     name = hashlib.sha256(f"{target.arch} {code}".encode()).hexdigest()[:32]
     path = library.cache_folder() / f"{name}.cubin"
     with contextlib.suppress(OSError):
         return path.read_bytes()
-    made, _ = compile_cubin(code, target.arch)
+    made = machine_code(code, target.arch)
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:

@@ -22,8 +22,11 @@ def unavailable() -> str | None:
         return f"TVM kernels run on CPU and GPU, and JAX runs on {jax.default_backend()!r}"
     if not library.is_installed():
         return "TVM is not installed (pip install 'shiftaddvit-jax[tvm]')"
+    if on_gpu() and gpu_target() is None:
+        return "this GPU is not among the kernels' targets"
     if on_gpu():
-        return None if gpu_target() else "this GPU is not among the kernels' targets"
+        wanted = "TVM finds no CUDA runtime (pip install 'shiftaddvit-jax[gpu]')"
+        return None if gpu_library.has_runtime() else wanted
     if library.host_target() is None:
         return "this CPU is not among the kernels' targets"
     return None

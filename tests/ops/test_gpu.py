@@ -25,6 +25,7 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(custom_call, "gpu_target", lambda: target)
     monkeypatch.setattr(library, "load", lambda kernel, target: lambda *arrays: None)
+    monkeypatch.setattr(library, "has_runtime", lambda: True)
     custom_call.unavailable.cache_clear()
     yield
     custom_call.unavailable.cache_clear()
@@ -56,6 +57,15 @@ def test_a_mixture_is_one_custom_call():
     text = jax.jit(layer.apply).trace(variables, X).lower(lowering_platforms=("cuda",)).as_text()
     assert len(re.findall(r'custom_call @"shiftaddvit\.linear-cuda-sm_86-', text)) == 1
     assert "tensor<70xi32>" in text  # the rows' order
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_without_a_cuda_runtime_xla_runs_and_tvm_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(library, "has_runtime", lambda: False)
+    packed = packed_layer("float")
+    assert "shiftaddvit." not in jax.jit(lambda x: packed_product(x, packed, 20)).lower(X).as_text()
+    with pytest.raises(ValueError, match=r"finds no CUDA runtime \(pip install 'shiftaddvit-jax\[gpu"):
+        packed_product(X, packed, 20, implementation="tvm")
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")

@@ -6,7 +6,8 @@ from kernels_tvm.descriptions import Linear
 from kernels_tvm.gpu import build, library
 from kernels_tvm.library import Kernel
 
-MULTIPLICATION = re.compile(r"(mul|mad|fma|dp4a|dp2a|mma)\b")
+# Of data: addresses are what an integer is multiplied by a constant for.
+MULTIPLICATION = re.compile(r"fma|(mul|mad)\S*\.f32|dp4a|dp2a|mma|(mul|mad)\S*\s+%\w+, %\w+, %")
 
 
 def inner_loops(ptx):

@@ -6,6 +6,7 @@ from linear_references import assert_near, int8_product, packed, powers, whole_t
 
 from kernels_tvm.descriptions import Linear
 from kernels_tvm.gpu import build, library
+from kernels_tvm.gpu.targets import gpu_target
 from kernels_tvm.library import Kernel
 
 ODD = pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (67, 150), (36, 20)])
@@ -113,6 +114,16 @@ def test_magnitudes_of_any_float_shift_as_they_multiply(run_blocks):
     y = run(run_blocks, Linear("shift", 238, 3, 5, shifts=True), x, packed(weight, 5))
     normal = np.abs(x @ weight) >= np.finfo(np.float32).tiny
     np.testing.assert_array_equal(y[normal], (x @ weight)[normal])
+
+
+def test_without_nvcc_nvrtc_compiles(monkeypatch):
+    pytest.importorskip("cuda.bindings", reason="NVRTC is not installed (pip install 'shiftaddvit-jax[gpu]')")
+    monkeypatch.setattr(build, "nvcc", lambda: None)
+    target = gpu_target("cuda-sm_86")
+    source = build.source(library.emit(Kernel("linear", Linear("shift", 64, 512, 4, "int8")), target), target)
+    assert build.machine_code(source, target.arch).startswith(b"\x7fELF")
+    with pytest.raises(RuntimeError, match=r"NVRTC failed for sm_86: .*error: "):
+        build.machine_code("no CUDA", target.arch)
 
 
 @pytest.mark.parametrize(
