@@ -28,7 +28,8 @@ class Linear:
       bits: of a packed power-of-two weight, 4 or 5.
       activations: number format of what is shifted: ``"float"``, or ``"int8"`` (each row scaled to its
         largest magnitude), which needs 4 bits.
-      shifts: whether int8 products are shifts and additions rather than multiplications by powers of two.
+      shifts: whether int8 products are shifts and additions rather than multiplications by powers of two; on
+        GPUs float32 ones are additions to exponents then.
     """
 
     kind: Literal["dense", "shift", "moe"]

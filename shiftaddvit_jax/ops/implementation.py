@@ -8,7 +8,8 @@ from jaxtyping import Array
 from shiftaddvit_jax.ops.custom_call import recording_for_gpu, unavailable
 from shiftaddvit_jax.validation import check_choice
 
-# "tvm_shift" is "tvm" with MatShift's int8 products made of shifts and additions alone.
+# "tvm_shift" is "tvm" with MatShift's products made of shifts and additions alone: its int8 products, and on
+# GPUs its float32 ones too.
 Implementation = Literal["xla", "tvm", "tvm_shift"] | None
 IMPLEMENTATIONS = ("xla", "tvm", "tvm_shift")
 
