@@ -254,13 +254,12 @@ def gpu_report(arguments: argparse.Namespace) -> None:
     from shiftaddvit_jax.analysis.gpu_report import static_report
 
     report = static_report()
-    print_gpu_report(report)
+    _print_gpu_report(report)
     if arguments.json:
         write_json(Path(arguments.json), report)
 
 
-def print_gpu_report(report: dict) -> None:
-    """The tables of `static_report`."""
+def _print_gpu_report(report: dict) -> None:
     kernels = {}
     for row in report["rows"]:
         kernels.setdefault(row["kernel"], []).append(row)
