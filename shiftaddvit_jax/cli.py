@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -167,7 +168,22 @@ def bench(arguments: argparse.Namespace) -> None:
     for path in filter(None, (arguments.json, arguments.plot)):
         if not Path(path).absolute().parent.is_dir():
             raise ValueError(f"{path} cannot be written: there is no such folder")
-    if arguments.kernels:
+    kinds = {name: parse_kinds(getattr(arguments, name)) for name in ("attention", "mlp", "projections")}
+    if arguments.device == "gpu":
+        from shiftaddvit_jax.analysis.gpu_bench import bench_gpu_kernels, bench_gpu_model
+
+        if arguments.kernels:
+            report = bench_gpu_kernels(arguments.rounds)
+        else:
+            report = bench_gpu_model(
+                arguments.model,
+                rounds=arguments.rounds,
+                batch=arguments.batch,
+                image_size=arguments.image_size,
+                activations=arguments.activations,
+                **kinds,
+            )
+    elif arguments.kernels:
         report = bench_kernels(**settings)
     else:
         report = bench_model(
@@ -177,7 +193,7 @@ def bench(arguments: argparse.Namespace) -> None:
             image_size=arguments.image_size,
             implementations=arguments.implementation or ("tvm", "xla"),
             peers=[peer for peer in arguments.peers.split(",") if peer],
-            **{name: parse_kinds(getattr(arguments, name)) for name in ("attention", "mlp", "projections")},
+            **kinds,
             activations=arguments.activations,
         )
     _print_bench(report)
@@ -316,6 +332,52 @@ def tune_model(arguments: argparse.Namespace) -> None:
     print(f"written to {user_records(host_target())}")
 
 
+def gpu_report(arguments: argparse.Namespace) -> None:
+    """What the GPU kernels take and can reach, said without a GPU."""
+    from shiftaddvit_jax.analysis.gpu_report import static_report
+
+    report = static_report()
+    _print_gpu_report(report)
+    if arguments.json:
+        write_json(Path(arguments.json), report)
+
+
+def _print_gpu_report(report: dict) -> None:
+    kernels = {}
+    for row in report["rows"]:
+        kernels.setdefault(row["kernel"], []).append(row)
+    takes = Table(title="What a launch takes, on the GPU where it takes most", box=SIMPLE)
+    bounds = Table(title="Lower bounds of times in µs, in brackets those of dense float32", box=SIMPLE)
+    for table, columns in (
+        (takes, ("kB", "Mop", "registers", "shared kB", "occupancy", "spills")),
+        (bounds, [row["gpu"] for row in next(iter(kernels.values()))]),
+    ):
+        table.add_column("kernel", no_wrap=True)
+        for column in columns:
+            table.add_column(column, justify="right", no_wrap=True)
+    for name, rows in kernels.items():
+        launches = [launch for row in rows for launch in row["launches"].values()]
+        takes.add_row(
+            name,
+            f"{rows[0]['bytes'] / 1e3:,.0f}",
+            f"{sum(rows[0]['operations'].values()) / 1e6:,.1f}",
+            str(max(launch["registers"] for launch in launches)),
+            f"{max(launch['shared_memory'] for launch in launches) / 1e3:.1f}",
+            f"{min(launch['occupancy'] for launch in launches):.0%}",
+            str(max(launch["spills"] for launch in launches)),
+        )
+        dense = [row["dense_bound_seconds"] for row in rows]
+        bounds.add_row(
+            name,
+            *(
+                f"{1e6 * row['bound_seconds']:.1f}" + (f" ({1e6 * other:.1f})" if other else "")
+                for row, other in zip(rows, dense, strict=True)
+            ),
+        )
+    for table in (takes, bounds):
+        table_console().print(table)
+
+
 def _print_bench(report):
     kernels = "model" not in report
     if kernels:
@@ -342,7 +404,10 @@ def _print_bench(report):
     for message, names in refused.items():
         print(f"not run: {_shorten(names)}: {message}")
     machine = report["machine"]
-    print(f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores; {machine['system']}")
+    if "gpu" in machine:
+        print(f"{machine['gpu']}, compute capability {machine['compute_capability']}")
+    else:
+        print(f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores; {machine['system']}")
     print(", ".join(f"{package} {version}" for package, version in report["versions"].items()))
 
 
@@ -485,6 +550,12 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("bench", bench, description)
     command.add_argument("model", nargs="?", metavar="MODEL", help="one of those of `shiftaddvit models`")
     command.add_argument(
+        "--device",
+        choices=("cpu", "gpu"),
+        default="cpu",
+        help="where; default: %(default)s. On a GPU peers, threads and implementations do not count",
+    )
+    command.add_argument(
         "--kernels",
         action="store_true",
         help="every kernel instead of a model; of the options, only the last four count",
@@ -542,6 +613,10 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help=f"instead of a model: what ShiftAddViT saves on {', '.join(PAPER_MODELS)}",
     )
+    command.add_argument("--json", metavar="FILE", help="write all figures there")
+
+    description = "What the GPU kernels move, take and can reach at most, said by nvcc without a GPU."
+    command = add("gpu-report", gpu_report, description)
     command.add_argument("--json", metavar="FILE", help="write all figures there")
 
     command = add("pack", pack_checkpoint, "Pack a checkpoint's shift weights into codes, for inference.")

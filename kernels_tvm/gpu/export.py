@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tvm.runtime import _ffi_api
 
-from kernels_tvm.gpu.build import Resources, compile_cubin, compile_kernel
+from kernels_tvm.gpu.build import Resources, compile_cubin, compile_kernel, machine_code, nvcc
 from kernels_tvm.gpu.library import emit, entry_name
 from kernels_tvm.gpu.targets import GpuTarget
 from kernels_tvm.library import Kernel, save
@@ -24,6 +24,8 @@ _KIND = b"cuda"
 def export_kernel(kernel: Kernel, target: GpuTarget, folder: Path) -> tuple[Path, dict[str, Resources]]:
     """Write the kernel's library for ``target``, named and ended as the cache's; and what its launches take.
 
+    The latter is empty where there is no nvcc to say it.
+
     Raises:
       RuntimeError: a compiler is missing, or does not take what it is given.
       OSError: the library can't be written.
@@ -33,7 +35,10 @@ def export_kernel(kernel: Kernel, target: GpuTarget, folder: Path) -> tuple[Path
     library = compile_kernel(emit(kernel, target), target)
     (launches,) = library.mod.imports
     code = launches.inspect_source()
-    cubin, resources = compile_cubin(code, target.arch)
+    if nvcc():
+        cubin, resources = compile_cubin(code, target.arch)
+    else:
+        cubin, resources = machine_code(code, target.arch), {}
 
     def pack(module, is_system_lib, prefix, folder):
         packed = _ffi_api.ModulePackImportsToC(module, is_system_lib, prefix)

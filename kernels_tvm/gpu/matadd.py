@@ -8,13 +8,13 @@ from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.descriptions import MatAdd, round_up
 from kernels_tvm.emit import Arguments, kernel, when
-from kernels_tvm.gpu.emit import WORD_LANES, barrier, fill, launch, quad, registers, shared, words_of
+from kernels_tvm.gpu.emit import WORD_LANES, barrier, fill, launch, quad, registers, words_of
 from kernels_tvm.gpu.targets import GpuTarget
+from kernels_tvm.gpu.tiles import padded_tile
 
 SIDE = 8  # threads along the rows, and along the columns, of a block's tile
 THREADS = SIDE * SIDE
 TILE = 4 * SIDE  # rows, columns and inner size of a block's tile
-PADDING = 4  # words after each row of shared memory: neighbours lie in other banks, still at 128 bits
 # Long sums are cut into parts, each of a block of its own: a context k^T v has few outputs, of many tokens.
 PART, MOST_PARTS = 128, 16
 ADDING_THREADS = 256
@@ -63,7 +63,7 @@ def _launch_sums(matadd, codes, values, sums_of, batch, rows):
     with launch(THREADS, batch * down, across * parts) as (x, y, thread):
         image, first_row = T.bind(T.truncdiv(x, down)), T.bind(T.truncmod(x, down) * TILE)
         number, first_column = T.bind(y // across), T.bind(y % across * TILE)
-        code_tile, value_tile = (shared((TILE, TILE + PADDING), "int32") for _ in range(2))
+        code_tile, value_tile = (padded_tile(TILE, TILE, "int32") for _ in range(2))
         my_row, my_column = T.bind(thread // SIDE), T.bind(thread % SIDE * 4)
         sums, corrections = registers(16, dtype), registers(4, "int32")
         fill(sums, T.Cast(dtype, 0), 16)
@@ -76,8 +76,7 @@ def _launch_sums(matadd, codes, values, sums_of, batch, rows):
             with T.serial(0, TILE // 4) as group:
                 chosen, added = registers(16, "int32"), registers(4, "int32")
                 for i in range(4):
-                    place = [my_row + i * SIDE, quad(group * 4)]
-                    T.buffer_store(chosen, code_tile[place[0], place[1]], [quad(i * 4)])
+                    T.buffer_store(chosen, code_tile[my_row + i * SIDE, quad(group * 4)], [quad(i * 4)])
                 for k in range(4):
                     T.buffer_store(added, value_tile[group * 4 + k, quad(my_column)], [quad(0)])
                     for i in range(4):

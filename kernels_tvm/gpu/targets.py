@@ -87,3 +87,42 @@ def gpu_target(name: str) -> GpuTarget:
         if target.name == name:
             return target
     raise ValueError(f"unknown target {name!r}; choose among {', '.join(t.name for t in GPU_TARGETS)}")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU, as NVIDIA describes it.
+
+    Attributes:
+      name: as it is sold.
+      target: the name of the target that its kernels are compiled for.
+      multiprocessors: how many it has.
+      clock: of a boost, in GHz.
+      bandwidth: of its memory, in GB/s.
+      int8_tensor: operations of its tensor cores, in 10^12/s, two a multiply-accumulate, dense.
+      float_lanes: float32 operations that a multiprocessor starts in a cycle.
+    """
+
+    name: str
+    target: str
+    multiprocessors: int
+    clock: float
+    bandwidth: float
+    int8_tensor: float
+    float_lanes: int
+
+
+# Instructions of other kinds that a multiprocessor starts in a cycle, on all of them: CUDA C++ Programming
+# Guide, table "Throughput of Native Arithmetic Instructions". Its four schedulers start a warp each.
+INTEGER_LANES, POPCOUNT_LANES, ISSUED_LANES = 64, 16, 128
+
+GPUS = (
+    # NVIDIA T4 datasheet and Turing architecture whitepaper.
+    Gpu("T4", "cuda-sm_75", 40, 1.59, 320, 130, 64),
+    # NVIDIA Ampere GA102 architecture whitepaper, appendix A.
+    Gpu("RTX 3090", "cuda-sm_86", 82, 1.695, 936, 284, 128),
+    # NVIDIA A100 datasheet (SXM, 40 GB) and A100 architecture whitepaper.
+    Gpu("A100", "cuda-sm_80", 108, 1.41, 1555, 624, 64),
+    # NVIDIA H100 datasheet (SXM) and H100 architecture whitepaper.
+    Gpu("H100", "cuda-sm_90", 132, 1.98, 3350, 1979, 128),
+)

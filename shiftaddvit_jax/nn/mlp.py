@@ -5,11 +5,11 @@ import jax
 from jaxtyping import Array, Float
 
 from shiftaddvit_jax.nn.linear import Primitives, make_linear
-from shiftaddvit_jax.ops import depthwise_conv_2d
+from shiftaddvit_jax.ops import depthwise_conv_gelu
 
 
 class DepthwiseConv(nn.Module):
-    """A 3x3 depthwise convolution over the grid of tokens, with a bias."""
+    """A 3x3 depthwise convolution over the grid of tokens, with a bias and a GELU."""
 
     primitives: Primitives = Primitives()
 
@@ -23,8 +23,7 @@ class DepthwiseConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.primitives.dtype)
         image = x.reshape(x.shape[0], *grid, channels)
-        y = depthwise_conv_2d(image, kernel, self.primitives.implementation) + bias
-        return y.reshape(x.shape)
+        return depthwise_conv_gelu(image, kernel, bias, self.primitives.implementation).reshape(x.shape)
 
 
 class Mlp(nn.Module):
@@ -59,6 +58,8 @@ class Mlp(nn.Module):
             x = jax.nn.relu(x)
         if self.depthwise:
             x = DepthwiseConv(self.primitives, name="dwconv")(x, grid)
-        x = drop(jax.nn.gelu(x, approximate=False))
+        else:
+            x = jax.nn.gelu(x, approximate=False)
+        x = drop(x)
         x = make_linear(self.kind, channels, self.primitives, name="fc2", train=self.train)(x)
         return drop(x)

@@ -7,7 +7,7 @@ exists).
 
 from shiftaddvit_jax.ops.activations import dynamic_int8, fixed_point, quantize_activations
 from shiftaddvit_jax.ops.binarize import binarize, pack_codes
-from shiftaddvit_jax.ops.depthwise_conv import depthwise_conv_1d, depthwise_conv_2d
+from shiftaddvit_jax.ops.depthwise_conv import depthwise_conv_1d, depthwise_conv_2d, depthwise_conv_gelu
 from shiftaddvit_jax.ops.dispatch import dispatch
 from shiftaddvit_jax.ops.hamming import code_similarity, hamming_product
 from shiftaddvit_jax.ops.hashing import KernelHash, hash_codes, learn_hash
@@ -34,6 +34,7 @@ __all__ = [
     "code_similarity",
     "depthwise_conv_1d",
     "depthwise_conv_2d",
+    "depthwise_conv_gelu",
     "dispatch",
     "dynamic_int8",
     "fixed_point",

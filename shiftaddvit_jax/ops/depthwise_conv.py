@@ -26,7 +26,22 @@ def depthwise_conv_2d(
       ValueError: a kernel of even size, or channels that differ.
     """
     _check_kernel("depthwise_conv_2d", x, kernel, 2)
-    return _convolve("depthwise_conv_2d", x, kernel, implementation)
+    return _convolve("depthwise_conv_2d", x, kernel, implementation=implementation)
+
+
+def depthwise_conv_gelu(
+    x: Float[Array, "*batch height width channels"],
+    kernel: Float[Array, "kernel_height kernel_width channels"],
+    bias: Float[Array, "channels"],
+    implementation: Implementation = None,
+) -> Float[Array, "*batch height width channels"]:
+    """GELU of `depthwise_conv_2d` plus a bias, by one kernel.
+
+    Raises:
+      ValueError: as `depthwise_conv_2d`.
+    """
+    _check_kernel("depthwise_conv_gelu", x, kernel, 2)
+    return _convolve("depthwise_conv_gelu", x, kernel, bias, implementation=implementation)
 
 
 def depthwise_conv_1d(
@@ -41,23 +56,30 @@ def depthwise_conv_1d(
     """
     _check_kernel("depthwise_conv_1d", x, kernel, 1)
     # Tokens are the width of a grid of one row.
-    y = _convolve("depthwise_conv_1d", x[..., None, :, :], kernel[None], implementation)
+    y = _convolve("depthwise_conv_1d", x[..., None, :, :], kernel[None], implementation=implementation)
     return y[..., 0, :, :]
 
 
-def _convolve(op, x, kernel, implementation):
-    if not uses_tvm(op, implementation, float32_only(x, kernel)):
-        return _depthwise_conv(x, kernel)
+def _convolve(op, x, *arrays, implementation):
+    """The convolution with a kernel; with a bias after it, the GELU of their sum."""
+    if not uses_tvm(op, implementation, float32_only(x, *arrays)):
+        return _reference(x, *arrays)
 
-    def forward(x, kernel):
+    def forward(x, kernel, *bias):
         *_, height, width, channels = x.shape
         images = x.reshape(-1, height, width, channels)
-        conv = DepthwiseConv(height, width, channels, kernel.shape[:2])
+        conv = DepthwiseConv(height, width, channels, kernel.shape[:2], gelu=bool(bias))
         output = jax.ShapeDtypeStruct(images.shape, x.dtype)
         taps = kernel.reshape(-1, channels)
-        return call_kernel(Kernel("depthwise_conv", conv), [output], images, taps)[0].reshape(x.shape)
+        (y,) = call_kernel(Kernel("depthwise_conv", conv), [output], images, taps, *bias)
+        return y.reshape(x.shape)
 
-    return with_xla_gradient(forward, _depthwise_conv)(x, kernel)
+    return with_xla_gradient(forward, _reference)(x, *arrays)
+
+
+def _reference(x, kernel, *bias):
+    y = _depthwise_conv(x, kernel)
+    return jax.nn.gelu(y + bias[0], approximate=False) if bias else y
 
 
 def _check_kernel(op, x, kernel, spatial_axes):

@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.ndimage import correlate
+from scipy.special import erf
 
-from shiftaddvit_jax.ops import depthwise_conv_1d, depthwise_conv_2d
+from shiftaddvit_jax.ops import depthwise_conv_1d, depthwise_conv_2d, depthwise_conv_gelu
 
 LEADING = pytest.mark.parametrize("leading", [(), (2,), (2, 3)], ids=str)
 GRIDS = [((1, 1), (3, 3)), ((5, 7), (3, 3)), ((2, 3), (5, 5)), ((6, 1), (1, 3))]
@@ -41,6 +42,16 @@ def test_1d_is_scipys_zero_padded_correlation(implementation, leading, tokens, s
     x, kernel = random(*leading, tokens, CHANNELS), random(size, CHANNELS, seed=1)
     y = depthwise_conv_1d(x, kernel, implementation)
     np.testing.assert_allclose(y, reference(x, kernel), rtol=1e-5, atol=1e-5)
+
+
+@LEADING
+@pytest.mark.parametrize(("grid", "size"), GRIDS)
+def test_a_bias_and_a_gelu_follow(implementation, leading, grid, size):
+    x, kernel = random(*leading, *grid, CHANNELS), random(*size, CHANNELS, seed=1)
+    bias = random(CHANNELS, seed=2)
+    y = depthwise_conv_gelu(x, kernel, bias, implementation)
+    total = reference(x, kernel) + bias
+    np.testing.assert_allclose(y, total * (1 + erf(total / np.sqrt(2))) / 2, rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_images_stay_bfloat16(xla_implementation):

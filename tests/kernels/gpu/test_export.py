@@ -1,4 +1,5 @@
 import ctypes
+import hashlib
 import shutil
 import struct
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from kernels_tvm.descriptions import MatAdd
 from kernels_tvm.gpu import build
 from kernels_tvm.gpu.export import SYMBOL, export_kernel
+from kernels_tvm.gpu.library import entry_name
 from kernels_tvm.gpu.targets import gpu_target
 from kernels_tvm.library import Kernel
 
@@ -59,6 +61,14 @@ def test_a_library_holds_machine_code_and_no_source(exported):
     assert b"cubin" in content
     assert content.count(b"\x7fELF") == 1
     assert b"__global__" not in path.read_bytes()
+
+
+def test_a_library_is_an_entry_of_the_cache(exported):
+    path, _ = exported
+    kernel, target = Kernel("matadd", MatAdd(300, 4)), gpu_target("cuda-sm_86")
+    assert path.name == f"{entry_name(kernel, target)}.so"
+    content = path.read_bytes()
+    assert hashlib.sha256(content[:-32]).digest() == content[-32:]
 
 
 def test_a_library_loads_without_a_compiler(exported, tmp_path):

@@ -1,0 +1,95 @@
+import shutil
+
+import pytest
+
+from kernels_tvm.gpu.build import Resources
+from kernels_tvm.gpu.targets import GPUS, gpu_target
+from shiftaddvit_jax.analysis import gpu_report
+
+needs_nvcc = pytest.mark.skipif(
+    shutil.which("nvcc") is None, reason="nvcc is not on the PATH (CUDA toolkit 13)"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"), [("T4", 8.1), ("RTX 3090", 35.6), ("A100", 19.5), ("H100", 66.9)]
+)
+def test_the_facts_multiply_to_the_datasheets_float32_peak(name, teraflops):
+    (gpu,) = [gpu for gpu in GPUS if gpu.name == name]
+    peak = 2 * gpu.multiprocessors * gpu.float_lanes * gpu.clock / 1e3
+    assert peak == pytest.approx(teraflops, rel=0.01)
+
+
+def test_a_bound_is_the_longer_of_moving_and_computing():
+    t4 = GPUS[0]
+    assert gpu_report.bound(t4, 320 * 10**9, {"float": 1}) == 1
+    lanes_a_second = 40 * 1.59e9
+    assert gpu_report.bound(t4, 1, {"popcount": 10**9}) == pytest.approx(1e9 / (16 * lanes_a_second))
+    both = gpu_report.bound(t4, 1, {"float": 10**9, "integer": 10**9})
+    assert both == pytest.approx(2e9 / (128 * lanes_a_second))
+
+
+def test_bytes_are_those_of_arrays_and_twice_of_what_launches_hand_on():
+    float_case = gpu_report.matadd(tokens=3136, head_dim=32, codes=16, heads=1)[0]
+    parts = 14  # of at least 3136 / 16 tokens, in whole tiles of 32
+    assert float_case.bytes == 4 * (16 * 3136 + 3136 * 32 + 16 * 32) + 2 * 4 * parts * 16 * 32
+    assert float_case.operations == {"float": 16 * 3136 * 32, "integer": 16 * 3136 * 32}
+
+
+@pytest.mark.parametrize(
+    ("target", "threads", "launch", "expected"),
+    [
+        # CUDA's occupancy calculator: registers, shared memory, threads and blocks are what limits.
+        ("cuda-sm_75", 256, Resources(64, 0, 0, 0), 1.0),
+        ("cuda-sm_86", 256, Resources(65, 0, 0, 0), 3 * 256 / 1536),
+        ("cuda-sm_86", 256, Resources(32, 24 * 1024, 0, 0), 4 * 256 / 1536),
+        ("cuda-sm_86", 64, Resources(32, 0, 0, 0), 16 * 64 / 1536),
+    ],
+)
+def test_occupancy_is_that_of_the_scarcest_resource(target, threads, launch, expected):
+    assert gpu_report.occupancy(gpu_target(target), threads, launch) == pytest.approx(expected)
+
+
+def test_instructions_are_counted_by_kind():
+    ptx = """
+.visible .entry first(
+	.param .u64 first_param_0
+)
+{
+	.reg .b32 %r<9>;
+	ld.param.b64 	%rd1, [first_param_0];
+	ld.shared.v4.f32 	{%f1, %f2, %f3, %f4}, [%r1];
+	@%p1 bra 	$L__BB0_2;
+	fma.rn.f32 	%f5, %f1, %f2, %f3;
+	add.f32 	%f6, %f5, %f1;
+	popc.b32 	%r2, %r3;
+	lop3.b32 	%r4, %r3, %r2, %r1, 0x6c;
+	mad.lo.s32 	%r5, %r3, 36, %r2;
+	ret;
+}
+"""
+    assert gpu_report.instruction_mix(ptx) == {
+        "first": {
+            "global memory": 1,
+            "shared memory": 1,
+            "barrier or branch": 2,
+            "float multiply": 1,
+            "float": 1,
+            "popcount": 1,
+            "integer and logic": 1,
+            "integer multiply": 1,
+        }
+    }
+
+
+@needs_nvcc
+def test_every_row_has_its_resources_and_no_spills():
+    rows = list(gpu_report.static_rows(gpu_report.others()[1:2]))
+    assert [row["gpu"] for row in rows] == ["T4", "RTX 3090", "A100", "H100"]
+    for row in rows:
+        assert 0 < row["bound_seconds"] < 1e-5
+        (launch,) = row["launches"].values()
+        assert launch["spills"] == 0
+        assert launch["threads"] == 256
+        assert 0 < launch["occupancy"] <= 1
+        assert launch["instructions"]["popcount"] == 16  # 64 x 64 products of 256 threads
