@@ -68,6 +68,7 @@ def test_a_checkpoint_is_reparameterized_where_the_config_says_so(run, tmp_path)
     assert metrics["shift_share"].keys() == layers
     assert all(0 <= share <= 1 for share in metrics["shift_share"].values())
     assert metrics["history"][-1]["balance_loss"] > 0
+    assert {f"shift_share/{name}" for name in layers} < metrics["history"][-1].keys()
     # The hash was learned from tokens: a random one has negative means of a kernel that is never negative.
     assert (
         min(
