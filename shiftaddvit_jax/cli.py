@@ -101,7 +101,7 @@ def models(arguments: argparse.Namespace) -> None:
     rows = []
     for model in track(originals, "tracing models", len(names)):
         operations = count_operations(model, jax.eval_shape(init_function(model), jax.random.key(0)))
-        rows.append(model_row(model.variant) | {"multiply_adds": round(operations.multiplications)})
+        rows.append(model_row(model.variant) | {"multiply_adds": round(operations.macs)})
     if arguments.json:
         print(json.dumps(rows))
         return

@@ -1,6 +1,7 @@
 """The main job on real images: a dense vision transformer becomes a ShiftAddViT, stage by stage."""
 
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
-from shiftaddvit_jax.analysis import count_operations, packed_weight_bytes, plot_confusions, plot_history
+from shiftaddvit_jax.analysis import count_operations, plot_confusions, plot_history, weight_bytes
 from shiftaddvit_jax.checkpoints import load_model
 from shiftaddvit_jax.command import table_console
 from shiftaddvit_jax.data import load_dataset
@@ -58,7 +59,7 @@ def run_demo(workdir: str | Path, *, seed: int = 0, steps_scale: float = 1.0) ->
     Returns:
       The report: ``stages``, a list with each stage's ``name``, ``top1`` (a share), ``parameters``,
       ``packed_bytes``, ``shift_share`` (of tokens, over all MoE layers; null without any),
-      ``multiplications``, ``shifts`` and ``additions`` (an image); and ``seconds``.
+      ``macs``, ``shifts`` and ``adds`` (an image); and ``seconds``.
     """
     workdir = Path(workdir).absolute()
     start = time.perf_counter()
@@ -77,11 +78,11 @@ def run_demo(workdir: str | Path, *, seed: int = 0, steps_scale: float = 1.0) ->
                 "name": name,
                 "top1": metrics["top1"],
                 "parameters": metrics["parameters"],
-                "packed_bytes": packed_weight_bytes(model, variables),
+                "packed_bytes": math.ceil(sum(weight_bytes(model, variables).values())),
                 "shift_share": float(np.mean(list(share))) if share else None,
-                "multiplications": operations.multiplications,
+                "macs": operations.macs,
                 "shifts": operations.shifts,
-                "additions": operations.additions,
+                "adds": operations.adds,
             }
         )
         confusions[name], histories[name] = metrics["confusion"], metrics["history"]
@@ -112,7 +113,7 @@ def print_report(report: dict[str, Any], workdir: Path) -> None:
             f"{stage['parameters']:,}",
             f"{stage['packed_bytes'] / 1e3:,.0f} kB",
             "-" if share is None else f"{share:.1%}",
-            f"{stage['multiplications'] / 1e6:.2f} M",
+            f"{stage['macs'] / 1e6:.2f} M",
         )
     console = table_console()
     console.print(table)
