@@ -6,8 +6,7 @@ it (see `shiftaddvit_jax.ops`), and its number format in its operands and in the
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,14 +139,7 @@ def count_products(
     Raises:
       ValueError: an MoE layer without a share, or a share outside 0 to 1.
     """
-    model = _on_xla(model)
-    images = jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.float32)
-
-    def forward(variables, images, key):
-        # In training both experts compute every token, so that each one's operations show in the trace.
-        return model.apply(variables, images, train=True, rngs={"dropout": key, "router": key})
-
-    jaxpr, modules = _trace(forward, variables, images, jax.random.key(0))
+    jaxpr, modules = _trace_model(model, variables, batch)
     shares = _expert_shares(modules, shift_share)
     return [
         dataclasses.replace(product, share=_share_of(product.module, shares))
@@ -172,9 +164,7 @@ def weight_bytes(model: nn.Module, variables: PyTree) -> dict[str, float]:
 
     A power-of-two weight takes ``weight_bits``, or 4 for int8 activations; all else takes its own size.
     """
-    images = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32)
-    with _watched_modules() as modules:
-        jax.eval_shape(_on_xla(model).apply, variables, images)
+    _, modules = _trace_model(model, variables, batch=1)
     sizes: dict[str, float] = {}
     for (_, *path, name), leaf in flatten_dict(variables).items():
         layer, bits = modules.get(tuple(path)), 8 * leaf.dtype.itemsize
@@ -192,28 +182,28 @@ def _packed_bits(layer):
     return packed_bits("int8") if layer.activations == "int8" else layer.weight_bits
 
 
-def _on_xla(model):
-    """The model without kernels: a trace says nothing of what they compute."""
-    if not hasattr(model, "primitives"):
-        return model
-    return model.clone(primitives=dataclasses.replace(model.primitives, implementation="xla"))
+def _trace_model(model, variables, batch):
+    if hasattr(model, "primitives"):
+        # A trace says nothing of what a kernel computes.
+        model = model.clone(primitives=dataclasses.replace(model.primitives, implementation="xla"))
+    images = jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.float32)
+
+    def forward(variables, images, key):
+        # In training both experts compute every token, so that each one's operations show in the trace.
+        return model.apply(variables, images, train=True, rngs={"dropout": key, "router": key})
+
+    return _trace(forward, variables, images, jax.random.key(0))
 
 
-@contextmanager
-def _watched_modules() -> Iterator[dict[Path, nn.Module]]:
-    """Within it, every module that is called, by its path."""
-    modules = {}
+def _trace(function, *arguments):
+    """The function's jaxpr, and every module that it calls by its path."""
+    modules: dict[Path, nn.Module] = {}
 
     def note(call, arguments, keywords, context):
         modules.setdefault(context.module.path, context.module)
         return call(*arguments, **keywords)
 
     with nn.intercept_methods(note):
-        yield modules
-
-
-def _trace(function, *arguments):
-    with _watched_modules() as modules:
         return jax.make_jaxpr(function)(*arguments).jaxpr, modules
 
 
