@@ -1,7 +1,8 @@
 """What happens inside a model: what its modules see, where its tokens are sent, what they attend to."""
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from shiftaddvit_jax.analysis.counting import _on_xla
+from shiftaddvit_jax.models.create import init_function
 from shiftaddvit_jax.nn.attention import (
     Attention,
     EcoformerAttention,
@@ -22,10 +23,16 @@ from shiftaddvit_jax.nn.attention import (
     SpatialReductionAttention,
 )
 from shiftaddvit_jax.nn.moe import EXPERTS
-from shiftaddvit_jax.ops import binarize, code_similarity, l2_normalize
+from shiftaddvit_jax.ops import PackedWeight, binarize, code_similarity, l2_normalize, unpack_weight
+from shiftaddvit_jax.pack import shift_layers
 
 Look = Callable[[nn.Module, str, tuple[Any, ...], Any], PyTree | None]
 Images = Float[Array, "batch height width 3"]
+
+
+def on_xla(model: nn.Module) -> nn.Module:
+    """``model`` without kernels, which compute whole branches and call no module inside them."""
+    return model.clone(primitives=dataclasses.replace(model.primitives, implementation="xla"))
 
 
 def capture(model: nn.Module, variables: PyTree, images: Images, look: Look) -> dict[str, list[PyTree]]:
@@ -66,7 +73,7 @@ def routed_tokens(model: nn.Module, variables: PyTree, images: Images) -> dict[s
         is_router = method == "__call__" and module.path[-1:] == ("router",)
         return jnp.argmax(result, axis=-1) == EXPERTS.index("shift") if is_router else None
 
-    seen = capture(_on_xla(model), variables, images, look)
+    seen = capture(on_xla(model), variables, images, look)
     return {
         name.removesuffix("/router"): np.asarray(chosen).reshape(len(images), -1)
         for name, (chosen,) in seen.items()
@@ -94,7 +101,7 @@ def attention_maps(model: nn.Module, variables: PyTree, images: Images) -> dict[
             modules["/".join(module.path)] = module.clone(parent=None)
         return look(module, method, arguments, result)
 
-    seen = capture(_on_xla(model), variables, images, watch)
+    seen = capture(on_xla(model), variables, images, watch)
     maps = {}
     for name, parts in seen.items():
         weights = _attention_weights(modules[name], [array for call in parts for array in call])
@@ -121,6 +128,35 @@ def _attention_weights(module, parts):
         case EcoformerAttention():
             return jnp.einsum("bhnd,bhmd->bhnm", q, k) + own * (q.shape[-1] + 1)
     return None
+
+
+def shift_weights(model: nn.Module, variables: PyTree) -> dict[str, tuple[np.ndarray | None, np.ndarray]]:
+    """Each shift layer's weights [inputs, outputs] before and after rounding to powers of two, by its name.
+
+    What was before is None in packed variables, which keep the powers alone.
+    """
+    shapes = jax.eval_shape(init_function(model), jax.random.key(0))
+    weights = {}
+    for path, layer in shift_layers(model, variables).items():
+        name = "/".join(path)
+        params = module_variables(name, variables)["params"]
+        after = layer.apply({"params": params}, method="weight")
+        if isinstance(after, PackedWeight):
+            after = unpack_weight(after, *module_variables(name, shapes)["params"]["kernel"].shape)
+        before = np.asarray(params["kernel"]) if "kernel" in params else None
+        weights[name] = (before, np.asarray(after))
+    return weights
+
+
+def module_variables(name: str, variables: PyTree) -> dict[str, PyTree]:
+    """The variables of the module at a path such as ``stage1/block1``, by collection."""
+    found = {}
+    for collection, tree in variables.items():
+        for part in name.split("/"):
+            tree = tree.get(part, {}) if isinstance(tree, Mapping) else {}
+        if tree:
+            found[collection] = tree
+    return found
 
 
 def square_grid(tokens: int) -> tuple[int, int]:

@@ -23,8 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from shiftaddvit_jax.analysis.capture import capture
-from shiftaddvit_jax.analysis.counting import _on_xla
+from shiftaddvit_jax.analysis.capture import capture, module_variables, on_xla
 from shiftaddvit_jax.analysis.rounds import available_threads, describe_machine, summarize
 from shiftaddvit_jax.analysis.worker import time_runs
 from shiftaddvit_jax.models import model_arguments
@@ -90,7 +89,7 @@ def profile_latency(
     runs = {}
     chosen = [name for name in modules if _is_timed(name, modules)]
     for name in track(chosen, "compiling modules", len(chosen)):
-        function = partial(modules[name].apply, _variables_of(name, variables))
+        function = partial(modules[name].apply, module_variables(name, variables))
         arguments = others[name]
         runs[name] = _ready(lambda x, f=function, rest=arguments: f(x, *rest), inputs[name])
     runs[WHOLE] = _ready(partial(model.apply, variables), jnp.asarray(images))
@@ -111,17 +110,6 @@ def _is_whole(name, modules):
     if isinstance(modules[name], Block):
         return not {f"{name}/attn", f"{name}/mlp"} <= modules.keys()
     return isinstance(modules[name], Attention | Mlp | MoEDense)
-
-
-def _variables_of(name, variables):
-    """The variables of the module at a path, collection by collection."""
-    found = {}
-    for collection, tree in variables.items():
-        for part in name.split("/"):
-            tree = tree.get(part, {}) if isinstance(tree, Mapping) else {}
-        if tree:
-            found[collection] = tree
-    return found
 
 
 def measure_latency(
@@ -154,7 +142,7 @@ def measure_latency(
         shape = shapes[name] = (layer, inputs, tokens)
         if any(known == shape for known, *_ in runs):
             continue
-        params = _variables_of(name, variables)["params"]
+        params = module_variables(name, variables)["params"]
         for count in _counts(tokens):
             x = jax.random.normal(jax.random.key(0), (count, inputs))
             for expert, function in zip(EXPERTS, _experts(layer, params, x), strict=True):
@@ -207,7 +195,7 @@ def _moe_layers(model, variables, batch):
     images = jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.float32)
     # Where a kernel computes a whole branch, no layer is called.
     with nn.intercept_methods(note):
-        jax.eval_shape(_on_xla(model).apply, variables, images)
+        jax.eval_shape(on_xla(model).apply, variables, images)
     return layers
 
 

@@ -1,0 +1,43 @@
+"""What all pictures share: colours, and how they become files."""
+
+import os
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart by the colour-blind too.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
+EXPERT_COLORS = {"dense": COLORS[0], "shift": COLORS[1]}
+FORMATS = (".png", ".svg")
+
+
+def check_picture(path: str | Path) -> Path:
+    """``path``, if a picture can be written there.
+
+    Raises:
+      ValueError: another ending than .png or .svg, or a folder that does not exist.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"{path} is no name for a picture; it must end in .png or .svg")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{path} cannot be written: there is no such folder")
+    return path
+
+
+def save_figure(figure: Figure, path: str | Path | None) -> Figure:
+    """``figure``, written to ``path`` (a PNG or SVG) unless that is None.
+
+    Raises:
+      ValueError: see `check_picture`.
+    """
+    if path is not None:
+        path = check_picture(path)
+        temporary = path.with_name(f".{path.stem}.new{path.suffix}")
+        # Without a date and with fixed ids, the same figure is the same file.
+        with rc_context({"svg.hashsalt": "shiftaddvit_jax"}):
+            metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
+            figure.savefig(temporary, dpi=120, metadata=metadata)
+        os.replace(temporary, path)
+    return figure
