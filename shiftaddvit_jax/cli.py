@@ -19,8 +19,17 @@ import shiftaddvit_jax
 from kernels_tvm.library import cache_folder, user_records
 from kernels_tvm.targets import host_target
 from shiftaddvit_jax import main as training
-from shiftaddvit_jax.analysis import count_operations, plot_bench
+from shiftaddvit_jax.analysis import (
+    cost_report,
+    count_operations,
+    energy_savings,
+    group_modules,
+    plot_bench,
+)
 from shiftaddvit_jax.analysis.bench import PEERS, bench_kernels, bench_model
+from shiftaddvit_jax.analysis.counting import PRIMITIVES
+from shiftaddvit_jax.analysis.energy import FORMATS
+from shiftaddvit_jax.analysis.report import ENERGY_MODELS, PAPER_MODELS, SHIFT_SHARE
 from shiftaddvit_jax.analysis.rounds import available_threads
 from shiftaddvit_jax.checkpoints import load_model, load_pretrained, save_model
 from shiftaddvit_jax.command import Parser, run_command, table_console
@@ -29,7 +38,7 @@ from shiftaddvit_jax.data import load_dataset, load_image
 from shiftaddvit_jax.data.sources import SOURCES
 from shiftaddvit_jax.demo import print_report, run_demo
 from shiftaddvit_jax.files import write_json
-from shiftaddvit_jax.models import create_model, list_models, model_row
+from shiftaddvit_jax.models import create_model, list_models, model_arguments, model_row
 from shiftaddvit_jax.models.create import init_function
 from shiftaddvit_jax.nn import ATTENTION_KINDS, LINEAR_KINDS
 from shiftaddvit_jax.ops.implementation import IMPLEMENTATIONS
@@ -177,6 +186,65 @@ def bench(arguments: argparse.Namespace) -> None:
         plot_bench(report, arguments.plot)
 
 
+def report(arguments: argparse.Namespace) -> None:
+    """What a model computes, and what that costs in energy."""
+    if (arguments.model is None) != arguments.savings:
+        raise ValueError("give a checkpoint's folder or a model's name, or --savings")
+    if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
+        raise ValueError(f"{arguments.json} cannot be written: there is no such folder")
+    if arguments.savings:
+        found = energy_savings(
+            PAPER_MODELS,
+            arguments.shift_share,
+            lambda names: track(names, "tracing models", len(PAPER_MODELS)),
+        )
+        _print_savings(found, arguments.shift_share)
+    else:
+        settings = {
+            "shift_share": arguments.shift_share,
+            "batch": arguments.batch,
+            "number_format": arguments.number_format,
+        }
+        model, variables = _reported_model(arguments)
+        found = cost_report(model, variables, **settings)
+        _print_report(found)
+        if arguments.compare:
+            other, other_variables = _compared_model(arguments.compare, model)
+            found["compare"] = cost_report(other, other_variables, **settings)
+            _print_comparison(found, found["compare"])
+        _print_assumptions(found["shift_share"])
+    if arguments.json:
+        write_json(Path(arguments.json), found)
+
+
+def _reported_model(arguments):
+    """The model of ``report``, and its variables where it is a checkpoint as it is."""
+    changes = {
+        name: parse_kinds(getattr(arguments, name))
+        for name in ("attention", "mlp", "projections")
+        if getattr(arguments, name)
+    }
+    if arguments.image_size:
+        changes["image_size"] = arguments.image_size
+    model, variables = _model_or_checkpoint(arguments.model)
+    if not changes:
+        return model, variables
+    return create_model(**model_arguments(model) | changes), None
+
+
+def _compared_model(name, model):
+    if name not in ATTENTION_KINDS:
+        return _model_or_checkpoint(name)
+    dense = {"attention": name, "mlp": "dense", "projections": "dense"}
+    return create_model(**model_arguments(model) | dense), None
+
+
+def _model_or_checkpoint(name):
+    if Path(name).is_dir():
+        return load_model(name)[:2]
+    return create_model(name), None
+
+
 def pack_checkpoint(arguments: argparse.Namespace) -> None:
     """A checkpoint for inference, its shift weights as codes."""
     model, variables, description = load_model(arguments.checkpoint)
@@ -252,6 +320,80 @@ def _print_bench(report):
     machine = report["machine"]
     print(f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores; {machine['system']}")
     print(", ".join(f"{package} {version}" for package, version in report["versions"].items()))
+
+
+def _report_title(report):
+    model = report["model"]
+    kinds = [model[name] for name in ("attention", "mlp", "projections")]
+    kinds = ["/".join(dict.fromkeys(kind)) for kind in kinds]
+    return f"{model['name']}, {', '.join(kinds)}, {report['batch']} x {model['image_size']} px"
+
+
+def _print_report(report):
+    operations = [name for name in PRIMITIVES if report[name]]
+    energies = [name for name in ENERGY_MODELS if name in report["energy_mj"]]
+    table = Table(title=f"{_report_title(report)}; energies in mJ")
+    table.add_column("module", no_wrap=True)
+    for column in [*(f"{name} (M)" for name in operations), *energies, "weights (kB)"]:
+        table.add_column(column, justify="right")
+    groups = group_modules(report["modules"])
+    for name, costs in {**groups, "total": report}.items():
+        if not any(costs[operation] for operation in operations):
+            continue
+        if name == "total":
+            table.add_section()
+        table.add_row(
+            name,
+            *(f"{costs[operation] / 1e6:,.1f}" if costs[operation] else "" for operation in operations),
+            *(f"{costs['energy_mj'][model]:,.3f}" for model in energies),
+            f"{costs['weight_bytes'] / 1e3:,.1f}",
+        )
+    table_console().print(table)
+
+
+def _print_comparison(report, other):
+    rows = [(f"{name} (M)", report[name] / 1e6, other[name] / 1e6) for name in PRIMITIVES]
+    for name in ENERGY_MODELS:
+        if name in report["energy_mj"]:
+            energies = [found["energy_mj"][name] for found in (report, other)]
+            rows.append((f"energy, {name} (mJ)", *energies))
+    rows.append(("accelerator latency (ms)", report["latency_ms"], other["latency_ms"]))
+    for name in ("weight", "activation"):
+        rows.append((f"{name}s (kB)", *(found[f"{name}_bytes"] / 1e3 for found in (report, other))))
+    table = Table(title="Comparison")
+    table.add_column("", no_wrap=True)
+    for column in (_report_title(report), _report_title(other), "saved"):
+        table.add_column(column, justify="right")
+    for name, ours, theirs in rows:
+        if ours or theirs:
+            table.add_row(
+                name, f"{ours:,.3f}", f"{theirs:,.3f}", f"{1 - ours / theirs:.1%}" if theirs else ""
+            )
+    table_console().print(table)
+
+
+def _print_savings(rows, shift_share):
+    table = Table(title="Energy that ShiftAddViT (hamming_linear, moe) saves, an image at 224 px")
+    table.add_column("against", no_wrap=True)
+    for dense in ("msa", "sra"):
+        for name in ENERGY_MODELS:
+            table.add_column(f"{dense}: {name}", justify="right")
+    for row in rows:
+        ours = row["energy_mj"]["shiftaddvit"]
+        saved = [
+            f"{1 - ours[name] / row['energy_mj'][dense][name]:.1%}" if dense in row["energy_mj"] else "-"
+            for dense in ("msa", "sra")
+            for name in ENERGY_MODELS
+        ]
+        table.add_row(row["name"], *saved)
+    table_console().print(table)
+    _print_assumptions(shift_share)
+
+
+def _print_assumptions(shift_share):
+    print("Energy: compute is arithmetic alone; accelerator and authors are two models with data movement.")
+    if shift_share is not None:
+        print(f"{shift_share:.0%} of tokens on shift experts (--shift-share).")
 
 
 def _shorten(names: Sequence[str]) -> str:
@@ -343,6 +485,37 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--json", metavar="FILE", help="write all figures there")
     command.add_argument("--plot", metavar="FILE", help="draw them there, as PNG or SVG")
+
+    description = "What a model computes and what energy that takes, module by module."
+    command = add("report", report, description)
+    command.add_argument(
+        "model", nargs="?", metavar="CHECKPOINT_OR_MODEL", help="a checkpoint's folder or a model's name"
+    )
+    for name in ("attention", "mlp", "projections"):
+        command.add_argument(f"--{name}", metavar="KIND", help="instead of the model's own")
+    command.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")
+    command.add_argument("--batch", type=int, default=1, metavar="N", help="images (default: %(default)s)")
+    command.add_argument(
+        "--number-format", choices=FORMATS, help="for energies; default: those that the model computes in"
+    )
+    command.add_argument(
+        "--shift-share",
+        type=float,
+        default=SHIFT_SHARE,
+        metavar="X",
+        help="of tokens on shift experts (default: %(default)s, the balancing loss's aim)",
+    )
+    command.add_argument(
+        "--compare",
+        metavar="OTHER",
+        help="a checkpoint, a model's name, or a kind of attention: the same model, dense, with that",
+    )
+    command.add_argument(
+        "--savings",
+        action="store_true",
+        help=f"instead of a model: what ShiftAddViT saves on {', '.join(PAPER_MODELS)}",
+    )
+    command.add_argument("--json", metavar="FILE", help="write all figures there")
 
     command = add("pack", pack_checkpoint, "Pack a checkpoint's shift weights into codes, for inference.")
     _add_checkpoint(command)

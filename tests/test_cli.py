@@ -171,6 +171,50 @@ def test_the_table_of_models_fits_100_columns(capsys):
     assert max(map(len, table)) <= 100
 
 
+def test_report_writes_what_it_prints(checkpoint, tmp_path, capsys):
+    file = tmp_path / "report.json"
+    command = ["report", str(checkpoint), "--attention", "hamming_linear", "--mlp", "shift"]
+    assert main([*command, "--compare", str(checkpoint), "--json", str(file)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert max(map(len, printed)) <= 100
+    found = json.loads(file.read_text())
+    for name in ("macs", "adds", "shifts", "weight_bytes"):
+        modules = [module[name] for module in found["modules"].values()]
+        assert found[name] == pytest.approx(sum(modules))
+        assert found[name] > 0
+    assert found["energy_mj"].keys() == {"compute", "accelerator", "authors"}
+    (total,) = (line for line in printed if "total" in line)
+    assert f"{found['energy_mj']['accelerator']:.3f}" in total
+    saved = 1 - found["energy_mj"]["compute"] / found["compare"]["energy_mj"]["compute"]
+    (compared,) = (line for line in printed if "energy, compute" in line)
+    assert f"{saved:.1%}" in compared
+
+
+def test_report_compares_with_the_same_model_made_dense(tmp_path):
+    file = tmp_path / "report.json"
+    command = ["report", "pvt_v2_nano", "--mlp", "moe", "--shift-share", "0.5", "--image-size", "64"]
+    assert main([*command, "--compare", "msa", "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert found["shift_share"] == 0.5
+    other = found["compare"]["model"]
+    assert (other["attention"], other["mlp"], other["image_size"]) == (["msa"] * 4, ["dense"] * 4, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give a checkpoint's folder or a model's name"),
+        (["pvt_v2_b0", "--savings"], "give a checkpoint's folder or a model's name"),
+        (["pvt_v2_b9"], "did you mean"),
+        (["pvt_v2_b0", "--json", "nowhere/report.json"], "there is no such folder"),
+        (["pvt_v2_nano", "--batch", "0"], "batch must be at least 1"),
+        (["pvt_v2_nano", "--mlp", "moe", "--shift-share", "1.5"], "a share from 0 to 1"),
+    ],
+)
+def test_a_report_that_cannot_be_made_is_refused(arguments, message, capsys):
+    assert message in fails(capsys, "report", *arguments)
+
+
 def test_an_unknown_model_is_refused(capsys):
     assert "did you mean 'deit_tiny'" in fails(capsys, "models", "diet_tiny")
 

@@ -137,8 +137,10 @@ def count_products(
       batch: images.
 
     Raises:
-      ValueError: an MoE layer without a share, or a share outside 0 to 1.
+      ValueError: an MoE layer without a share, a share outside 0 to 1, or a batch without images.
     """
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1 image, got {batch}")
     jaxpr, modules = _trace_model(model, variables, batch)
     shares = _expert_shares(modules, shift_share)
     return [

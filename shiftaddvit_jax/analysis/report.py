@@ -37,8 +37,8 @@ def cost_report(
       variables: its variables, packed or not; shapes suffice. By default the model's own, not packed.
       shift_share: see `count_products`.
       batch: images, of which all figures are the sum.
-      number_format: for energy and latency, of all that is neither a code nor a power-of-two weight; by default
-        as the model computes, and float32 in the authors' model.
+      number_format: for energy and latency, of all that is neither a code nor a power-of-two weight; by
+        default as the model computes, and float32 in the authors' model.
 
     Returns:
       The totals ``macs``, ``adds``, ``shifts`` and ``popcounts``; ``energy_mj``, millijoules by
