@@ -5,6 +5,7 @@ None; it returns the figure.
 """
 
 from shiftaddvit_jax.analysis.pictures.costs import (
+    ENERGY_TITLES,
     plot_bench,
     plot_energy,
     plot_expert_latency,
@@ -12,10 +13,11 @@ from shiftaddvit_jax.analysis.pictures.costs import (
     plot_pareto,
 )
 from shiftaddvit_jax.analysis.pictures.inside import plot_attention, plot_routing, plot_weights
-from shiftaddvit_jax.analysis.pictures.style import check_picture
+from shiftaddvit_jax.analysis.pictures.style import check_picture, save_figure
 from shiftaddvit_jax.analysis.pictures.training import plot_confusions, plot_history, plot_routing_history
 
 __all__ = [
+    "ENERGY_TITLES",
     "check_picture",
     "plot_attention",
     "plot_bench",
@@ -28,4 +30,5 @@ __all__ = [
     "plot_routing",
     "plot_routing_history",
     "plot_weights",
+    "save_figure",
 ]
