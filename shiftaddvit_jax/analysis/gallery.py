@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from shiftaddvit_jax.analysis import pictures
 from shiftaddvit_jax.analysis.capture import attention_maps, routed_tokens, shift_weights
-from shiftaddvit_jax.analysis.latency import Latency, profile_latency
+from shiftaddvit_jax.analysis.latency import Latency, compare_latencies
 from shiftaddvit_jax.analysis.report import SHIFT_SHARE, cost_report
 from shiftaddvit_jax.analysis.subject import Pixels, Subject, as_inputs
 
@@ -55,12 +55,12 @@ def measured_shares(subject: Subject, pixels: Pixels) -> dict[str, float]:
 
 def measured_latencies(subjects: Sequence[Subject]) -> dict[str, Latency]:
     """The time of one image, by subject and module, packed where there is something to pack."""
-    found = {}
+    models = {}
     for subject in subjects:
         side = subject.model.image_size
         image = np.random.default_rng(0).standard_normal((1, side, side, 3), np.float32)
-        found[subject.name] = profile_latency(*subject.for_inference(), image)
-    return found
+        models[subject.name] = (*subject.for_inference(), image)
+    return compare_latencies(models)
 
 
 def _reports(subjects, pixels):

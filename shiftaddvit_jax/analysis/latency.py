@@ -12,6 +12,7 @@ Calling a compiled program takes some ten microseconds, whatever it computes. So
 turns with the others, and its median is taken off theirs.
 """
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -75,6 +76,30 @@ def profile_latency(
     Raises:
       ValueError: fewer than one round.
     """
+    return compare_latencies({"": (model, variables, images)}, rounds)[""]
+
+
+def compare_latencies(
+    models: Mapping[str, tuple[nn.Module, PyTree, Float[Array, "batch height width 3"]]], rounds: int = 5
+) -> dict[str, Latency]:
+    """`profile_latency` of each model, all in the same rounds, so that they share good times and bad ones."""
+    runs = {}
+    for model, (module, variables, images) in track(models.items(), "compiling modules", len(models)):
+        runs |= {(model, name): run for name, run in _module_runs(module, variables, images).items()}
+    medians, call_ms = _median_ms(runs, rounds)
+    return {
+        model: Latency(
+            whole_ms=medians[model, WHOLE] + call_ms,
+            module_ms={name: ms for (of, name), ms in medians.items() if of == model and name != WHOLE},
+            call_ms=call_ms,
+            batch=len(images),
+        )
+        for model, (_, _, images) in models.items()
+    }
+
+
+def _module_runs(model, variables, images):
+    """What runs the whole model, and each of its modules that is timed, by name."""
     modules, others = {}, {}
 
     def look(module, method, arguments, result):
@@ -85,16 +110,12 @@ def profile_latency(
         others["/".join(module.path)] = arguments[1:]
         return arguments[0]
 
-    inputs = {name: calls[0] for name, calls in capture(model, variables, images, look).items()}
-    runs = {}
-    chosen = [name for name in modules if _is_timed(name, modules)]
-    for name in track(chosen, "compiling modules", len(chosen)):
-        function = partial(modules[name].apply, module_variables(name, variables))
-        arguments = others[name]
-        runs[name] = _ready(lambda x, f=function, rest=arguments: f(x, *rest), inputs[name])
-    runs[WHOLE] = _ready(partial(model.apply, variables), jnp.asarray(images))
-    medians, call_ms = _median_ms(runs, rounds)
-    return Latency(medians.pop(WHOLE) + call_ms, medians, call_ms, len(images))
+    seen = capture(model, variables, images, look)
+    runs = {WHOLE: _ready(partial(model.apply, variables), jnp.asarray(images))}
+    for name in (name for name in modules if _is_timed(name, modules)):
+        apply, rest = partial(modules[name].apply, module_variables(name, variables)), others[name]
+        runs[name] = _ready(lambda x, apply=apply, rest=rest: apply(x, *rest), seen[name][0])
+    return runs
 
 
 def _is_timed(name, modules):
@@ -182,18 +203,19 @@ def _counts(tokens):
 
 def _moe_layers(model, variables, batch):
     """Each MoE layer, as a module of its own, with its number of inputs and of tokens, by its name."""
-    layers = {}
+    layers, implementation = {}, model.primitives.implementation
 
     def note(call, arguments, keywords, context):
         module = context.module
         if isinstance(module, MoEDense) and context.method_name == "__call__":
             *tokens, inputs = arguments[0].shape
             name = "/".join(module.path)
-            layers.setdefault(name, (module.clone(parent=None, name=None), inputs, int(np.prod(tokens))))
+            layer = module.clone(parent=None, name=None, implementation=implementation)
+            layers.setdefault(name, (layer, inputs, math.prod(tokens)))
         return call(*arguments, **keywords)
 
     images = jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.float32)
-    # Where a kernel computes a whole branch, no layer is called.
+    # Where a kernel computes a whole branch, no layer is called; on XLA all are.
     with nn.intercept_methods(note):
         jax.eval_shape(on_xla(model).apply, variables, images)
     return layers

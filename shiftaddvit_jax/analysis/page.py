@@ -1,7 +1,6 @@
 """One page of HTML with all that is known of a model: tables and pictures, in a single file."""
 
 import base64
-import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -82,7 +81,7 @@ def render_page(
     )
     assumed = ""
     if report["shift_share"] is not None:
-        assumed = f" Counted and weighed with {_share(report['shift_share'])} of tokens on shift experts."
+        assumed = f" Costs are those with {_share(report['shift_share'])} of tokens on shift experts."
     energy = (
         "Arithmetic alone, and with data movement on an Eyeriss-like accelerator, by this project's model "
         "and by that of the paper's authors; 45 nm."
@@ -226,9 +225,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], has_total: bool =
 
 def _figure(figure: Figure, caption: str) -> str:
     """A figure as an SVG inside the page, an image of its own so that no two figures' names can clash."""
-    data = io.BytesIO()
-    figure.savefig(data, format="svg", metadata={"Date": None})
-    source = "data:image/svg+xml;base64," + base64.b64encode(data.getvalue()).decode()
+    source = "data:image/svg+xml;base64," + base64.b64encode(pictures.render_figure(figure, "svg")).decode()
     text = escape(caption)
     return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
 

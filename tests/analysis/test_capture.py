@@ -1,6 +1,5 @@
 import math
 
-import jax
 import numpy as np
 import pytest
 
@@ -96,19 +95,3 @@ def test_shift_weights_are_powers_of_two_beside_what_they_were():
 @pytest.mark.parametrize(("tokens", "grid"), [(49, (0, 7)), (50, (1, 7)), (198, (2, 14)), (1, (0, 1))])
 def test_the_grid_follows_class_and_distillation_tokens(tokens, grid):
     assert square_grid(tokens) == grid
-
-
-def test_a_class_token_has_a_route_too(images):
-    model = sav.create_model("pvt_tiny", num_classes=10, image_size=32, attention="msa", mlp="moe")
-    variables = jax.eval_shape(lambda: random_variables(model))
-    shapes = jax.eval_shape(lambda v, x: capture_shapes(model, v, x), variables, images)
-    assert shapes["stage4/block1/mlp/fc1/router"][0].shape == (2 * 2, 2)
-
-
-def capture_shapes(model, variables, images):
-    look = (
-        lambda module, method, _, result: (  # noqa: E731
-            result if method == "__call__" and module.path[-1:] == ("router",) else None
-        )
-    )
-    return capture(model, variables, images, look)

@@ -13,7 +13,7 @@ from shiftaddvit_jax.analysis.pictures.costs import (
     plot_pareto,
 )
 from shiftaddvit_jax.analysis.pictures.inside import plot_attention, plot_routing, plot_weights
-from shiftaddvit_jax.analysis.pictures.style import check_picture, save_figure
+from shiftaddvit_jax.analysis.pictures.style import check_picture, render_figure, save_figure
 from shiftaddvit_jax.analysis.pictures.training import plot_confusions, plot_history, plot_routing_history
 
 __all__ = [
@@ -30,5 +30,6 @@ __all__ = [
     "plot_routing",
     "plot_routing_history",
     "plot_weights",
+    "render_figure",
     "save_figure",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from shiftaddvit_jax.analysis.latency import Latency
 from shiftaddvit_jax.analysis.pictures.style import COLORS, EXPERT_COLORS, save_figure
@@ -162,8 +163,9 @@ def plot_pareto(points: Sequence[Mapping[str, Any]], path: str | Path | None = N
             )
         panel.set_xlabel(label)
         panel.set_ylabel("top-1 accuracy (%)")
-        panel.set_xlim(left=0)
-        panel.margins(x=0.25, y=0.2)
+        panel.set_xlim(0, 1.3 * max(point[key] for point in points))  # with room for names
+        panel.xaxis.set_major_locator(MaxNLocator(6))
+        panel.margins(y=0.2)
         panel.grid(alpha=0.3)
         panel.legend(loc="lower right", frameon=False)
     return save_figure(figure, path)

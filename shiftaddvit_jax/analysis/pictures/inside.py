@@ -105,7 +105,7 @@ def plot_attention(
         raise ValueError("there are no attention maps to draw: no attention has weights of four tokens")
     chosen = np.unique(np.linspace(0, len(names) - 1, min(MOST_COLUMNS, len(names))).round().astype(int))
     names = [names[index] for index in chosen]
-    size = (2 + 2.1 * len(names), 0.9 + 2.15 * len(maps))
+    size = (2.4 + 2.1 * len(names), 0.5 + 2.3 * len(maps))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(maps), 1 + len(names), squeeze=False)
     for panels, (model, layers) in zip(axes, maps.items(), strict=True):

@@ -1,5 +1,6 @@
 """What all pictures share: colours, and how they become files."""
 
+import io
 import os
 from pathlib import Path
 
@@ -35,9 +36,16 @@ def save_figure(figure: Figure, path: str | Path | None) -> Figure:
     if path is not None:
         path = check_picture(path)
         temporary = path.with_name(f".{path.stem}.new{path.suffix}")
-        # Without a date and with fixed ids, the same figure is the same file.
-        with rc_context({"svg.hashsalt": "shiftaddvit_jax"}):
-            metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
-            figure.savefig(temporary, dpi=120, metadata=metadata)
+        temporary.write_bytes(render_figure(figure, path.suffix[1:].lower()))
         os.replace(temporary, path)
     return figure
+
+
+def render_figure(figure: Figure, file_format: str) -> bytes:
+    """``figure`` as a file of the format ``"png"`` or ``"svg"``; the same figure is the same file."""
+    data = io.BytesIO()
+    # Matplotlib would blend translucent images for an SVG in other colours than for a PNG.
+    with rc_context({"svg.hashsalt": "shiftaddvit_jax", "image.composite_image": False}):
+        metadata = {"Date": None} if file_format == "svg" else None
+        figure.savefig(data, format=file_format, dpi=120, metadata=metadata)
+    return data.getvalue()
