@@ -218,11 +218,13 @@ def report(arguments: argparse.Namespace) -> None:
         subjects = [subject]
         found = cost_report(subject.model, subject.variables, **settings)
         _print_report(found)
+        mixtures = found["shift_share"] is not None
         if arguments.compare:
             subjects = distinct_names([_compared_subject(arguments.compare, subject), subject])
             found["compare"] = cost_report(subjects[0].model, subjects[0].variables, **settings)
             _print_comparison(found, found["compare"])
-        _print_assumptions(found["shift_share"])
+            mixtures |= found["compare"]["shift_share"] is not None
+        _print_assumptions(arguments.shift_share if mixtures else None)
         if arguments.html:
             reports = [*filter(None, [found.get("compare")]), found]
             pixels = example_pixels(subject, 2, arguments.images) if _has_images(subject, arguments) else None
@@ -454,8 +456,8 @@ def _print_comparison(report, other):
 
 
 def _print_savings(rows, shift_share):
-    table = Table(title="Energy that ShiftAddViT (hamming_linear, moe) saves, an image at 224 px")
-    table.add_column("against", no_wrap=True)
+    table = Table(title="Energy that ShiftAddViT (hamming_linear, moe) saves of msa and sra, at 224 px")
+    table.add_column("model", no_wrap=True)
     for dense in ("msa", "sra"):
         for name in ENERGY_MODELS:
             table.add_column(f"{dense}: {name}", justify="right")

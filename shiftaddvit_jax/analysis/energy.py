@@ -22,6 +22,7 @@ level; of all tilings the best is taken. There are two models of it:
 """
 
 import dataclasses
+import itertools
 import math
 import tomllib
 from dataclasses import dataclass
@@ -35,9 +36,11 @@ from shiftaddvit_jax.analysis.counting import Product
 from shiftaddvit_jax.validation import check_choice
 
 UNIT_ENERGIES = tomllib.loads(Path(__file__).with_name("unit_energies.toml").read_text())
-FORMATS = ("float32", "float16", "int32", "int8")
+FORMATS = {"float32": 32, "float16": 16, "int32": 32, "int8": 8}  # their bits
 OPERANDS = ("input", "weight", "output")
 LEVELS = ("dram", "buffer", "network", "registers")
+# Picojoules of an access to 16 bits, [levels, operands].
+ACCESS = np.array([[UNIT_ENERGIES["access"][level][name] for name in OPERANDS] for level in LEVELS])
 
 ELEMENTS = 16 * 12  # processing elements
 CYCLE = 1 / 250e6  # seconds
@@ -90,16 +93,10 @@ def in_format(product: Product, number_format: NumberFormat | None) -> Product:
     if number_format is None:
         return product
     check_choice("number format", number_format, FORMATS)
-    bits = int(number_format.lstrip("floatin"))
-    ours = {"adds": ("weight_bits",), "shifts": ("input_bits",), "popcounts": ()}
-    operands = ours.get(product.primitive, ("input_bits", "weight_bits"))
-    is_float = number_format.startswith("float")
-    return dataclasses.replace(
-        product,
-        **dict.fromkeys(operands, bits),
-        output_bits=bits if is_float else 32,
-        is_float=is_float,
-    )
+    bits, is_float = FORMATS[number_format], number_format.startswith("float")
+    numbers = {"macs": ("input_bits", "weight_bits"), "adds": ("weight_bits",), "shifts": ("input_bits",)}
+    changed = dict.fromkeys(numbers.get(product.primitive, ()), bits)
+    return dataclasses.replace(product, **changed, output_bits=bits if is_float else 32, is_float=is_float)
 
 
 def compute_energy(product: Product, number_format: NumberFormat | None = None) -> float:
@@ -149,29 +146,28 @@ def accelerator_cost(product: Product, number_format: NumberFormat | None = None
     if rows == 0:
         return Cost(0.0, 0.0, 0.0, ((0.0,) * len(OPERANDS),) * len(LEVELS), 0.0, 0.0)
     # The same shape has the same cost wherever it is.
-    product = _as_mapped(dataclasses.replace(product, module="", share=1.0, rows=rows))
+    product = dataclasses.replace(product, module="", share=1.0, rows=rows)
+    if product.image[0] == 1:
+        # A convolution over one row lies along the array's height.
+        turned = ("image", "kernel", "grid", "stride")
+        product = dataclasses.replace(product, **{name: getattr(product, name)[::-1] for name in turned})
+    if product.kernel[1] >= REGISTERS["input"]:
+        product = _of_patches(product)
     if mode == "authors":
         return _authors_cost(product, number_format or "float32")
+    if product.kernel == product.stride:
+        product = _of_patches(product)
     return _own_cost(in_format(product, number_format))
 
 
-def _as_mapped(product):
-    """The product as the array takes it.
-
-    A convolution over one row lies along the array's height. One whose windows do not overlap, or whose
-    kernel is wider than an element's registers, is the matrix product of its patches.
-    """
-    if product.image[0] == 1:
-        turned = ("image", "kernel", "grid", "stride")
-        product = dataclasses.replace(product, **{name: getattr(product, name)[::-1] for name in turned})
-    if product.kernel == product.stride or product.kernel[1] >= REGISTERS["input"]:
-        return dataclasses.replace(
-            product,
-            rows=product.rows * math.prod(product.grid),
-            inputs=product.inputs * math.prod(product.kernel),
-            **dict.fromkeys(("image", "kernel", "grid", "stride"), (1, 1)),
-        )
-    return product
+def _of_patches(conv):
+    """A convolution as the matrix product of its patches: the same where they do not overlap."""
+    return dataclasses.replace(
+        conv,
+        rows=conv.rows * math.prod(conv.grid),
+        inputs=conv.inputs * math.prod(conv.kernel),
+        **dict.fromkeys(("image", "kernel", "grid", "stride"), (1, 1)),
+    )
 
 
 class _Tiling(NamedTuple):
@@ -194,9 +190,8 @@ class _Tiling(NamedTuple):
     height3: np.ndarray
 
 
-def _tilings(rows, outputs, inputs, height) -> _Tiling:
-    """Every tiling of an axis a size, by exact factors; rows are cut already, [ways, 2]."""
-    axes = (rows, _splits(outputs, 4), _splits(inputs, 3), _splits(height, 2))
+def _tilings(*axes) -> _Tiling:
+    """All combinations of the ways to cut rows, outputs, inputs and height, each [ways, parts]."""
     parts = []
     for axis, ways in enumerate(axes):
         shape = [1] * len(axes)
@@ -241,7 +236,7 @@ def _cycles(product, tiling):
 
 
 def _accesses(product, tiling):
-    """How often a number of each operand crosses each level: [levels][operands] of arrays, for one group."""
+    """How many numbers of each operand cross each level: [levels][operands] of arrays, for one group."""
     kernel_rows, kernel_columns = product.kernel
     # A row of the image serves so many rows of the output, and likewise a column.
     down, along = (
@@ -257,7 +252,7 @@ def _accesses(product, tiling):
     side_by_side = tiling.inputs1 * kernel_rows
     sums = tiling.inputs2 * side_by_side * (tiling.inputs0 * kernel_columns - 1) * 2
     return (
-        (from_dram * image, again * weight, 1 * output),
+        (from_dram * image, again * weight, output),
         (from_buffer * image, 0, np.maximum(2 * (tiling.inputs2 - 1), 1) * output),
         (
             over_network * image,
@@ -294,12 +289,43 @@ def _cost(product, tiling, fits, compute_mj, unit_mj, cycle, rank) -> Cost:
 
 
 @lru_cache(maxsize=4096)
+def _authors_outputs(size) -> np.ndarray:
+    """The ways to cut outputs that the authors try, [ways, 4].
+
+    They remove those with more than 16 in an element from the list that they go through, and so miss every
+    other one in a row, by their order. Of the missed ones, 8-bit numbers fit up to 32.
+    """
+    kept, removed = [], False
+    for way in _authors_order(size, 4):
+        removed = way[0] > 16 and not removed
+        if not removed:
+            kept.append(way)
+    return np.array(kept)
+
+
+def _authors_order(size, parts):
+    if parts == 1:
+        return [(size,)]
+    primes, rest = [], size
+    while rest > 1:
+        primes.append(next(factor for factor in range(2, rest + 1) if rest % factor == 0))
+        rest //= primes[-1]
+    factors = dict.fromkeys(math.prod(chosen) for chosen in itertools.product(*((p, 1) for p in primes)))
+    return [(factor, *way) for factor in factors for way in _authors_order(size // factor, parts - 1)]
+
+
+@lru_cache(maxsize=4096)
 def _authors_cost(product, number_format) -> Cost:
     if number_format not in AUTHORS_BITS:
         raise ValueError(f"the authors' model knows {' and '.join(AUTHORS_BITS)}, not {number_format}")
     bits = AUTHORS_BITS[number_format]
     product = dataclasses.replace(product, rows=product.rows * product.groups, groups=1)
-    tiling = _tilings(_splits(product.rows, 2), product.outputs, product.inputs, product.grid[0])
+    tiling = _tilings(
+        _splits(product.rows, 2),
+        _authors_outputs(product.outputs),
+        _splits(product.inputs, 3),
+        _splits(product.grid[0], 2),
+    )
     elements, words = (1, 1) if bits == 32 else (4, 2)
     inputs, weights, outputs = _in_registers(product, tiling)
     fits = _elements(product, tiling) < ELEMENTS * elements
@@ -313,7 +339,7 @@ def _authors_cost(product, number_format) -> Cost:
     if product.primitive == "shifts":
         table = UNIT_ENERGIES["int32" if bits == 32 else "int8"]
         bits, cycle = AUTHORS_SHIFT_BITS, CYCLE * AUTHORS_SHIFT_BITS / 32
-    units = np.array([[UNIT_ENERGIES["access"][level][name] for name in OPERANDS] for level in LEVELS])
+    units = ACCESS.copy()
     units[1:] *= AUTHORS_ON_CHIP
     if product.primitive == "adds":
         # Free, but for the registers and the partial sums that move from one element to the next.
@@ -340,9 +366,9 @@ def _own_cost(product) -> Cost:
         product = dataclasses.replace(product, inputs=inputs, input_bits=WORD, weight_bits=WORD)
     bits = np.array([getattr(product, f"{name}_bits") for name in OPERANDS])
     lanes = max(1, WORD // max(bits[:2]))
-    rows = np.array([[1, product.rows]])  # not cut yet
     sizes = (product.outputs, product.inputs, product.grid[0])
-    tiling = _tilings(rows, *(_smooth(size) for size in sizes))
+    splits = (_splits(_smooth(size), parts) for size, parts in zip(sizes, (4, 3, 2), strict=True))
+    tiling = _tilings(np.array([[1, product.rows]]), *splits)  # rows are cut below
     fits = _elements(product, tiling) <= ELEMENTS * lanes
     for name, numbers, operand_bits in zip(OPERANDS, _in_registers(product, tiling), bits, strict=True):
         fits = fits & (numbers * operand_bits * lanes <= REGISTERS[name] * WORD)
@@ -352,21 +378,15 @@ def _own_cost(product) -> Cost:
     # The more rows in the buffer, the more seldom weights come from DRAM: as many as there is room for.
     rows3 = -(-product.rows // np.clip(room, 1, product.rows))
     tiling = tiling._replace(rows0=product.rows / rows3, rows3=rows3)
-    units = np.array([[UNIT_ENERGIES["access"][level][name] for name in OPERANDS] for level in LEVELS])
-    one = _cost(
+    return _cost(
         product,
         tiling,
         fits,
-        compute / product.groups,
-        units * bits / 16 * 1e-9,
-        CYCLE,
+        compute,
+        ACCESS * product.groups * bits / 16 * 1e-9,
+        CYCLE * product.groups,
         lambda energy, latency: energy * latency,
     )
-    return Cost(*(_times(product.groups, value) for value in dataclasses.astuple(one)))
-
-
-def _times(count, value):
-    return tuple(_times(count, part) for part in value) if isinstance(value, tuple) else count * value
 
 
 def _smooth(size) -> int:

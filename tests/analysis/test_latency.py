@@ -8,7 +8,8 @@ from shiftaddvit_jax.analysis import latency as timing
 from shiftaddvit_jax.analysis import measure_latency, plot_expert_latency, profile_latency
 from shiftaddvit_jax.analysis.bench import random_variables
 from shiftaddvit_jax.cli import main
-from shiftaddvit_jax.train import default_config, train_and_evaluate
+from shiftaddvit_jax.main import load_config
+from shiftaddvit_jax.nn.moe import EXPERTS
 from shiftaddvit_jax.train.config import read_latencies
 
 MIXED = {"attention": "hamming_linear", "mlp": ("moe", "dense", "dense", "dense")}
@@ -76,8 +77,7 @@ def test_the_call_is_taken_off_medians_and_all_take_turns(monkeypatch):
 def test_a_profile_has_every_part_of_the_model_once(model, variables, packed):
     if packed:
         pytest.importorskip("tvm")
-        model = model.clone(mlp=("shift",) * 4)
-        variables = sav.pack(model, random_variables(model))
+        variables = sav.pack(model, variables)
     images = np.zeros((1, 32, 32, 3), np.float32)
     profile = profile_latency(model, variables, images, rounds=1)
     names = list(profile.module_ms)
@@ -87,6 +87,15 @@ def test_a_profile_has_every_part_of_the_model_once(model, variables, packed):
     assert min(profile.module_ms.values()) > 0
     explained = sum(profile.module_ms.values()) + profile.call_ms
     np.testing.assert_allclose(profile.unexplained_ms + explained, profile.whole_ms)
+
+
+def test_packed_experts_are_timed_on_their_kernels(model, variables):
+    pytest.importorskip("tvm")
+    packed = sav.pack(model, variables)
+    layer, inputs, tokens = timing._moe_layers(model, packed, 1)[LAYERS[0]]
+    params = packed["params"]["stage1"]["block1"]["mlp"]["fc1"]
+    for expert in timing._experts(layer, params, jnp.zeros((tokens, inputs))):
+        assert "shiftaddvit.linear" in str(jax.make_jaxpr(expert)(jnp.zeros((tokens, inputs))))
 
 
 def test_experts_are_timed_at_each_layers_shape(model, variables):
@@ -102,20 +111,21 @@ def test_experts_are_timed_at_each_layers_shape(model, variables):
     json.dumps(report)
 
 
-def test_measured_latencies_reach_the_loss_of_a_run_and_its_config(measured, tmp_path):
-    config = default_config()
-    config.model.update({"attention": "msa", "mlp": "moe,dense,dense,dense"})
-    config.data.batch_size = 4
-    config.train.update({"steps": 1, "latencies": (str(measured / "a.json"),)})
-    metrics = train_and_evaluate(config, tmp_path / "run")
-    expected = read_latencies(measured / "a.json")
+def test_the_file_is_read_back_as_the_medians_at_each_layers_tokens(measured):
+    layers = json.loads((measured / "a.json").read_text())["layers"]
+    expected = {
+        layer["name"]: tuple(
+            layer[expert]["median_ms"][layer["counts"].index(layer["tokens"])] for expert in EXPERTS
+        )
+        for layer in layers
+    }
+    assert read_latencies(measured / "a.json") == expected
     assert list(expected) == LAYERS
-    written = json.loads((tmp_path / "run" / "config.json").read_text())["train"]["latencies"]
-    assert {name: tuple(pair) for name, pair in written} == expected
-    assert metrics["history"][0]["balance_loss"] > 0
 
 
-def test_the_command_line_takes_the_files_name(measured, tmp_path, capsys):
+def test_the_config_takes_the_files_name_on_the_command_line(measured, tmp_path, capsys):
+    override = f"--config.train.latencies={measured}/a.json"
+    assert load_config("configs/digits.py", [override]).train.latencies == (f"{measured}/a.json",)
     command = ["train", "--config", "configs/digits.py", "--workdir", str(tmp_path / "run")]
     assert main([*command, f"--config.train.latencies={measured}/none.json"]) == 2
     assert "no latencies in" in capsys.readouterr().err
