@@ -83,6 +83,7 @@ def compare_latencies(
     models: Mapping[str, tuple[nn.Module, PyTree, Float[Array, "batch height width 3"]]], rounds: int = 5
 ) -> dict[str, Latency]:
     """`profile_latency` of each model, all in the same rounds, so that they share good times and bad ones."""
+    _check_rounds(rounds)
     runs = {}
     for model, (module, variables, images) in track(models.items(), "compiling modules", len(models)):
         runs |= {(model, name): run for name, run in _module_runs(module, variables, images).items()}
@@ -153,6 +154,7 @@ def measure_latency(
     Raises:
       ValueError: a model without MoE layers, or a number out of range.
     """
+    _check_rounds(rounds)
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
     layers = _moe_layers(model, variables, batch)
@@ -249,14 +251,13 @@ def fit_line(tokens: Sequence[float], milliseconds: Sequence[float]) -> tuple[fl
     return float(base), float(slope)
 
 
-def _median_ms(runs: Mapping[Name, Callable[[], Any]], rounds: int) -> tuple[dict[Name, float], float]:
-    """Median milliseconds of each run without its call, 1 ns at least, and those of a call.
-
-    Raises:
-      ValueError: fewer than one round.
-    """
+def _check_rounds(rounds):
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
+
+
+def _median_ms(runs: Mapping[Name, Callable[[], Any]], rounds: int) -> tuple[dict[Name, float], float]:
+    """Median milliseconds of each run without its call, 1 ns at least, and those of a call."""
     runs = {**runs, None: _ready(lambda x: x + 1, jnp.zeros(()))}
     times: dict[Any, list[list[float]]] = {name: [] for name in runs}
     for _ in track(range(rounds), "rounds", rounds):

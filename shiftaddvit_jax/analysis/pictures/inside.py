@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import PercentFormatter
@@ -17,6 +19,8 @@ from shiftaddvit_jax.analysis.pictures.style import COLORS, EXPERT_COLORS, save_
 from shiftaddvit_jax.nn.moe import EXPERTS
 
 MOST_COLUMNS = 6
+MAP_COLORS, OPACITY = "cividis", 0.65  # of what is drawn over an image
+LAYER_ORDER = ("q", "kv", "qk", "v", "qkv", "proj", "fc1", "fc2")
 Image = UInt8[np.ndarray, "side side 3"]
 
 
@@ -37,29 +41,23 @@ def plot_routing(
     """
     if not routed:
         raise ValueError("there is no routing to draw: the model has no mixtures of experts")
-    blocks: dict[str, list[str]] = {}
+    blocks: dict[str, dict[str, str]] = {}
     for name in sorted(routed, key=_natural):
-        block, _, layer = name.rpartition("/")
-        blocks.setdefault(block.removesuffix("/attn").removesuffix("/mlp"), []).append(layer)
-    order = ("qkv", "q", "kv", "qk", "v", "proj", "fc1", "fc2")
-    layers = sorted({layer for names in blocks.values() for layer in names}, key=lambda x: _rank(x, order))
+        module, _, layer = name.rpartition("/")
+        blocks.setdefault(module.removesuffix("/attn").removesuffix("/mlp"), {})[layer] = name
+    layers = sorted({layer for names in blocks.values() for layer in names}, key=_in_block)
     columns = len(layers) * len(images)
-    size = (0.9 + 1.15 * columns, 0.7 + 1.25 * len(blocks))
-    figure = Figure(figsize=(max(4.5, size[0]), size[1]), layout="constrained")
-    axes = figure.subplots(len(blocks), columns, squeeze=False)
-    for row, (block, names) in enumerate(blocks.items()):
-        paths = {name.rpartition("/")[2]: name for name in routed if name.startswith(f"{block}/")}
-        for column in range(columns):
-            index, layer = column // len(layers), layers[column % len(layers)]
-            panel = axes[row, column]
-            panel.set_xticks([])
-            panel.set_yticks([])
-            if layer not in names:
-                panel.set_axis_off()
-                continue
-            share = _draw_experts(panel, images[index], routed[paths[layer]][index])
-            panel.set_title(f"{layer}: {share:.0%}", fontsize=9)
-        axes[row, 0].set_ylabel(block, fontsize=9)
+    size = (max(4.5, 0.9 + 1.15 * columns), 0.7 + 1.25 * len(blocks))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(blocks), columns, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
+    for panels, (block, names) in zip(axes, blocks.items(), strict=True):
+        panels[0].set_ylabel(block, fontsize=9)
+        for panel, (index, layer) in zip(panels, product(range(len(images)), layers), strict=True):
+            if layer in names:
+                share = _draw_experts(panel, images[index], routed[names[layer]][index])
+                panel.set_title(f"{layer}: {share:.0%}", fontsize=9)
+            else:
+                panel.spines[:].set_visible(False)
     handles = [
         Patch(color=EXPERT_COLORS["dense"], label="multiplication expert"),
         Patch(color=EXPERT_COLORS["shift"], label="shift expert (its share of the tokens in %)"),
@@ -74,7 +72,7 @@ def _draw_experts(panel: Axes, image, shifted):
     extent = (0, side, side, 0)
     panel.imshow(image.mean(axis=-1), cmap="gray", extent=extent)
     colors = ListedColormap([EXPERT_COLORS[expert] for expert in EXPERTS])
-    panel.imshow(shifted[ahead:].reshape(side, side), colors, vmin=0, vmax=1, alpha=0.6, extent=extent)
+    panel.imshow(shifted[ahead:].reshape(side, side), colors, vmin=0, vmax=1, alpha=OPACITY, extent=extent)
     return shifted.mean()
 
 
@@ -107,7 +105,8 @@ def plot_attention(
     names = [names[index] for index in chosen]
     size = (2.4 + 2.1 * len(names), 0.5 + 2.3 * len(maps))
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(maps), 1 + len(names), squeeze=False)
+    no_ticks = {"xticks": [], "yticks": []}
+    axes = figure.subplots(len(maps), 1 + len(names), squeeze=False, subplot_kw=no_ticks)
     for panels, (model, layers) in zip(axes, maps.items(), strict=True):
         panels[0].imshow(image)
         panels[0].set_ylabel(model)
@@ -121,10 +120,8 @@ def plot_attention(
                 panel.set_axis_off()
     for panel, name in zip(axes[0], ["the token", *names], strict=True):
         panel.set_title(name.removesuffix("/attn"), fontsize=10)
-    for panel in axes.ravel():
-        panel.set_xticks([])
-        panel.set_yticks([])
-    bar = figure.colorbar(axes[0, 1].images[-1], ax=axes, shrink=0.8, pad=0.01)
+    scale = ScalarMappable(Normalize(0, 100), MAP_COLORS)
+    bar = figure.colorbar(scale, ax=axes, shrink=0.8, pad=0.01, alpha=OPACITY)
     bar.set_label("share of the token's attention,\n% of the panel's largest")
     return save_figure(figure, path)
 
@@ -137,7 +134,7 @@ def _draw_attention(panel, image, weights, query):
     seen = weights.mean(axis=0)[ahead + row * side + column, others_ahead:].reshape(others_side, others_side)
     extent = (0, side, side, 0)
     panel.imshow(image.mean(axis=-1), cmap="gray", extent=extent)
-    panel.imshow(100 * seen / seen.max(), cmap="cividis", alpha=0.75, extent=extent, vmin=0, vmax=100)
+    panel.imshow(100 * seen / seen.max(), MAP_COLORS, vmin=0, vmax=100, alpha=OPACITY, extent=extent)
     panel.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=COLORS[3], linewidth=2))
     return seen
 
@@ -198,5 +195,6 @@ def _natural(name):
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def _rank(name, order):
-    return order.index(name) if name in order else len(order)
+def _in_block(layer):
+    """Sorts a block's layers as they compute; others come last."""
+    return LAYER_ORDER.index(layer) if layer in LAYER_ORDER else len(LAYER_ORDER)
