@@ -169,9 +169,7 @@ def bench(arguments: argparse.Namespace) -> None:
     settings = {"threads": arguments.threads, "rounds": arguments.rounds}
     if (arguments.model is None) != arguments.kernels:
         raise ValueError("give a model's name or --kernels")
-    for path in filter(None, (arguments.json, arguments.plot)):
-        if not Path(path).absolute().parent.is_dir():
-            raise ValueError(f"{path} cannot be written: there is no such folder")
+    _check_folders(arguments.json, arguments.plot)
     if arguments.kernels:
         report = bench_kernels(**settings)
     else:
@@ -198,9 +196,7 @@ def report(arguments: argparse.Namespace) -> None:
         raise ValueError("give a checkpoint's folder or a model's name, or --savings")
     if arguments.html and arguments.savings:
         raise ValueError("--html is a page about one model; leave out --savings")
-    for path in filter(None, (arguments.json, arguments.html)):
-        if not Path(path).absolute().parent.is_dir():
-            raise ValueError(f"{path} cannot be written: there is no such folder")
+    _check_folders(arguments.json, arguments.html)
     if arguments.savings:
         found = energy_savings(
             PAPER_MODELS,
@@ -227,15 +223,12 @@ def report(arguments: argparse.Namespace) -> None:
         _print_assumptions(arguments.shift_share if mixtures else None)
         if arguments.html:
             reports = [*filter(None, [found.get("compare")]), found]
-            pixels = example_pixels(subject, 2, arguments.images) if _has_images(subject, arguments) else None
+            has_images = arguments.images or subject.data
+            pixels = example_pixels(subject, 2, arguments.images) if has_images else None
             write_page(arguments.html, subjects, reports, pixels)
             print(f"The page is in {arguments.html}")
     if arguments.json:
         write_json(Path(arguments.json), found)
-
-
-def _has_images(subject, arguments):
-    return subject.data is not None or bool(arguments.images)
 
 
 def plot(arguments: argparse.Namespace) -> None:
@@ -252,9 +245,7 @@ def plot(arguments: argparse.Namespace) -> None:
 
 def measure_experts(arguments: argparse.Namespace) -> None:
     """Latencies of the experts of a model's mixtures."""
-    for path in filter(None, (arguments.json, arguments.plot)):
-        if not Path(path).absolute().parent.is_dir():
-            raise ValueError(f"{path} cannot be written: there is no such folder")
+    _check_folders(arguments.json, arguments.plot)
     if arguments.plot:
         check_picture(arguments.plot)
     subject = _reported_subject(arguments)
@@ -315,9 +306,7 @@ def _compared_subject(name, subject):
 def _changed(subject, changes):
     """Another model than the one that was trained, with random weights."""
     model = create_model(**model_arguments(subject.model) | changes)
-    kinds = dict.fromkeys(
-        kind for name in ("attention", "mlp", "projections") for kind in getattr(model, name)
-    )
+    kinds = dict.fromkeys([*model.attention, *model.mlp, *model.projections])
     return Subject(f"{model.variant} ({', '.join(kinds)})", model, random_variables(model), is_trained=False)
 
 
@@ -326,6 +315,13 @@ def _subject(name):
         return load_subject(name)
     model = create_model(name)
     return Subject(name, model, random_variables(model), is_trained=False)
+
+
+def _check_folders(*files: str | None) -> None:
+    """Raise a ``ValueError`` unless the folders of files to be written exist."""
+    for file in filter(None, files):
+        if not Path(file).absolute().parent.is_dir():
+            raise ValueError(f"{file} cannot be written: there is no such folder")
 
 
 def pack_checkpoint(arguments: argparse.Namespace) -> None:

@@ -85,7 +85,7 @@ def compare_latencies(
     """`profile_latency` of each model, all in the same rounds, so that they share good times and bad ones."""
     _check_rounds(rounds)
     runs = {}
-    for model, (module, variables, images) in track(models.items(), "compiling modules", len(models)):
+    for model, (module, variables, images) in models.items():
         runs |= {(model, name): run for name, run in _module_runs(module, variables, images).items()}
     medians, call_ms = _median_ms(runs, rounds)
     return {
@@ -113,7 +113,8 @@ def _module_runs(model, variables, images):
 
     seen = capture(model, variables, images, look)
     runs = {WHOLE: _ready(partial(model.apply, variables), jnp.asarray(images))}
-    for name in (name for name in modules if _is_timed(name, modules)):
+    timed = [name for name in modules if _is_timed(name, modules)]
+    for name in track(timed, "compiling modules", len(timed)):
         apply, rest = partial(modules[name].apply, module_variables(name, variables)), others[name]
         runs[name] = _ready(lambda x, apply=apply, rest=rest: apply(x, *rest), seen[name][0])
     return runs

@@ -7,7 +7,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import jax
 from matplotlib.figure import Figure
 
 from shiftaddvit_jax.analysis import pictures
@@ -17,6 +16,7 @@ from shiftaddvit_jax.analysis.latency import Latency
 from shiftaddvit_jax.analysis.report import group_modules
 from shiftaddvit_jax.analysis.rounds import available_threads, describe_machine
 from shiftaddvit_jax.analysis.subject import Pixels, Subject
+from shiftaddvit_jax.models.create import count_parameters
 from shiftaddvit_jax.progress import track
 
 # What needs trained weights, with the heading it has on the page.
@@ -146,7 +146,7 @@ def _summary(subjects, reports, latencies):
     """What there is to say of each model in one number, a column a model."""
     rows = [
         ("top-1 accuracy (%)", [each.top1 and 100 * each.top1 for each in subjects]),
-        ("parameters (M)", [_parameters(each) / 1e6 for each in subjects]),
+        ("parameters (M)", [count_parameters(each.model) / 1e6 for each in subjects]),
         *((f"{name} (M)", [each[name] / 1e6 for each in reports]) for name in PRIMITIVES),
         *(
             (f"energy, {name} (mJ)", [each["energy_mj"].get(name) for each in reports])
@@ -192,10 +192,6 @@ def _latency_table(latency):
         ["whole", _number(1e3 * latency.whole_ms)],
     ]
     return _table(["module", "median (µs)"], rows, has_total=True)
-
-
-def _parameters(subject):
-    return sum(leaf.size for leaf in jax.tree.leaves(subject.variables["params"]))
 
 
 def _share(share):
