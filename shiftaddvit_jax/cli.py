@@ -267,13 +267,13 @@ def measure_experts(arguments: argparse.Namespace) -> None:
 
 def _print_experts(found):
     title = f"Experts of {found['model']['name']}, {found['batch']} x {found['model']['image_size']} px"
-    table = Table(title=f"{title}; median µs without the call, and the line through several token counts")
+    table = Table(title=f"{title}; median µs, and their line for n tokens")
     for column in ("layer", "tokens", "dense", "line", "shift", "line", "ratio"):
         table.add_column(column, justify="left" if column == "layer" else "right", no_wrap=True)
     for layer in found["layers"]:
         dense_ms, shift_ms = layer["latencies"]
         lines = [
-            f"{1e3 * layer[expert]['base_ms']:.1f} + {layer[expert]['us_per_token']:.3f} n"
+            f"{1e3 * layer[expert]['base_ms']:.1f} {layer[expert]['us_per_token']:+.3f} n"
             for expert in ("dense", "shift")
         ]
         times = (f"{1e3 * dense_ms:,.1f}", lines[0], f"{1e3 * shift_ms:,.1f}", lines[1])
