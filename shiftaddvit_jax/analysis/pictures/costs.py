@@ -205,7 +205,8 @@ def plot_expert_latency(report: Mapping[str, Any], path: str | Path | None = Non
             panel.plot(layer["counts"], times, marker, color=color, label=f"{expert} expert")
         panel.axvline(tokens, color="0.5", linewidth=1, linestyle=":", label="the layer's own tokens")
         panel.set_title(f"{inputs} to {outputs} channels", fontsize=10)
-        panel.set_ylim(bottom=0)
+        highest = max(max(layer[expert]["median_ms"]) for expert in EXPERTS)
+        panel.set_ylim(0, 1.2 * 1e3 * highest)
         panel.grid(alpha=0.3)
     for panel in axes[len(shapes) :]:
         panel.set_axis_off()
