@@ -6,7 +6,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -284,6 +284,19 @@ def _print_experts(found):
     print("Ratio: dense over shift. To train with these: --config.train.latencies=FILE, of --json FILE.")
 
 
+def _shift_share(text):
+    """A share, or by MoE layer those that ``eval --json`` printed into a file."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return json.loads(Path(text).read_text())["shift_share"]
+    except (OSError, ValueError, KeyError, TypeError):
+        message = f"{text!r} is neither a number nor a file with what `shiftaddvit eval --json` prints"
+        raise argparse.ArgumentTypeError(message) from None
+
+
 def _reported_subject(arguments):
     """The model of ``report``: a checkpoint as it is, or any model with random weights."""
     changes = {
@@ -471,7 +484,9 @@ def _print_savings(rows, shift_share):
 
 def _print_assumptions(shift_share):
     print("Energy: compute is arithmetic alone; accelerator and authors are two models with data movement.")
-    if shift_share is not None:
+    if isinstance(shift_share, Mapping):
+        print(f"{np.mean(list(shift_share.values())):.1%} of tokens on shift experts, as measured.")
+    elif shift_share is not None:
         print(f"{shift_share:.0%} of tokens on shift experts (--shift-share).")
 
 
@@ -579,10 +594,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--shift-share",
-        type=float,
+        type=_shift_share,
         default=SHIFT_SHARE,
         metavar="X",
-        help="of tokens on shift experts (default: %(default)s, the balancing loss's aim)",
+        help="of tokens on shift experts: a number, or the file that `eval --json` printed (default: "
+        "%(default)s, the balancing loss's aim)",
     )
     command.add_argument(
         "--compare",

@@ -200,10 +200,23 @@ def test_report_compares_with_the_same_model_made_dense(tmp_path):
     assert (other["attention"], other["mlp"], other["image_size"]) == (["msa"] * 4, ["dense"] * 4, 64)
 
 
+def test_report_takes_the_routing_that_eval_measured(tmp_path, capsys):
+    layers = [f"stage{stage}/block1/mlp/{layer}" for stage in (1, 2, 3, 4) for layer in ("fc1", "fc2")]
+    measured = tmp_path / "eval.json"
+    measured.write_text(json.dumps({"shift_share": dict.fromkeys(layers, 0.25), "top1": 0.9}))
+    command = ["report", "pvt_v2_nano", "--mlp", "moe", "--json", f"{tmp_path}/report.json"]
+    assert main([*command, "--shift-share", str(measured)]) == 0
+    assert "25.0% of tokens on shift experts, as measured" in capsys.readouterr().out
+    modules = json.loads((tmp_path / "report.json").read_text())["modules"]
+    # 64 tokens of 32 channels to 128.
+    assert modules["stage1/block1/mlp/fc1/shift"]["shifts"] == 0.25 * 64 * 32 * 128
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "give a checkpoint's folder or a model's name"),
+        (["pvt_v2_nano", "--shift-share", "half"], "neither a number nor a file"),
         (["pvt_v2_b0", "--savings"], "give a checkpoint's folder or a model's name"),
         (["pvt_v2_b9"], "did you mean"),
         (["pvt_v2_b0", "--json", "nowhere/report.json"], "there is no such folder"),

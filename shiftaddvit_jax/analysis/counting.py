@@ -25,6 +25,9 @@ PRIMITIVES = ("macs", "adds", "shifts", "popcounts")
 # What the products inside a named jit are, see `shiftaddvit_jax.ops`; elsewhere they are multiplications.
 _NAMED_JITS = {"_matadd": "adds", "_matshift": "shifts", "_code_product": "popcounts"}
 
+# Named jits that are one product each, though XLA sees no product in them.
+_PRODUCT_JITS = ("_depthwise_conv", "_squared_distances")
+
 Path = tuple[str, ...]
 ShiftShare = float | Mapping[str, float]
 
@@ -266,8 +269,8 @@ def _module_path(names, modules) -> Path:
 
 def _shape(equation, name) -> dict[str, Any] | None:
     """The fields of `Product` that an equation's operands determine, None if it is no product."""
-    operation = equation.primitive.name
-    if operation not in ("dot_general", "conv_general_dilated") and name != "_depthwise_conv":
+    operation = name if name in _PRODUCT_JITS else equation.primitive.name
+    if operation not in ("dot_general", "conv_general_dilated", *_PRODUCT_JITS):
         return None
     (left, right), output = (variable.aval for variable in equation.invars[:2]), equation.outvars[0].aval
     bits = [8 * array.dtype.itemsize for array in (left, right, output)]
@@ -292,6 +295,15 @@ def _shape(equation, name) -> dict[str, Any] | None:
             "groups": groups,
             "stride": _sides(equation.params["window_strides"]),
             **dict(zip(("image", "kernel", "grid"), (image, kernel, grid), strict=True)),
+            **formats,
+        }
+    if operation == "_squared_distances":
+        *groups, rows, inputs = left.shape
+        return {
+            "rows": rows,
+            "inputs": inputs,
+            "outputs": right.shape[-2],
+            "groups": math.prod(groups),
             **formats,
         }
     *batch, height, width, channels = left.shape

@@ -29,10 +29,16 @@ class KernelHash(NamedTuple):
 
 def _kernel(x, anchors):
     # The bandwidth is each image's and head's own mean squared distance to the anchors.
-    distance = jnp.sum(jnp.square(x[..., :, None, :] - anchors[:, None, :, :]), axis=-1)
+    distance = _squared_distances(x, anchors)
     bandwidth = jnp.mean(distance, axis=(-2, -1), keepdims=True)
     positive = bandwidth > 0
     return jnp.exp(-distance / (2 * jnp.where(positive, bandwidth, 1)))
+
+
+# A jit of its own names the sums in the traced model, where operations are counted by primitive.
+@jax.jit
+def _squared_distances(x, anchors):
+    return jnp.sum(jnp.square(x[..., :, None, :] - anchors[:, None, :, :]), axis=-1)
 
 
 def _features(x, kernel_hash):

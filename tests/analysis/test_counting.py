@@ -25,7 +25,14 @@ def shapes(model):
 # Published by the paper's Table 1 and timm, in billions, with the original attention at 224 x 224.
 @pytest.mark.parametrize(
     ("name", "billions"),
-    [("pvt_v2_b0", 0.57), ("pvt_v2_b1", 2.12), ("pvt_v2_b2", 4.05), ("pvt_tiny", 1.93), ("deit_tiny", 1.26)],
+    [
+        ("pvt_v2_b0", 0.57),
+        ("pvt_v2_b1", 2.12),
+        ("pvt_v2_b2", 4.05),
+        ("pvt_v2_b2_li", 3.9),
+        ("pvt_tiny", 1.93),
+        ("deit_tiny", 1.26),
+    ],
 )
 def test_macs_are_the_published_ones(name, billions):
     model = sav.create_model(name)
@@ -77,8 +84,8 @@ PROJECTIONS = 4 * TOKENS * CHANNELS**2  # of queries, keys, values and the outpu
 SCORES = HEADS * TOKENS**2 * HEAD_DIM
 CONTEXT = HEADS * TOKENS * HEAD_DIM**2  # k^T v, and q (k^T v)
 VALUE_CONV = 9 * TOKENS * CHANNELS
-# Shared queries and keys are one projection less; 16 bits from 20 anchors, by a kernel and a projection.
-HASHED, HASH = 3 * TOKENS * CHANNELS**2, HEADS * TOKENS * 20 * 16
+# Shared queries and keys are one projection less; distances to 20 anchors become 16 bits.
+HASHED, HASH = 3 * TOKENS * CHANNELS**2, HEADS * TOKENS * 20 * (HEAD_DIM + 16)
 CODE_CONTEXT = HEADS * TOKENS * 16 * HEAD_DIM
 FEATURES = int(HEAD_DIM * math.log(HEAD_DIM))  # of a performer
 FEATURE_MAPS = HEADS * TOKENS * HEAD_DIM * FEATURES
@@ -217,3 +224,25 @@ def test_a_mixture_without_a_measured_share_is_refused():
 def test_packed_bytes_equal_hand_counts(kind, sizes):
     model = OneLayer(kind)
     assert weight_bytes(model, shapes(model)) == sizes
+
+
+class SignsAndExponents(nn.Module):
+    """A user's own model: a shift layer that trains both."""
+
+    image_size: int = 4
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return sav.nn.ShiftDense(5, mode="ps", name="layer")(images)
+
+
+def test_a_sign_and_an_exponent_are_packed_into_one_weight():
+    model = SignsAndExponents()
+    assert weight_bytes(model, shapes(model)) == {"layer": 15 * 5 / 8 + 4 * 5}
+
+
+def test_packed_variables_have_the_bytes_that_they_have():
+    model = sav.create_model("pvt_v2_nano", mlp="shift")
+    packed = packed_shapes(model)
+    expected = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(packed))
+    assert sum(weight_bytes(model, packed).values()) == expected
