@@ -42,10 +42,9 @@ def save_figure(figure: Figure, path: str | Path | None) -> Figure:
 
 
 def render_figure(figure: Figure, file_format: str) -> bytes:
-    """``figure`` as a file of the format ``"png"`` or ``"svg"``; the same figure is the same file."""
+    """``figure`` as a file of the format ``"png"`` or ``"svg"``."""
     data = io.BytesIO()
     # Matplotlib would blend translucent images for an SVG in other colours than for a PNG.
-    with rc_context({"svg.hashsalt": "shiftaddvit_jax", "image.composite_image": False}):
-        metadata = {"Date": None} if file_format == "svg" else None
-        figure.savefig(data, format=file_format, dpi=120, metadata=metadata)
+    with rc_context({"image.composite_image": False}):
+        figure.savefig(data, format=file_format, dpi=120)
     return data.getvalue()
