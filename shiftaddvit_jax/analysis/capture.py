@@ -88,20 +88,16 @@ def attention_maps(model: nn.Module, variables: PyTree, images: Images) -> dict[
     token's own and q k^T / pi, and of ``ecoformer`` those of its sum; all over their sum. ``linear`` and
     ``performer`` have no such weights and are left out.
     """
-
-    def look(module, method, arguments, result):
-        if isinstance(module, HashedAttention):
-            return result[:1] if method == "codes_and_values" else None
-        return tuple(result) if isinstance(module, Attention) and method == "heads" else None
-
     modules = {}
 
-    def watch(module, method, arguments, result):
-        if isinstance(module, Attention):
-            modules["/".join(module.path)] = module.clone(parent=None)
-        return look(module, method, arguments, result)
+    def look(module, method, arguments, result):
+        is_hashed = isinstance(module, HashedAttention)
+        if not isinstance(module, Attention) or method != ("codes_and_values" if is_hashed else "heads"):
+            return None
+        modules["/".join(module.path)] = module.clone(parent=None)
+        return result[:1] if is_hashed else tuple(result)
 
-    seen = capture(on_xla(model), variables, images, watch)
+    seen = capture(on_xla(model), variables, images, look)
     maps = {}
     for name, parts in seen.items():
         weights = _attention_weights(modules[name], [array for call in parts for array in call])
