@@ -26,13 +26,19 @@ from shiftaddvit_jax.analysis import (
     count_operations,
     energy_savings,
     group_modules,
+    measure_latency,
     plot_bench,
+    plot_expert_latency,
 )
-from shiftaddvit_jax.analysis.bench import PEERS, bench_kernels, bench_model
+from shiftaddvit_jax.analysis.bench import PEERS, bench_kernels, bench_model, random_variables
 from shiftaddvit_jax.analysis.counting import PRIMITIVES
 from shiftaddvit_jax.analysis.energy import FORMATS
+from shiftaddvit_jax.analysis.gallery import PICTURES, draw_picture
+from shiftaddvit_jax.analysis.page import write_page
+from shiftaddvit_jax.analysis.pictures import check_picture
 from shiftaddvit_jax.analysis.report import ENERGY_MODELS, PAPER_MODELS, SHIFT_SHARE
 from shiftaddvit_jax.analysis.rounds import available_threads
+from shiftaddvit_jax.analysis.subject import Subject, distinct_names, example_pixels, load_subject
 from shiftaddvit_jax.checkpoints import load_model, load_pretrained, save_model
 from shiftaddvit_jax.command import Parser, run_command, table_console
 from shiftaddvit_jax.compile import compile_kernels, export_kernels, tune_kernels
@@ -165,9 +171,7 @@ def bench(arguments: argparse.Namespace) -> None:
     settings = {"threads": arguments.threads, "rounds": arguments.rounds}
     if (arguments.model is None) != arguments.kernels:
         raise ValueError("give a model's name or --kernels")
-    for path in filter(None, (arguments.json, arguments.plot)):
-        if not Path(path).absolute().parent.is_dir():
-            raise ValueError(f"{path} cannot be written: there is no such folder")
+    _check_folders(arguments.json, arguments.plot)
     kinds = {name: parse_kinds(getattr(arguments, name)) for name in ("attention", "mlp", "projections")}
     if arguments.device == "gpu":
         from shiftaddvit_jax.analysis.gpu_bench import bench_gpu_kernels, bench_gpu_model
@@ -207,8 +211,9 @@ def report(arguments: argparse.Namespace) -> None:
     """What a model computes, and what that costs in energy."""
     if (arguments.model is None) != arguments.savings:
         raise ValueError("give a checkpoint's folder or a model's name, or --savings")
-    if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
-        raise ValueError(f"{arguments.json} cannot be written: there is no such folder")
+    if arguments.html and arguments.savings:
+        raise ValueError("--html is a page about one model; leave out --savings")
+    _check_folders(arguments.json, arguments.html)
     if arguments.savings:
         found = energy_savings(
             PAPER_MODELS,
@@ -222,18 +227,78 @@ def report(arguments: argparse.Namespace) -> None:
             "batch": arguments.batch,
             "number_format": arguments.number_format,
         }
-        model, variables = _reported_model(arguments)
-        found = cost_report(model, variables, **settings)
+        subject = _reported_subject(arguments)
+        subjects = [subject]
+        found = cost_report(subject.model, subject.variables, **settings)
         _print_report(found)
         mixtures = found["shift_share"] is not None
         if arguments.compare:
-            other, other_variables = _compared_model(arguments.compare, model)
-            found["compare"] = cost_report(other, other_variables, **settings)
+            subjects = distinct_names([_compared_subject(arguments.compare, subject), subject])
+            found["compare"] = cost_report(subjects[0].model, subjects[0].variables, **settings)
             _print_comparison(found, found["compare"])
             mixtures |= found["compare"]["shift_share"] is not None
         _print_assumptions(arguments.shift_share if mixtures else None)
+        if arguments.html:
+            reports = [*filter(None, [found.get("compare")]), found]
+            has_images = arguments.images or subject.data
+            pixels = example_pixels(subject, 2, arguments.images) if has_images else None
+            write_page(arguments.html, subjects, reports, pixels)
+            print(f"The page is in {arguments.html}")
     if arguments.json:
         write_json(Path(arguments.json), found)
+
+
+def plot(arguments: argparse.Namespace) -> None:
+    """One picture of trained models."""
+    if arguments.kind not in PICTURES:
+        raise ValueError(f"unknown picture {arguments.kind!r}; known: {', '.join(PICTURES)}")
+    check_picture(arguments.output)
+    subjects = distinct_names([load_subject(folder) for folder in arguments.folders])
+    picture = PICTURES[arguments.kind]
+    pixels = example_pixels(subjects[0], 10, arguments.images) if picture.sees_images else None
+    draw_picture(arguments.kind, subjects, pixels, arguments.output)
+    print(f"{picture.caption} Written to {arguments.output}")
+
+
+def measure_experts(arguments: argparse.Namespace) -> None:
+    """Latencies of the experts of a model's mixtures."""
+    _check_folders(arguments.json, arguments.plot)
+    if arguments.plot:
+        check_picture(arguments.plot)
+    subject = _reported_subject(arguments)
+    settings = {"implementation": arguments.implementation}
+    if arguments.activations:
+        settings["activations"] = arguments.activations
+    primitives = dataclasses.replace(subject.model.primitives, **settings)
+    subject = dataclasses.replace(subject, model=subject.model.clone(primitives=primitives))
+    model, variables = (
+        (subject.model, subject.variables) if arguments.implementation == "xla" else subject.for_inference()
+    )
+    found = measure_latency(model, variables, batch=arguments.batch, rounds=arguments.rounds)
+    _print_experts(found)
+    if arguments.json:
+        write_json(Path(arguments.json), found)
+    if arguments.plot:
+        plot_expert_latency(found, arguments.plot)
+
+
+def _print_experts(found):
+    title = f"Experts of {found['model']['name']}, {found['batch']} x {found['model']['image_size']} px"
+    table = Table(title=f"{title}; median µs, and their line for n tokens")
+    for column in ("layer", "tokens", "dense", "line", "shift", "line", "ratio"):
+        table.add_column(column, justify="left" if column == "layer" else "right", no_wrap=True)
+    for layer in found["layers"]:
+        dense_ms, shift_ms = layer["latencies"]
+        lines = [
+            f"{1e3 * layer[expert]['base_ms']:.1f} {layer[expert]['us_per_token']:+.3f} n"
+            for expert in ("dense", "shift")
+        ]
+        times = (f"{1e3 * dense_ms:,.1f}", lines[0], f"{1e3 * shift_ms:,.1f}", lines[1])
+        table.add_row(layer["name"], str(layer["tokens"]), *times, f"{dense_ms / shift_ms:.2f}")
+    table_console().print(table)
+    machine = found["machine"]
+    print(f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores; {machine['system']}")
+    print("Ratio: dense over shift. To train with these: --config.train.latencies=FILE, of --json FILE.")
 
 
 def _shift_share(text):
@@ -249,8 +314,8 @@ def _shift_share(text):
         raise argparse.ArgumentTypeError(message) from None
 
 
-def _reported_model(arguments):
-    """The model of ``report``, and its variables where it is a checkpoint as it is."""
+def _reported_subject(arguments):
+    """The model of ``report``: a checkpoint as it is, or any model with random weights."""
     changes = {
         name: parse_kinds(getattr(arguments, name))
         for name in ("attention", "mlp", "projections")
@@ -258,23 +323,35 @@ def _reported_model(arguments):
     }
     if arguments.image_size:
         changes["image_size"] = arguments.image_size
-    model, variables = _model_or_checkpoint(arguments.model)
-    if not changes:
-        return model, variables
-    return create_model(**model_arguments(model) | changes), None
+    subject = _subject(arguments.model)
+    return _changed(subject, changes) if changes else subject
 
 
-def _compared_model(name, model):
+def _compared_subject(name, subject):
     if name not in ATTENTION_KINDS:
-        return _model_or_checkpoint(name)
-    dense = {"attention": name, "mlp": "dense", "projections": "dense"}
-    return create_model(**model_arguments(model) | dense), None
+        return _subject(name)
+    return _changed(subject, {"attention": name, "mlp": "dense", "projections": "dense"})
 
 
-def _model_or_checkpoint(name):
+def _changed(subject, changes):
+    """Another model than the one that was trained, with random weights."""
+    model = create_model(**model_arguments(subject.model) | changes)
+    kinds = dict.fromkeys([*model.attention, *model.mlp, *model.projections])
+    return Subject(f"{model.variant} ({', '.join(kinds)})", model, random_variables(model), is_trained=False)
+
+
+def _subject(name):
     if Path(name).is_dir():
-        return load_model(name)[:2]
-    return create_model(name), None
+        return load_subject(name)
+    model = create_model(name)
+    return Subject(name, model, random_variables(model), is_trained=False)
+
+
+def _check_folders(*files: str | None) -> None:
+    """Raise a ``ValueError`` unless the folders of files to be written exist."""
+    for file in filter(None, files):
+        if not Path(file).absolute().parent.is_dir():
+            raise ValueError(f"{file} cannot be written: there is no such folder")
 
 
 def pack_checkpoint(arguments: argparse.Namespace) -> None:
@@ -613,11 +690,48 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help=f"instead of a model: what ShiftAddViT saves on {', '.join(PAPER_MODELS)}",
     )
+    command.add_argument("--html", metavar="FILE", help="write one page there with all of it, and pictures")
+    _add_images(command)
     command.add_argument("--json", metavar="FILE", help="write all figures there")
 
     description = "What the GPU kernels move, take and can reach at most, said by nvcc without a GPU."
     command = add("gpu-report", gpu_report, description)
     command.add_argument("--json", metavar="FILE", help="write all figures there")
+
+    command = add("plot", plot, "Draw what a trained model does, or what it costs beside others.")
+    command.add_argument("kind", metavar="KIND", help=", ".join(PICTURES))
+    command.add_argument(
+        "folders",
+        nargs="+",
+        metavar="FOLDER",
+        help="of checkpoints or runs, such as runs/demo/moe; costs are compared with the first one's",
+    )
+    _add_images(command)
+    command.add_argument("--output", required=True, metavar="FILE", help="a PNG or SVG")
+
+    description = "Time both experts of each mixture here, for a balancing loss that follows them."
+    command = add("measure-latency", measure_experts, description)
+    command.add_argument(
+        "model", metavar="CHECKPOINT_OR_MODEL", help="a checkpoint's folder or a model's name"
+    )
+    for name in ("attention", "mlp", "projections"):
+        command.add_argument(f"--{name}", metavar="KIND", help="instead of the model's own")
+    command.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")
+    command.add_argument(
+        "--activations",
+        choices=("float", "int8"),
+        default="float",
+        help="of shift experts; default: %(default)s",
+    )
+    command.add_argument(
+        "--implementation", choices=IMPLEMENTATIONS, help="default: the kernels where they run"
+    )
+    command.add_argument("--batch", type=int, default=1, metavar="N", help="images at a time (default: 1)")
+    command.add_argument(
+        "--rounds", type=int, default=5, metavar="N", help="turns of each expert; default: %(default)s"
+    )
+    command.add_argument("--json", metavar="FILE", help="write all figures there")
+    command.add_argument("--plot", metavar="FILE", help="draw them there, as PNG or SVG")
 
     command = add("pack", pack_checkpoint, "Pack a checkpoint's shift weights into codes, for inference.")
     _add_checkpoint(command)
@@ -667,6 +781,16 @@ def _add_kinds(command: argparse.ArgumentParser) -> None:
         help="of shift layers; default: %(default)s",
     )
     command.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")
+
+
+def _add_images(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--images",
+        nargs="+",
+        default=(),
+        metavar="IMAGE",
+        help="JPEG or PNG files to show routing and attention on; default: held-out ones of the run's data",
+    )
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

@@ -53,7 +53,7 @@ def packed_shapes(model: nn.Module) -> PyTree:
 def _pack(model, variables):
     """The packed variables, and for each layer how many weights moved, of how many, and how far at most."""
     flat, moved = flatten_dict(variables["params"]), []
-    for path, layer in _shift_layers(model, variables).items():
+    for path, layer in shift_layers(model, variables).items():
         if layer.quantizer != "power_of_two" or layer.weight_bits > 5:
             raise ValueError(
                 f"{'/'.join(path)} can't be packed: expected single powers of two of at most 5 bits, got "
@@ -70,7 +70,7 @@ def _pack(model, variables):
     return {**variables, "params": unflatten_dict(flat)}, moved
 
 
-def _shift_layers(model, variables) -> dict[tuple[str, ...], ShiftDense]:
+def shift_layers(model, variables) -> dict[tuple[str, ...], ShiftDense]:
     """The shift layers by the paths of their parameters."""
     layers = {}
 

@@ -1,10 +1,16 @@
 import json
+import re
 
 import numpy as np
 import pytest
+from browser import open_page
 from PIL import Image
 
 import shiftaddvit_jax as sav
+from shiftaddvit_jax.analysis import gallery, page
+from shiftaddvit_jax.analysis.gallery import PICTURES, measured_latencies
+from shiftaddvit_jax.analysis.subject import load_subject
+from shiftaddvit_jax.cli import main
 from shiftaddvit_jax.demo import print_report, run_demo, stage_config
 
 
@@ -77,3 +83,62 @@ def test_the_table_fits_100_columns_and_says_what_comes_next(demo, capsys, monke
 def test_seeds_reach_every_stage(tmp_path):
     assert stage_config(tmp_path, "moe", seed=7).seed == 7
     assert stage_config(tmp_path, "moe").init_from == str(tmp_path / "add_attention" / "model")
+
+
+@pytest.fixture(scope="module")
+def latencies(demo):
+    """Of the dense model and the mixture: compiling all their modules takes a while."""
+    workdir, _ = demo
+    return measured_latencies([load_subject(workdir / name) for name in ("dense", "moe")])
+
+
+@pytest.fixture
+def measured_once(latencies, monkeypatch):
+    for module in (gallery, page):
+        monkeypatch.setattr(
+            module,
+            "measured_latencies",
+            lambda subjects: {each.name: latencies[each.name] for each in subjects},
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("measured_once")
+@pytest.mark.parametrize("kind", list(PICTURES))
+def test_every_picture_of_the_demo_shows_something(demo, kind, tmp_path, capsys):
+    workdir, _ = demo
+    names = ("moe",) if PICTURES[kind].most == 1 else ("dense", "moe")
+    folders = [str(workdir / name) for name in names]
+    assert main(["plot", kind, *folders, "--output", str(tmp_path / "picture.png")]) == 0
+    pixels = np.asarray(Image.open(tmp_path / "picture.png").convert("RGB"))
+    assert pixels.std() > 10
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+    assert PICTURES[kind].caption in capsys.readouterr().out
+    assert [file.name for file in tmp_path.iterdir()] == ["picture.png"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("measured_once")
+def test_the_page_of_the_demo_is_whole_in_a_browser(demo, tmp_path):
+    workdir, _ = demo
+    file = tmp_path / "page.html"
+    command = ["report", str(workdir / "moe"), "--compare", str(workdir / "dense" / "model")]
+    assert main([*command, "--html", str(file)]) == 0
+    text = file.read_text()
+    assert "Not drawn" not in text
+    for heading in ("Summary", "Energy", "Latency", "Accuracy and cost", *page.TRAINED.values(), "Modules"):
+        assert f"<h2>{heading}</h2>" in text
+    assert not re.search(r"""(src|href)=["'](?!data:)""", text)  # nothing from elsewhere
+
+    script = """<script>addEventListener("load", () => {
+      const broken = [...document.images].filter(image => !image.naturalWidth).length;
+      const wide = document.documentElement.scrollWidth > innerWidth;
+      document.title = `${document.images.length} images, ${broken} broken, wide: ${wide}`; });</script>"""
+    watched = tmp_path / "watched.html"
+    watched.write_text(text.replace("</head>", f"{script}</head>"))
+    opened = open_page(watched, tmp_path, "--window-size=1280,800", "--dump-dom")
+    assert "<title>8 images, 0 broken, wide: false</title>" in opened.stdout
+    assert "CONSOLE" not in opened.stderr
+    open_page(file, tmp_path, "--window-size=1280,4000", f"--screenshot={tmp_path}/page.png")
+    rows = np.asarray(Image.open(tmp_path / "page.png").convert("L")).reshape(8, 500, 1280)
+    assert rows.std(axis=(1, 2)).min() > 5

@@ -1,13 +1,14 @@
 """A mixture of a multiplication expert and a shift expert, and the loss that balances it by latency."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, PyTree
 
 from shiftaddvit_jax.nn.kernels import describe_linear, is_packed, linear_arrays, why_no_kernel
@@ -64,16 +65,7 @@ class MoEDense(nn.Module):
             raise ValueError(f"top_k must be between 1 and {len(EXPERTS)}, got {self.top_k}")
         tokens = x.reshape(-1, x.shape[-1])
         router = nn.Dense(len(EXPERTS), dtype=jnp.float32, kernel_init=_init_router, name="router")
-        dense = nn.Dense(self.features, self.use_bias, self.dtype, kernel_init=kernel_init, name="dense")
-        shift = ShiftDense(
-            self.features,
-            self.use_bias,
-            weight_bits=self.weight_bits,
-            activations=self.activations,
-            implementation=self.implementation,
-            dtype=self.dtype,
-            name="shift",
-        )
+        dense, shift = self.experts()
 
         clean = router(tokens)
         logits = clean
@@ -105,6 +97,21 @@ class MoEDense(nn.Module):
             gates = jnp.take_along_axis(probabilities, chosen, axis=1)
             y = jnp.sum(gates[..., None].astype(outputs.dtype) * outputs, axis=1)
         return y.reshape(*x.shape[:-1], self.features)
+
+    @nn.nowrap
+    def experts(self) -> tuple[nn.Dense, ShiftDense]:
+        """Both experts, in the order of `EXPERTS`."""
+        dense = nn.Dense(self.features, self.use_bias, self.dtype, kernel_init=kernel_init, name="dense")
+        shift = ShiftDense(
+            self.features,
+            self.use_bias,
+            weight_bits=self.weight_bits,
+            activations=self.activations,
+            implementation=self.implementation,
+            dtype=self.dtype,
+            name="shift",
+        )
+        return dense, shift
 
     def _has_kernel(self, tokens):
         reason = why_no_kernel(tokens, ("moe",), self.weight_bits, self.activations)
@@ -214,16 +221,41 @@ def latency_aware_loss(
     return squared_coefficient_of_variation(a * importance) + squared_coefficient_of_variation(a * load)
 
 
-def routing_loss(routing: PyTree, latencies: Sequence[float]) -> Float[Array, ""]:
-    """The mean of `latency_aware_loss` over the MoE layers in a ``"routing"`` collection; 0 if none."""
+def routing_loss(
+    routing: PyTree, latencies: Sequence[float] | Mapping[str, Sequence[float]]
+) -> Float[Array, ""]:
+    """The mean of `latency_aware_loss` over the MoE layers in a ``"routing"`` collection; 0 if none.
+
+    Args:
+      routing: the collection.
+      latencies: both experts' latencies, the same for all layers, or by the layer's name.
+
+    Raises:
+      ValueError: a layer without latencies, or latencies that `latency_aware_loss` refuses.
+    """
+    layers = routing_layers(routing)
+    by_layer = latencies if isinstance(latencies, Mapping) else dict.fromkeys(layers, latencies)
+    missing = layers.keys() - by_layer.keys()
+    if missing:
+        raise ValueError(f"no latencies for the MoE layer {min(missing)}; measure them for this model")
     losses = [
-        latency_aware_loss(layer["importance"], layer["load"], latencies) for layer in routing_layers(routing)
+        latency_aware_loss(layer["importance"], layer["load"], by_layer[name])
+        for name, layer in layers.items()
     ]
     return jnp.mean(jnp.stack(losses)) if losses else jnp.zeros(())
 
 
-def routing_layers(routing: PyTree) -> list[dict[str, Array]]:
-    """The statistics of each MoE layer in a ``"routing"`` collection, in the order of their names."""
-    if "importance" in routing:
-        return [routing]
-    return [layer for _, child in sorted(routing.items()) for layer in routing_layers(child)]
+def routing_layers(routing: PyTree) -> dict[str, dict[str, Array]]:
+    """The statistics in a ``"routing"`` collection by the layer's name, as in ``stage1/block1/mlp/fc1``."""
+    layers = {}
+    for path, value in flatten_dict(routing).items():
+        layers.setdefault("/".join(path[:-1]), {})[path[-1]] = value
+    return layers
+
+
+def shift_shares(routing: PyTree) -> dict[str, Float[Array, ""]]:
+    """The share of tokens that each MoE layer's shift expert computed, by the layer's name."""
+    return {
+        name: layer["tokens"][EXPERTS.index("shift")] / jnp.sum(layer["tokens"])
+        for name, layer in routing_layers(routing).items()
+    }

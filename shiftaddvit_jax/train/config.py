@@ -1,5 +1,8 @@
 """What a config says, with the values that train the demo's dense model on the digits."""
 
+import json
+from pathlib import Path
+
 import ml_collections
 
 
@@ -40,7 +43,8 @@ def default_config() -> ml_collections.ConfigDict:
                 "label_smoothing": 0.1,
                 "clip_norm": 1.0,
                 # The latency-aware load-balancing loss: its weight (the paper's), and the latencies of the
-                # dense and the shift expert, whose ratio alone counts (the authors' 6:4).
+                # dense and the shift expert, whose ratio alone counts (the authors' 6:4), or the name of a
+                # file of `shiftaddvit measure-latency`, which has those of each layer.
                 "balance_weight": 0.01,
                 "latencies": (6.0, 4.0),
                 "log_every": 50,
@@ -50,3 +54,20 @@ def default_config() -> ml_collections.ConfigDict:
         }
     )
     return config.lock()
+
+
+def read_latencies(file: str | Path) -> dict[str, tuple[float, float]]:
+    """Both experts' latencies (dense, shift) by MoE layer, from a file of ``shiftaddvit measure-latency``.
+
+    Raises:
+      ValueError: no such file, or one of something else.
+    """
+    try:
+        layers = json.loads(Path(file).read_text())["layers"]
+        return {layer["name"]: tuple(float(latency) for latency in layer["latencies"]) for layer in layers}
+    except OSError as error:
+        raise ValueError(f"no latencies in {file}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{file} holds no latencies; expected what `shiftaddvit measure-latency --json` writes"
+        ) from None

@@ -7,11 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 from jaxtyping import PyTree
 
 from shiftaddvit_jax.data import evaluation_batches
 from shiftaddvit_jax.data.sources import Examples
+from shiftaddvit_jax.nn.moe import routing_layers
 from shiftaddvit_jax.progress import track
 
 
@@ -46,8 +46,5 @@ def evaluation_step(model, variables, images, labels):
     """Logits, losses, and the tokens of each expert by MoE layer."""
     logits, state = model.apply(variables, images, mutable=["routing"])
     losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
-    routing = flatten_dict(state.get("routing", {}), sep="/")
-    routed = {
-        name.removesuffix("/tokens"): value for name, value in routing.items() if name.endswith("/tokens")
-    }
-    return logits, losses, routed
+    layers = routing_layers(state.get("routing", {}))
+    return logits, losses, {name: layer["tokens"] for name, layer in layers.items()}

@@ -23,9 +23,10 @@ from shiftaddvit_jax.checkpoints import load_model, save_model
 from shiftaddvit_jax.data import Dataset, load_dataset, train_iterator
 from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.models import create_model, init_variables
-from shiftaddvit_jax.nn.moe import routing_loss
+from shiftaddvit_jax.nn.moe import routing_loss, shift_shares
 from shiftaddvit_jax.progress import progress_bar
 from shiftaddvit_jax.reparameterize import learn_hashes, reparameterize
+from shiftaddvit_jax.train.config import read_latencies
 from shiftaddvit_jax.train.evaluate import evaluate
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
 
     Returns:
       What `evaluate` says of the trained model on the test set, ``parameters``, and ``history`` (a list of
-      ``{"step", "loss", ...}`` with the values that were logged).
+      ``{"step", "loss", ...}`` with the values that were logged, ``"shift_share/LAYER"`` among them).
 
     Raises:
       ValueError: a config that cannot work, or a workdir that holds another run or cannot be written.
@@ -68,6 +69,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     """
     workdir = Path(workdir).absolute()
     dataset = load_dataset(config.data.source, config.data.path)
+    config = _with_measured_latencies(config)
     _check(config)
     model = _model(config, dataset)
     _claim(workdir, config)
@@ -130,12 +132,16 @@ def train_step(
     optimizer: optax.GradientTransformation,
     label_smoothing: float,
     balance_weight: float,
-    latencies: tuple[float, ...],
+    latencies: tuple[float, ...] | tuple[tuple[str, tuple[float, ...]], ...],
     state: TrainState,
     batch: dict[str, Array],
     key: Array,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One step: the next state, and the batch's losses (nats) and accuracy."""
+    """One step: the next state, and the batch's losses (nats), accuracy, and tokens' shares on shift experts.
+
+    ``latencies`` are both experts', the same for all MoE layers, or pairs of a layer's name and its own.
+    """
+    per_layer = all(isinstance(entry, tuple) for entry in latencies)
     streams = ("dropout", "router")
     rngs = dict(zip(streams, jax.random.split(key, len(streams)), strict=True))
 
@@ -145,11 +151,13 @@ def train_step(
         )
         targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], logits.shape[-1]), label_smoothing)
         task = jnp.mean(optax.softmax_cross_entropy(logits, targets))
-        balance = routing_loss(mutated.get("routing", {}), latencies)
+        routing = mutated.get("routing", {})
+        balance = routing_loss(routing, dict(latencies) if per_layer else latencies)
         metrics = {
             "task_loss": task,
             "balance_loss": balance,
             "accuracy": jnp.mean(jnp.argmax(logits, -1) == batch["label"]),
+            **{f"shift_share/{name}": share for name, share in shift_shares(routing).items()},
         }
         return task + balance_weight * balance, metrics
 
@@ -265,6 +273,16 @@ def _initial_state(variables, optimizer):
     params = variables["params"]
     constants = {name: value for name, value in variables.items() if name != "params"}
     return TrainState(params, constants, jax.jit(optimizer.init)(params))
+
+
+def _with_measured_latencies(config):
+    """``config`` with what a file of latencies says in its place: so a run that goes on is the same run."""
+    latencies = config.train.latencies
+    if not (len(latencies) == 1 and isinstance(latencies[0], str)):
+        return config
+    config = config.copy_and_resolve_references()
+    config.train.latencies = tuple(read_latencies(latencies[0]).items())
+    return config
 
 
 def _check(config):

@@ -1,7 +1,16 @@
 import numpy as np
+import pytest
 from PIL import Image
 
-from shiftaddvit_jax.analysis import plot_confusions, plot_history
+from shiftaddvit_jax.analysis import (
+    Latency,
+    plot_confusions,
+    plot_history,
+    plot_latency,
+    plot_routing_history,
+)
+from shiftaddvit_jax.analysis.pictures.costs import pareto_front
+from shiftaddvit_jax.cli import main
 
 
 def pixels(path):
@@ -27,3 +36,53 @@ def test_histories_are_drawn_with_units(tmp_path):
     assert "nats" in loss.get_ylabel()
     assert "%" in accuracy.get_ylabel()
     assert pixels(tmp_path / "training.png").std() > 10
+
+
+def test_the_front_holds_what_no_other_point_betters():
+    points = [(3, 0.9), (1, 0.5), (2, 0.4), (2, 0.7), (4, 0.9)]
+    assert pareto_front(points) == [(1, 0.5), (2, 0.7), (3, 0.9)]
+
+
+def test_latencies_are_compared_block_by_block_where_a_kernel_computes_one(tmp_path):
+    apart = Latency(1.0, {"embed": 0.1, "block1/attn": 0.2, "block1/mlp": 0.3, "block2/mlp": 0.1}, 0.05, 1)
+    whole = Latency(0.5, {"embed": 0.1, "block1": 0.2, "block2": 0.1}, 0.05, 1)
+    figure = plot_latency({"dense": apart, "packed": whole}, tmp_path / "latency.svg")
+    (panel,) = figure.axes
+    labels = [label.get_text() for label in panel.get_yticklabels()]
+    assert labels == ["embed", "blocks", "between modules", "call"]
+    widths = [[bar.get_width() for bar in bars] for bars in panel.containers]
+    np.testing.assert_allclose(widths, [[0.1, 0.6, 0.25, 0.05], [0.1, 0.3, 0.05, 0.05]])
+    assert panel.get_legend().get_texts()[1].get_text() == "packed: 0.500 ms, -50.0 %"
+    assert "(ms)" in panel.get_xlabel()
+
+
+def test_shares_are_drawn_by_stage():
+    history = [
+        {"step": step, "shift_share/stage1/fc1": 0.01 * step, "shift_share/stage2/fc1": 0.5}
+        for step in (10, 20)
+    ]
+    figure = plot_routing_history(history)
+    assert [panel.get_title() for panel in figure.axes] == ["stage1", "stage2"]
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [10, 20])
+    assert "%" in figure.get_supylabel()
+    with pytest.raises(ValueError, match="has no MoE layers"):
+        plot_routing_history([{"step": 1, "loss": 1.0}])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["nonsense", "runs", "--output", "a.png"],
+            "unknown picture 'nonsense'; known: energy, latency,",
+        ),
+        (["routing", "runs", "--output", "a.gif"], "must end in .png or .svg"),
+        (["routing", "runs", "--output", "nowhere/a.png"], "there is no such folder"),
+        (["routing", "nothing", "--output", "a.png"], "no checkpoint at"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(arguments, message, capsys):
+    assert main(["plot", *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert message in error[0]

@@ -8,7 +8,7 @@ from scipy.special import softmax
 from scipy.stats import norm
 
 from shiftaddvit_jax.nn import MoEDense, latency_aware_loss, load_probabilities, routing_loss
-from shiftaddvit_jax.nn.moe import routing_layers, squared_coefficient_of_variation
+from shiftaddvit_jax.nn.moe import routing_layers, shift_shares, squared_coefficient_of_variation
 
 INPUTS, FEATURES = 6, 5
 TOP_K = pytest.mark.parametrize("top_k", [1, 2])
@@ -312,8 +312,24 @@ def test_the_routing_loss_is_the_mean_over_layers_wherever_they_nest():
         "stage1": {"block1": {"mlp": {"fc1": layer_statistics((30, 10), (10, 30))}}},
         "head": layer_statistics((20, 20), (20, 20)),
     }
-    assert len(routing_layers(routing)) == 2
+    assert routing_layers(routing).keys() == {"stage1/block1/mlp/fc1", "head"}
     np.testing.assert_allclose(routing_loss(routing, (1, 1)), (1 + 0) / 2, rtol=1e-6)
+
+
+def test_each_layer_may_have_latencies_of_its_own():
+    routing = {"a": layer_statistics((30, 10), (30, 10)), "b": layer_statistics((10, 30), (10, 30))}
+    assert routing_loss(routing, {"a": (1, 3), "b": (3, 1)}) == 0
+    np.testing.assert_allclose(
+        routing_loss(routing, {"a": (1, 3), "b": (1, 1)}),
+        latency_aware_loss(jnp.float32((10, 30)), jnp.float32((10, 30)), (1, 1)) / 2,
+        rtol=1e-6,
+    )
+    with pytest.raises(ValueError, match="no latencies for the MoE layer b"):
+        routing_loss(routing, {"a": (1, 1)})
+
+
+def test_shares_of_the_shift_expert_are_by_layer():
+    assert shift_shares({"a": {"b": {"tokens": jnp.float32((30, 10))}}}) == {"a/b": 0.25}
 
 
 def test_the_routing_loss_of_one_layer_is_its_own():

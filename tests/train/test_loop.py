@@ -61,13 +61,22 @@ def test_a_checkpoint_is_reparameterized_where_the_config_says_so(run, tmp_path)
     config = tiny_config(steps=2)
     config.init_from = str(workdir / "model")
     config.model.update({"attention": "ecoformer,msa,msa,msa", "mlp": "moe,dense,dense,dense"})
+    file = tmp_path / "latencies.json"
+    latencies = {"stage1/block1/mlp/fc1": (3.0, 1.0), "stage1/block1/mlp/fc2": (1.0, 2.0)}
+    file.write_text(
+        json.dumps({"layers": [{"name": name, "latencies": pair} for name, pair in latencies.items()]})
+    )
+    config.train.latencies = (str(file),)
     metrics = train_and_evaluate(config, tmp_path / "student")
+    written = json.loads((tmp_path / "student" / "config.json").read_text())["train"]["latencies"]
+    assert {name: tuple(pair) for name, pair in written} == latencies
     model, variables, _ = sav.load_model(tmp_path / "student" / "model")
     assert model.attention == ("ecoformer", "msa", "msa", "msa")
     layers = {f"stage1/block1/mlp/fc{number}" for number in (1, 2)}
     assert metrics["shift_share"].keys() == layers
     assert all(0 <= share <= 1 for share in metrics["shift_share"].values())
     assert metrics["history"][-1]["balance_loss"] > 0
+    assert {f"shift_share/{name}" for name in layers} < metrics["history"][-1].keys()
     # The hash was learned from tokens: a random one has negative means of a kernel that is never negative.
     assert (
         min(

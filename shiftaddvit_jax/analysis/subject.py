@@ -1,0 +1,115 @@
+"""What pictures and pages are about: a model, its variables, and what its folder says of its training."""
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+from jaxtyping import Float, PyTree, UInt8
+
+from shiftaddvit_jax.checkpoints import load_model
+from shiftaddvit_jax.data import load_dataset
+from shiftaddvit_jax.data.pipeline import normalize, resize
+from shiftaddvit_jax.data.sources import decode_file
+from shiftaddvit_jax.nn.kernels import is_packed
+from shiftaddvit_jax.pack import pack
+
+Pixels = UInt8[np.ndarray, "batch side side 3"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and what is known of it.
+
+    Attributes:
+      name: for people.
+      model: from `create_model` or `reparameterize`.
+      variables: its variables, packed or not.
+      is_trained: whether they are more than random numbers.
+      description: what was saved with it, such as ``top1`` and ``class_names``.
+      history: what its training logged, empty where there is no log.
+      data: ``source`` and ``path`` of what it was trained on, None where that is unknown.
+    """
+
+    name: str
+    model: nn.Module
+    variables: PyTree
+    is_trained: bool = True
+    description: Mapping[str, Any] | None = None
+    history: Sequence[Mapping[str, float]] = ()
+    data: tuple[str, str] | None = None
+
+    @property
+    def top1(self) -> float | None:
+        """Its accuracy on held-out images, a share; None where no one measured it."""
+        return (self.description or {}).get("top1")
+
+    def for_inference(self) -> tuple[nn.Module, PyTree]:
+        """Model and variables as inference runs them fastest: shift layers packed."""
+        shifts = {*self.model.mlp, *self.model.projections} & {"shift", "moe"}
+        if not shifts or is_packed(self.variables["params"]) or self.model.primitives.weight_bits > 5:
+            return self.model, self.variables
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what packing loses is `shiftaddvit pack`'s to say
+            return self.model, pack(self.model, self.variables)
+
+
+def load_subject(folder: str | Path) -> Subject:
+    """What a checkpoint's folder and that of the run around it hold; ``folder`` is either of them.
+
+    Raises:
+      ValueError: neither there.
+    """
+    folder = Path(folder).absolute()
+    if not (folder / "model.json").is_file() and (folder / "model" / "model.json").is_file():
+        folder = folder / "model"
+    model, variables, description = load_model(folder)
+    run, config, history = folder.parent, None, ()
+    if folder.name == "model" and (run / "config.json").is_file():
+        config = json.loads((run / "config.json").read_text())["data"]
+        if (run / "history.json").is_file():
+            history = json.loads((run / "history.json").read_text())
+    return Subject(
+        run.name if folder.name == "model" else folder.name,
+        model,
+        variables,
+        description=description,
+        history=history,
+        data=config and (config["source"], config["path"]),
+    )
+
+
+def distinct_names(subjects: Sequence[Subject]) -> list[Subject]:
+    """``subjects``, those after the first of a name with a number behind it."""
+    renamed: dict[str, Subject] = {}
+    for subject in subjects:
+        names = (subject.name, *(f"{subject.name} ({number})" for number in range(2, len(subjects) + 1)))
+        name = next(name for name in names if name not in renamed)
+        renamed[name] = replace(subject, name=name)
+    return list(renamed.values())
+
+
+def example_pixels(subject: Subject, count: int, files: Sequence[str | Path] = ()) -> Pixels:
+    """Images of the subject's size: ``files``, or else the first held-out ones of its data, one a class.
+
+    Raises:
+      ValueError: no files where the data is not known, or files that are no images.
+    """
+    side = subject.model.image_size
+    if files:
+        return np.stack([resize(decode_file(Path(file)), side) for file in files])
+    if subject.data is None:
+        raise ValueError(f"{subject.name} does not say what it was trained on; give images with --images")
+    examples = load_dataset(*subject.data).test
+    first = {int(label): index for index, label in reversed(list(enumerate(examples.labels)))}
+    chosen = [first[label] for label in sorted(first)][:count]
+    return np.stack([resize(examples[index]["image"], side) for index in chosen])
+
+
+def as_inputs(pixels: Pixels) -> Float[np.ndarray, "batch side side 3"]:
+    """Pixels as a model takes them."""
+    return normalize(pixels)
