@@ -148,7 +148,7 @@ def prepare_layers(layers: Sequence[Layer], threads: int) -> None:
 
 def few_rows(rows, linear: Linear):
     """Whether `by_columns` suits a layer better than tiles of rows: its weights are what fills the cache."""
-    return rows < 2 * linear.inputs
+    return rows < 2 * min(linear.inputs, linear.outputs)
 
 
 def by_columns(

@@ -18,7 +18,7 @@ from kernels_tvm.library import Kernel
 SIZES = pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (67, 150)])
 SHIFTS = pytest.mark.parametrize("shifts", [False, True], ids=["products", "shifts"])
 SEEDS = st.integers(0, 2**16)
-ROWS = st.integers(1, 90)
+ROWS = st.integers(1, 200)
 
 
 def run(run_kernel, target, linear, x, parameters, **keywords):
