@@ -28,7 +28,7 @@ from kernels_tvm.emit import (
 )
 from kernels_tvm.linear import Layer, prepare_layers
 from kernels_tvm.mlp import part
-from kernels_tvm.normalization import layer_norm_row
+from kernels_tvm.normalization import load_normalized
 from kernels_tvm.targets import Target
 
 MIXED_ROWS = 8  # tokens that share the rows of the context that they add
@@ -92,14 +92,7 @@ def projection(attention, buffers, place: Callable, x, qkv) -> tuple[Callable, C
 
     def load_row(row, buffer, offset):
         image, token = place(row)
-        layer_norm_row(
-            lambda column: x[image, token, lanes(column)],
-            attention.channels,
-            buffers["norm_scale"],
-            buffers["norm_bias"],
-            attention.epsilon,
-            lambda column, value: T.buffer_store(buffer, value, [lanes(offset + column)]),
-        )
+        load_normalized(x, image, token, attention.channels, buffers, attention.epsilon, buffer, offset)
 
     def store(row, column, value, lanes_):
         image, token = place(row)

@@ -1,8 +1,8 @@
 """The MLP of a block: x + fc2(gelu(depthwise(fc1(norm(x))))).
 
-Where there are more tokens than channels, in one pass over the tokens. Each thread walks down a band of the
-grid, a strip of rows at a time: the strip's hidden activations stay in its cache, two rows of them for the
-next strip's convolution. Only at the border between two bands are rows expanded twice.
+Where tokens outnumber channels (see `few_rows`), in one pass over the tokens. Each thread walks down a band
+of the grid, a strip of rows at a time: the strip's hidden activations stay in its cache, two rows of them for
+the next strip's convolution. Only at the border between two bands are rows expanded twice.
 
 Elsewhere weights are what fills the cache, so the outputs of both layers are cut among the threads.
 """
@@ -13,7 +13,7 @@ from kernels_tvm.depthwise_conv import convolve_tokens
 from kernels_tvm.descriptions import LANES, Mlp
 from kernels_tvm.emit import Arguments, constant, gelu, kernel, lanes, scratch, split, store_lanes
 from kernels_tvm.linear import Layer, by_columns, few_rows, prepare_layers
-from kernels_tvm.normalization import layer_norm_row
+from kernels_tvm.normalization import load_normalized
 from kernels_tvm.targets import Target
 
 
@@ -57,8 +57,8 @@ def _by_columns(target, threads, mlp):
                 line, column = split(token, width)
                 return T.bind(image * padded + line * padded_width + column)
 
-            def load_normalized(row, buffer, offset):
-                _load_normalized(mlp, buffers, x, *place(row), buffer, offset)
+            def load_row(row, buffer, offset):
+                load_normalized(x, *place(row), channels, buffers, mlp.epsilon, buffer, offset)
 
             def store_expanded(row, column, value, lanes_):
                 value = T.max(value, constant(0)) if mlp.relu else value
@@ -66,7 +66,7 @@ def _by_columns(target, threads, mlp):
                 T.buffer_store(expanded, value, [lanes(at * hidden + column)])
 
             by_columns(
-                target, threads, mlp.fc1, part(buffers, "fc1_"), limit, count, load_normalized, store_expanded
+                target, threads, mlp.fc1, part(buffers, "fc1_"), limit, count, load_row, store_expanded
             )
             with T.parallel(0, T.floordiv(count, group)) as turn_:
                 row = T.bind(turn_ * group)
@@ -84,17 +84,6 @@ def _by_columns(target, threads, mlp):
             by_columns(target, threads, mlp.fc2, part(buffers, "fc2_"), limit, count, load_activated, store)
 
     return kernel(body)
-
-
-def _load_normalized(mlp, buffers, x, image, token, buffer, offset):
-    layer_norm_row(
-        lambda column: x[image, token, lanes(column)],
-        mlp.fc1.inputs,
-        buffers["norm_scale"],
-        buffers["norm_bias"],
-        mlp.epsilon,
-        lambda column, value: T.buffer_store(buffer, value, [lanes(offset + column)]),
-    )
 
 
 def _activate(mlp, buffers, expanded, place, group, padded_width, buffer, offset):
@@ -154,9 +143,9 @@ def _by_strips(target, threads, mlp):
                 _clear_rows(between, kept, start, padded_width * hidden)
                 _clear_rows(between, stop, strip + 2 * margin, padded_width * hidden)
 
-                def load_normalized(row, buffer, offset):
+                def load_row(row, buffer, offset):
                     token = T.bind((above + start) * width + row)
-                    _load_normalized(mlp, buffers, x, image, token, buffer, offset)
+                    load_normalized(x, image, token, channels, buffers, mlp.epsilon, buffer, offset)
 
                 def store_hidden(row, column, value, lanes_):
                     value = T.max(value, constant(0)) if mlp.relu else value
@@ -167,7 +156,7 @@ def _by_strips(target, threads, mlp):
                 fc1.tile(
                     (strip + 2 * margin) * width,
                     T.bind(T.max(stop - start, 0) * width),
-                    load_normalized,
+                    load_row,
                     store_hidden,
                 )
 

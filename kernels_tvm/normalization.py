@@ -31,6 +31,18 @@ def layer_norm_row(load, channels: int, scale, bias, epsilon: float, write) -> N
         write(vector * LANES, value)
 
 
+def load_normalized(x, image, token, channels: int, buffers: dict, epsilon: float, buffer, offset) -> None:
+    """Write a token's row of ``x`` to scratch memory, normalized by the kernel's own LayerNorm."""
+    layer_norm_row(
+        lambda column: x[image, token, lanes(column)],
+        channels,
+        buffers["norm_scale"],
+        buffers["norm_bias"],
+        epsilon,
+        lambda column, value: T.buffer_store(buffer, value, [lanes(offset + column)]),
+    )
+
+
 def layer_norm_kernel(target: Target, threads: int, norm: LayerNorm):
     """From x [rows, channels] and the parameters to y, like x."""
 

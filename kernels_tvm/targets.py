@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -91,16 +92,16 @@ TARGETS = (
 )
 
 
-def named_target(name: str) -> Target:
-    """The target of that name.
+def named_target(name: str, targets: Sequence = TARGETS):
+    """The one of ``targets`` that has that name.
 
     Raises:
       ValueError: unknown name.
     """
-    for target in TARGETS:
+    for target in targets:
         if target.name == name:
             return target
-    raise ValueError(f"unknown target {name!r}; choose among {', '.join(t.name for t in TARGETS)}")
+    raise ValueError(f"unknown target {name!r}; choose among {', '.join(t.name for t in targets)}")
 
 
 @cache

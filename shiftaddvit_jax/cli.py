@@ -662,12 +662,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     description = "What a model computes and what energy that takes, module by module."
     command = add("report", report, description)
-    command.add_argument(
-        "model", nargs="?", metavar="CHECKPOINT_OR_MODEL", help="a checkpoint's folder or a model's name"
-    )
-    for name in ("attention", "mlp", "projections"):
-        command.add_argument(f"--{name}", metavar="KIND", help="instead of the model's own")
-    command.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")
+    _add_subject(command, nargs="?")
     command.add_argument("--batch", type=int, default=1, metavar="N", help="images (default: %(default)s)")
     command.add_argument(
         "--number-format", choices=FORMATS, help="for energies; default: those that the model computes in"
@@ -711,12 +706,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     description = "Time both experts of each mixture here, for a balancing loss that follows them."
     command = add("measure-latency", measure_experts, description)
-    command.add_argument(
-        "model", metavar="CHECKPOINT_OR_MODEL", help="a checkpoint's folder or a model's name"
-    )
-    for name in ("attention", "mlp", "projections"):
-        command.add_argument(f"--{name}", metavar="KIND", help="instead of the model's own")
-    command.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")
+    _add_subject(command)
     command.add_argument(
         "--activations",
         choices=("float", "int8"),
@@ -780,6 +770,16 @@ def _add_kinds(command: argparse.ArgumentParser) -> None:
         default="float",
         help="of shift layers; default: %(default)s",
     )
+    command.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")
+
+
+def _add_subject(command: argparse.ArgumentParser, **settings) -> None:
+    """The checkpoint or model that a command is about; ``settings`` of that argument."""
+    command.add_argument(
+        "model", metavar="CHECKPOINT_OR_MODEL", help="a checkpoint's folder or a model's name", **settings
+    )
+    for name in ("attention", "mlp", "projections"):
+        command.add_argument(f"--{name}", metavar="KIND", help="instead of the model's own")
     command.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")
 
 

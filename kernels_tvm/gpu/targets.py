@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from kernels_tvm.targets import named_target
+
 
 @dataclass(frozen=True)
 class GpuTarget:
@@ -83,10 +85,7 @@ def gpu_target(name: str) -> GpuTarget:
     Raises:
       ValueError: unknown name.
     """
-    for target in GPU_TARGETS:
-        if target.name == name:
-            return target
-    raise ValueError(f"unknown target {name!r}; choose among {', '.join(t.name for t in GPU_TARGETS)}")
+    return named_target(name, GPU_TARGETS)
 
 
 @dataclass(frozen=True)
