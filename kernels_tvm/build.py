@@ -1,6 +1,7 @@
 """From TIR to machine code."""
 
 import tvm
+import tvm_ffi
 from tvm import tirx
 from tvm.tirx import compilation_pipeline
 
@@ -21,6 +22,18 @@ def compile_kernel(function, target: Target):
         return tvm.compile(module, target=plain, tir_pipeline="shiftaddvit")
 
 
+@tirx.transform.prim_func_pass(opt_level=0)
+def _keep_local_on_stack(function, module, context):
+    """Leave local buffers to LLVM, for registers; TVM allocates all but small global ones on the heap."""
+
+    def keep(allocation):
+        if allocation.buffer.scope() != "local":
+            return allocation
+        return tirx.AllocBuffer(allocation.buffer, {"disable_lower_builtin": tirx.const(1, "int32")})
+
+    return tvm_ffi.structural_map(function, (tirx.AllocBuffer, keep))
+
+
 def _pipeline():
     # What the kernels need of TVM's default pipeline: they are emitted as loops, so its scheduling passes
     # have nothing to do, and one of them, CompactBufferAllocation, loses buffers.
@@ -28,6 +41,7 @@ def _pipeline():
         [
             tirx.transform.FlattenBuffer(),
             tirx.transform.StorageRewrite(),
+            _keep_local_on_stack,
             tirx.transform.StmtSimplify(),
             tirx.transform.AnnotateEntryFunc(),
             tirx.transform.SplitHostDevice(),
