@@ -70,7 +70,9 @@ def _by_columns(target, threads, mlp):
             )
             with T.parallel(0, T.floordiv(count, group)) as turn_:
                 row = T.bind(turn_ * group)
-                _activate(mlp, buffers, expanded, corner(row), group, padded_width, activated, row * hidden)
+                _activate(
+                    target, mlp, buffers, expanded, corner(row), group, padded_width, activated, row * hidden
+                )
 
             def load_activated(row, buffer, offset):
                 with T.serial(0, hidden // LANES) as vector:
@@ -86,13 +88,13 @@ def _by_columns(target, threads, mlp):
     return kernel(body)
 
 
-def _activate(mlp, buffers, expanded, place, group, padded_width, buffer, offset):
+def _activate(target, mlp, buffers, expanded, place, group, padded_width, buffer, offset):
     """GELU of ``group`` neighbours from ``place`` on, after the convolution, if any."""
     hidden = mlp.fc1.outputs
     if not mlp.grid:
         with T.serial(0, hidden // LANES) as vector:
             value = expanded[lanes(place * hidden + vector * LANES)]
-            T.buffer_store(buffer, gelu(value), [lanes(offset + vector * LANES)])
+            T.buffer_store(buffer, gelu(target, value), [lanes(offset + vector * LANES)])
         return
     convolve_tokens(
         expanded,
@@ -103,7 +105,7 @@ def _activate(mlp, buffers, expanded, place, group, padded_width, buffer, offset
         buffers["conv_kernel"],
         buffers["conv_bias"],
         lambda member, column, value: T.buffer_store(
-            buffer, gelu(value), [lanes(offset + member * hidden + column)]
+            buffer, gelu(target, value), [lanes(offset + member * hidden + column)]
         ),
     )
 
@@ -163,7 +165,7 @@ def _by_strips(target, threads, mlp):
                 def load_activated(row, buffer, offset):
                     line, beside = split(row, width)
                     place = T.bind(line * padded_width + beside)
-                    _activate(mlp, buffers, between, place, group, padded_width, buffer, offset)
+                    _activate(target, mlp, buffers, between, place, group, padded_width, buffer, offset)
 
                 def store(row, column, value, lanes_):
                     token = T.bind((above + margin) * width + row)

@@ -26,6 +26,7 @@ class Target:
       sums: vectors of 16 sums that registers hold besides what is added to them.
       strip_bytes: hidden activations that a thread keeps in its cache.
       convolved_tokens: how many neighbours a depthwise convolution computes at once.
+      tables: whether an instruction looks numbers up in a table of 32 that two registers hold.
       dot: the instruction that multiplies int8 numbers and adds the products to an int32. ``"amx"`` has
         matrix registers, for bfloat16 numbers too.
     """
@@ -39,6 +40,7 @@ class Target:
     sums: int
     strip_bytes: int
     convolved_tokens: int
+    tables: bool
     dot: Dot
 
     @property
@@ -63,6 +65,7 @@ _WIDE = {
     "sums": 24,
     "strip_bytes": 512 * 1024,
     "convolved_tokens": 7,
+    "tables": True,
 }
 _NARROW = {
     "float_tile": (6, 16),
@@ -70,6 +73,7 @@ _NARROW = {
     "sums": 6,
     "strip_bytes": 320 * 1024,
     "convolved_tokens": 2,
+    "tables": False,
 }
 
 _AMX = _AVX512 | {"avx512_vnni", "amx_tile", "amx_int8", "amx_bf16"}
