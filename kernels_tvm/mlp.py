@@ -149,10 +149,12 @@ def _by_strips(target, threads, mlp):
                     token = T.bind((above + start) * width + row)
                     load_normalized(x, image, token, channels, buffers, mlp.epsilon, buffer, offset)
 
-                def store_hidden(row, column, value, lanes_):
-                    value = T.max(value, constant(0)) if mlp.relu else value
+                def place_hidden(row):
                     line, beside = split(row, width)
-                    place = (start + line) * padded_width + beside + margin
+                    return T.bind((start + line) * padded_width + beside + margin)
+
+                def store_hidden(place, column, value, lanes_):
+                    value = T.max(value, constant(0)) if mlp.relu else value
                     T.buffer_store(between, value, [lanes(place * hidden + column)])
 
                 fc1.tile(
@@ -160,6 +162,7 @@ def _by_strips(target, threads, mlp):
                     T.bind(T.max(stop - start, 0) * width),
                     load_row,
                     store_hidden,
+                    place=place_hidden,
                 )
 
                 def load_activated(row, buffer, offset):
