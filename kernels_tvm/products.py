@@ -10,7 +10,7 @@ from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.decoding import quantize_row
 from kernels_tvm.descriptions import LANES, round_up
-from kernels_tvm.emit import constant, lanes, local, scratch, splat, when
+from kernels_tvm.emit import constant, lanes, local, otherwise, scratch, splat, when
 from kernels_tvm.targets import Target
 
 SHIFTED_ROWS = 4  # computed together by shifts: their counts, signs and masks take registers too
@@ -343,19 +343,26 @@ def _amx_load(register, buffer, at, stride_bytes):
 
 
 def _amx_blocks(count, columns, sums, compute: Callable, finish: Callable):
-    """32 rows and up to 32 columns at a time: ``compute(first row)`` leaves sums in registers 0 to 3."""
+    """Up to 32 rows and 32 columns at a time.
+
+    ``compute(first row, tiles)`` adds the products of 16 rows, or 32, to registers 0 to 3, two for each tile.
+    """
     vectors = columns // LANES
     with T.serial(0, T.ceildiv(count, 2 * AMX_ROWS)) as block:
         first = T.bind(block * 2 * AMX_ROWS)
-        for i in range(2):
-            for j in range(vectors):
-                _amx("tilezero", 2 * i + j)
-        compute(first)
-        for i in range(2):
-            for j in range(vectors):
-                address = T.address_of(sums[i * AMX_ROWS * columns + j * LANES])
-                _amx("tilestored64", 2 * i + j, address, T.int64(4 * columns))
-        with T.serial(0, T.min(2 * AMX_ROWS, count - first)) as row:
+        rows = T.bind(T.min(2 * AMX_ROWS, count - first))
+        many = T.bind(rows > AMX_ROWS)
+        for condition, tiles in ((when, 2), (otherwise, 1)):
+            with condition(many):
+                for i in range(tiles):
+                    for j in range(vectors):
+                        _amx("tilezero", 2 * i + j)
+                compute(first, tiles)
+                for i in range(tiles):
+                    for j in range(vectors):
+                        address = T.address_of(sums[i * AMX_ROWS * columns + j * LANES])
+                        _amx("tilestored64", 2 * i + j, address, T.int64(4 * columns))
+        with T.serial(0, rows) as row:
             for j in range(vectors):
                 finish(first + row, j, sums[lanes(row * columns + j * LANES)])
 
@@ -366,12 +373,12 @@ def _amx_float_product(x, count, panels, panel, columns, finish):
     sums = scratch(2 * AMX_ROWS * columns)
     products = [(0, 0), (1, 0)] if len(panels.parts) == 1 else [(1, 0), (0, 0), (0, 1)]
 
-    def compute(first):
+    def compute(first, tiles):
         with T.serial(0, panels.pairs // AMX_ROWS) as chunk:
             held = (None, None)
             for x_part, weight_part in products:
                 if x_part != held[0]:
-                    for i in range(2):
+                    for i in range(tiles):
                         at = (first + i * AMX_ROWS) * x.stride + chunk * (AMX_BF16_INPUTS // 2)
                         _amx_load(4 + i, x.parts[x_part], at, 4 * x.stride)
                 if weight_part != held[1]:
@@ -379,7 +386,7 @@ def _amx_float_product(x, count, panels, panel, columns, finish):
                         at = start + chunk * (AMX_ROWS * columns) + j * LANES
                         _amx_load(6 + j, panels.parts[weight_part], at, 4 * columns)
                 held = (x_part, weight_part)
-                for i in range(2):
+                for i in range(tiles):
                     for j in range(vectors):
                         _amx("tdpbf16ps", 2 * i + j, 4 + i, 6 + j)
 
@@ -390,15 +397,15 @@ def _amx_int8_product(x, count, panels, start, offset, columns, finish):
     vectors = columns // LANES
     sums = scratch(2 * AMX_ROWS * columns, "int32")
 
-    def compute(first):
+    def compute(first, tiles):
         with T.serial(0, panels.inputs // AMX_INT8_INPUTS) as chunk:
-            for i in range(2):
+            for i in range(tiles):
                 at = (first + i * AMX_ROWS) * x.width + chunk * AMX_INT8_INPUTS
                 _amx_load(4 + i, x.whole, at, x.width)
             for j in range(vectors):
                 at = start + (chunk * (AMX_ROWS * columns) + j * LANES) * 4
                 _amx_load(6 + j, panels.weights, at, 4 * columns)
-            for i in range(2):
+            for i in range(tiles):
                 for j in range(vectors):
                     _amx("tdpbusd", 2 * i + j, 4 + i, 6 + j)
 
