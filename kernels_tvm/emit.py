@@ -5,6 +5,7 @@ Kernels are Python functions that emit TVM's TIR through its IRBuilder. A Python
 registers that there are, and the tiles in `kernels_tvm.targets` keep what is cut in registers.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -91,6 +92,23 @@ def fold(vector, combine: Callable, dtype: str = "float32", count: int = LANES):
         halves = buffer[lanes(0, count)], buffer[lanes(count, count)]
         T.buffer_store(buffer, combine(*halves), [lanes(0, count)])
     return T.bind(combine(buffer[0], buffer[1]))
+
+
+ACCUMULATORS = 4  # at once: each waits for its last addition
+
+
+def accumulate(count: int, load: Callable, combine: Callable, dtype: str = "float32"):
+    """The scalar that ``combine`` makes of all lanes of load(0), ... load(count - 1), starting from 0."""
+    chains = max(number for number in range(1, ACCUMULATORS + 1) if count % number == 0)
+    totals = local(chains * LANES, dtype)
+    for chain in range(chains):
+        T.buffer_store(totals, splat(getattr(T, dtype)(0)), [lanes(chain * LANES)])
+    with T.serial(0, count // chains) as block:
+        for chain in range(chains):
+            at = lanes(chain * LANES)
+            T.buffer_store(totals, combine(totals[at], load(block * chains + chain)), [at])
+    vectors = [totals[lanes(chain * LANES)] for chain in range(chains)]
+    return fold(functools.reduce(combine, vectors), combine, dtype)
 
 
 def split(index, size: int):

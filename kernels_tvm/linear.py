@@ -4,7 +4,6 @@ The kernels that contain linear layers emit them from here: they say where rows 
 go. Packed weights are decoded once a call, by all threads, into the form that the products read.
 """
 
-import functools
 import operator
 from collections.abc import Callable, Sequence
 
@@ -14,8 +13,7 @@ from kernels_tvm.decoding import decode_float, decode_int8, decode_shifts, power
 from kernels_tvm.descriptions import LANES, Linear, round_up
 from kernels_tvm.emit import (
     RowTiles,
-    constant,
-    fold,
+    accumulate,
     lanes,
     local,
     otherwise,
@@ -37,8 +35,6 @@ from kernels_tvm.products import (
     shift_product,
 )
 from kernels_tvm.targets import Target
-
-DOT_SUMS = 4
 
 
 class Layer:
@@ -214,17 +210,13 @@ def apply_layer(
 
 
 def _dot(x, base, y, size):
-    """The product of two rows, in as many sums as hide the latency of an addition."""
-    vectors = size // LANES
-    count = max(number for number in range(1, DOT_SUMS + 1) if vectors % number == 0)
-    sums = local(count * LANES)
-    for i in range(count):
-        T.buffer_store(sums, constant(0), [lanes(i * LANES)])
-    with T.serial(0, vectors // count) as block:
-        for i in range(count):
-            at, total = (block * count + i) * LANES, lanes(i * LANES)
-            T.buffer_store(sums, sums[total] + x[lanes(base + at)] * y[lanes(at)], [total])
-    return fold(functools.reduce(operator.add, [sums[lanes(i * LANES)] for i in range(count)]), operator.add)
+    """The product of two rows."""
+
+    def product(vector):
+        at = vector * LANES
+        return x[lanes(base + at)] * y[lanes(at)]
+
+    return accumulate(size // LANES, product, operator.add)
 
 
 def _for_each_panel(panels, share: tuple | None, body: Callable) -> None:
