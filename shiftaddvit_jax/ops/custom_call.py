@@ -26,7 +26,7 @@ def unavailable() -> str | None:
     if on_gpu() and gpu_target() is None:
         return "this GPU is not among the kernels' targets"
     if on_gpu():
-        wanted = "TVM finds no CUDA runtime (pip install 'shiftaddvit-jax[gpu]')"
+        wanted = "TVM finds no CUDA 13 runtime (pip install 'shiftaddvit-jax[gpu]'; driver 580 or newer)"
         return None if gpu_library.has_runtime() else wanted
     if library.host_target() is None:
         return "this CPU is not among the kernels' targets"

@@ -51,7 +51,7 @@ def test_without_a_cuda_runtime_xla_runs_and_tvm_says_what_to_install(monkeypatc
     monkeypatch.setattr(library, "has_runtime", lambda: False)
     packed = packed_layer("float")
     assert "shiftaddvit." not in jax.jit(lambda x: packed_product(x, packed, 20)).lower(X).as_text()
-    with pytest.raises(ValueError, match=r"finds no CUDA runtime \(pip install 'shiftaddvit-jax\[gpu"):
+    with pytest.raises(ValueError, match=r"finds no CUDA 13 runtime \(pip install 'shiftaddvit-jax\[gpu"):
         packed_product(X, packed, 20, implementation="tvm")
 
 
