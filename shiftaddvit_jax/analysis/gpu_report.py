@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels_tvm.descriptions import Binarize, DepthwiseConv, HammingProduct, Linear, MatAdd
+from kernels_tvm.descriptions import Binarize, DepthwiseConv, HammingProduct, Linear, MatAdd, round_up
 from kernels_tvm.gpu.build import Resources, compile_cubin, compile_ptx, nvcc, source
 from kernels_tvm.gpu.library import emit, scratch
 from kernels_tvm.gpu.targets import (
@@ -28,6 +28,7 @@ from kernels_tvm.library import Kernel
 from shiftaddvit_jax.progress import track
 
 Arrays = list[tuple[tuple[int, ...], str]]
+WARP, PARTS = 32, 4  # threads of a warp, parts of a multiprocessor
 
 
 class Case(NamedTuple):
@@ -157,18 +158,21 @@ def dense_bound(gpu: Gpu, shape: tuple[int, int, int, int]) -> float:
 def occupancy(target: GpuTarget, threads: int, launch: Resources) -> float:
     """Which share of a multiprocessor's threads blocks of a launch can fill.
 
-    Registers are given out by 8 to a thread; on compute capability 8.0 and newer each block takes another
-    KiB of shared memory (CUDA occupancy calculator).
+    As NVIDIA's ``cuda_occupancy.h`` (CUDA 13) computes it: registers are given out by 256 to a warp, in each
+    of the four parts of a multiprocessor; shared memory by 256 bytes to a block, and from compute capability
+    8.0 on by 128, with a KiB more for the system.
     """
-    registers = -(-launch.registers // 8) * 8 * threads
-    reserved = 1024 if target.capability >= 80 else 0
+    newer = target.capability >= 80
+    warps = -(-threads // WARP)
+    registers = round_up(launch.registers * WARP, 256)
+    shared = round_up(launch.shared_memory + (1024 if newer else 0), 128 if newer else 256)
     blocks = min(
-        target.multiprocessor_registers // registers,
-        target.multiprocessor_shared_memory // max(launch.shared_memory + reserved, 1),
-        target.multiprocessor_threads // threads,
+        PARTS * (target.multiprocessor_registers // PARTS // registers) // warps,
+        target.multiprocessor_shared_memory // max(shared, 1),
+        target.multiprocessor_threads // (warps * WARP),
         target.multiprocessor_blocks,
     )
-    return blocks * threads / target.multiprocessor_threads
+    return blocks * warps * WARP / target.multiprocessor_threads
 
 
 _KINDS = (  # the first that fits
