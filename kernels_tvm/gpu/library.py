@@ -105,13 +105,21 @@ def load_cuda() -> bool:
         return tvm.get_global_func("ffi.Module.load_from_bytes.cuda", allow_missing=True) is not None
 
     if not loaded():
-        spec = importlib.util.find_spec("nvidia")  # the package that NVIDIA's wheels share
-        wheels = spec.submodule_search_locations if spec else []
-        runtimes = [path for root in wheels for path in Path(root).glob(f"*/lib/{CUDART}")]
+        runtimes = files_of_wheels(f"*/lib/{CUDART}")
         with contextlib.suppress(OSError):  # there is no runtime, or no driver
             for library in (*runtimes, Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"):
                 ctypes.CDLL(str(library))
     return loaded()
+
+
+def files_of_wheels(pattern: str) -> list[Path]:
+    """What NVIDIA's wheels have installed, such as ``*/include``."""
+    spec = importlib.util.find_spec("nvidia")  # the package that they share
+    return (
+        [path for root in spec.submodule_search_locations for path in Path(root).glob(pattern)]
+        if spec
+        else []
+    )
 
 
 def cubin(code: str, target: GpuTarget) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels_tvm.descriptions import Binarize, DepthwiseConv, HammingProduct, Linear, MatAdd, round_up
-from kernels_tvm.gpu.build import Resources, compile_cubin, compile_ptx, nvcc, source
+from kernels_tvm.gpu.build import Resources, compile_cubin, compile_ptx, disassemble, nvcc, source
 from kernels_tvm.gpu.library import emit, scratch
 from kernels_tvm.gpu.targets import (
     GPUS,
@@ -189,17 +189,39 @@ _KINDS = (  # the first that fits
 )
 
 
+_MACHINE_KINDS = (
+    ("shared memory", r"(LDS|STS|LDSM|ATOMS)\b"),
+    ("global memory", r"(LD|ST|LDG|STG|LDC|ULDC|LDL|STL)\b"),
+    ("tensor", r"[IBH]MMA"),
+    ("dot product", r"IDP"),
+    ("popcount", r"U?POPC"),
+    ("float multiply", r"(FFMA|FMUL)"),
+    ("float", r"(F[A-Z]|MUFU|I2F)"),
+    ("barrier or branch", r"(BAR|BRA|BSSY|BSYNC|WARPSYNC|CALL|RET|EXIT|NOP)\b"),
+    ("integer multiply", r"U?IMAD(?!\.(MOV|SHL|IADD))"),
+    ("integer and logic", r""),
+)
+
+
 def instruction_mix(ptx: str) -> dict[str, dict[str, int]]:
     """How many instructions of each kind the text of each launch has, by the launches' names."""
-    mixes = {}
-    for name, body in re.findall(r"\.entry (\w+)\(.*?\n\{(.*?)\n\}", ptx, re.DOTALL):
-        instructions = re.findall(r"^\s+(?:@!?%\w+\s+)?([a-z]\w*[.\w:]*)[^\n]*;", body, re.MULTILINE)
-        kinds = Counter(
-            next(kind for kind, pattern in _KINDS if re.match(pattern, instruction))
-            for instruction in instructions
-        )
-        mixes[name] = dict(kinds)
-    return mixes
+    launches = re.findall(r"\.entry (\w+)\(.*?\n\{(.*?)\n\}", ptx, re.DOTALL)
+    return {
+        name: _count(r"^\s+(?:@!?%\w+\s+)?([a-z]\w*[.\w:]*)[^\n]*;", body, _KINDS) for name, body in launches
+    }
+
+
+def machine_mix(sass: str) -> dict[str, dict[str, int]]:
+    """The same of machine code, as `disassemble` writes it, where ptxas adds and moves by IMAD too."""
+    _, *parts = re.split(r"^\.text\.(\w+):$", sass, flags=re.MULTILINE)
+    launches = zip(parts[::2], parts[1::2], strict=True)
+    instruction = r"^\s+/\*\w+\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*[.\w]*)[^\n]*;"
+    return {name: _count(instruction, body, _MACHINE_KINDS) for name, body in launches}
+
+
+def _count(instruction, body, kinds):
+    found = re.findall(instruction, body, re.MULTILINE)
+    return dict(Counter(next(kind for kind, pattern in kinds if re.match(pattern, each)) for each in found))
 
 
 def static_rows(cases: list[Case]) -> Iterator[dict[str, Any]]:
@@ -208,7 +230,8 @@ def static_rows(cases: list[Case]) -> Iterator[dict[str, Any]]:
         for gpu in GPUS:
             target = gpu_target(gpu.target)
             code = source(emit(case.kernel, target), target)
-            _, launches = compile_cubin(code, target.arch)
+            cubin, launches = compile_cubin(code, target.arch)
+            machine = machine_mix(disassemble(cubin))
             mixes = instruction_mix(compile_ptx(code, target.arch))
             threads = {
                 name: int(count) for count, name in re.findall(r"__launch_bounds__\((\d+)\) (\w+)\(", code)
@@ -229,6 +252,7 @@ def static_rows(cases: list[Case]) -> Iterator[dict[str, Any]]:
                         "spills": launch.spills,
                         "occupancy": occupancy(target, threads[name], launch),
                         "instructions": mixes[name],
+                        "machine_instructions": machine.get(name),
                     }
                     for name, launch in launches.items()
                 },

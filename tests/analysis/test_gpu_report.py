@@ -149,6 +149,41 @@ def test_instructions_are_counted_by_kind():
     }
 
 
+def test_machine_instructions_are_counted_by_kind():
+    sass = """
+.debug_frame:
+        /*0000*/ 	.byte	0xff, 0xff
+.text.first:
+.L_x_1:
+        /*0000*/                   IMAD.MOV.U32 R1, RZ, RZ, c[0x0][0x28] ;
+        /*0010*/                   IMAD R3, R3, 0x24, R2 ;
+        /*0020*/              @!P0 BRA `(.L_x_1) ;
+        /*0030*/                   LDS.128 R4, [R8] ;
+        /*0040*/              @P1  LDG.E.128 R4, desc[UR4][R8.64] ;
+        /*0050*/                   FFMA R4, R5, R6, R4 ;
+        /*0060*/                   FADD R4, R5, R6 ;
+        /*0070*/                   POPC R4, R5 ;
+        /*0080*/                   BMMA.168256.XOR.POPC R4, R8.ROW, R10.COL, R4 ;
+.text.second:
+        /*0000*/                   IDP.4A.S8.S8 R1, R2, R3, R1 ;
+        /*0010*/                   EXIT ;
+"""
+    assert gpu_report.machine_mix(sass) == {
+        "first": {
+            "integer and logic": 1,
+            "integer multiply": 1,
+            "barrier or branch": 1,
+            "shared memory": 1,
+            "global memory": 1,
+            "float multiply": 1,
+            "float": 1,
+            "popcount": 1,
+            "tensor": 1,
+        },
+        "second": {"dot product": 1, "barrier or branch": 1},
+    }
+
+
 @needs_nvcc
 def test_every_row_has_its_resources_and_no_spills():
     rows = list(gpu_report.static_rows(gpu_report.others()[1:2]))
@@ -160,3 +195,4 @@ def test_every_row_has_its_resources_and_no_spills():
         assert launch["threads"] == 256
         assert 0 < launch["occupancy"] <= 1
         assert launch["instructions"]["popcount"] == 16  # 64 x 64 products of 256 threads
+        assert launch["machine_instructions"]["popcount"] == 16
