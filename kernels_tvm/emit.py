@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -90,6 +91,12 @@ def fold(vector, combine: Callable, dtype: str = "float32", count: int = LANES):
         halves = buffer[lanes(0, count)], buffer[lanes(count, count)]
         T.buffer_store(buffer, combine(*halves), [lanes(0, count)])
     return T.bind(combine(buffer[0], buffer[1]))
+
+
+def bits_of(mask, count: int):
+    """An unsigned number of ``count`` bits (8 or 16): lane 0 of a vector of truth values is the lowest."""
+    # To LLVM a truth value is one bit; TVM's `reinterpret` has a check that counts it as more.
+    return tirx.call_intrin(f"uint{count}", "tirx.reinterpret", mask)
 
 
 def split(index, size: int):
