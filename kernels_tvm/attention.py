@@ -112,22 +112,22 @@ def _vectors(attention):
 def _normalize(attention, qkv, image, tile, start, count, sums):
     """Queries and keys over their norms, in place, and the sums of the results by head."""
     width, vectors = _vectors(attention)
-    parts = 2 * attention.heads
-    for index in range(parts):
-        T.buffer_store(sums, T.float32(0), [image, tile, index])
-    with T.serial(0, count) as row, T.serial(0, parts) as index:
-        token = start + row
+    with T.serial(0, 2 * attention.heads) as index:
+        total = local(width)
+        T.buffer_store(total, T.broadcast(T.float32(0), width), [lanes(0, width)])
+        with T.serial(0, count) as row:
+            token = T.bind(start + row)
 
-        def at(vector):
-            return lanes(index * attention.head_dim + vector * width, width)
+            def at(vector):
+                return lanes(index * attention.head_dim + vector * width, width)
 
-        values = [T.bind(qkv[image, token, at(vector)]) for vector in range(vectors)]
-        inverse = T.bind(_inverse_norm(values, width))
-        normalized = [T.bind(value * splat(inverse, width)) for value in values]
-        for vector, value in enumerate(normalized):
-            T.buffer_store(qkv, value, [image, token, at(vector)])
-        total = fold(_add_up(normalized), operator.add, count=width)
-        T.buffer_store(sums, sums[image, tile, index] + total, [image, tile, index])
+            values = [T.bind(qkv[image, token, at(vector)]) for vector in range(vectors)]
+            inverse = T.bind(_inverse_norm(values, width))
+            normalized = [T.bind(value * splat(inverse, width)) for value in values]
+            for vector, value in enumerate(normalized):
+                T.buffer_store(qkv, value, [image, token, at(vector)])
+            T.buffer_store(total, total[lanes(0, width)] + _add_up(normalized), [lanes(0, width)])
+        T.buffer_store(sums, fold(total[lanes(0, width)], operator.add, count=width), [image, tile, index])
 
 
 def _add_up(vectors):
