@@ -131,10 +131,11 @@ def _normalize(attention, qkv, image, tile, start, count, sums):
 
 
 def _add_up(vectors):
-    total = vectors[0]
-    for vector in vectors[1:]:
-        total = total + vector
-    return total
+    """Their sum, by halves: no addition waits for more than it must."""
+    if len(vectors) == 1:
+        return vectors[0]
+    half = len(vectors) // 2
+    return _add_up(vectors[:half]) + _add_up(vectors[half:])
 
 
 def _inverse_norm(values, width):
@@ -269,9 +270,9 @@ def _finish_token(attention, qkv, buffers, image, token, head, total, mixed, row
         for v in range(vectors)
     ]
     inverse = T.bind(_inverse_norm(summed, width))
-    out = local(head_dim)
+    convolved = local(head_dim)
     for v in range(vectors):
-        T.buffer_store(out, summed[v] * splat(inverse, width), [lanes(v * width, width)])
+        T.buffer_store(convolved, T.broadcast(T.float32(0), width), [lanes(v * width, width)])
     kernel_ = buffers["value_kernel"]
     reach = VALUE_TAPS // 2
     inside = T.bind(T.And(token >= reach, token < attention.tokens - reach))
@@ -280,7 +281,7 @@ def _finish_token(attention, qkv, buffers, image, token, head, total, mixed, row
         weight = T.bind(splat(kernel_[shift + reach, head], width))
         for v in range(vectors):
             at = lanes(v * width, width)
-            T.buffer_store(out, out[at] + values(shift, v) * weight, [at])
+            T.buffer_store(convolved, convolved[at] + values(shift, v) * weight, [at])
 
     with when(inside):
         for shift in range(-reach, reach + 1):
@@ -290,5 +291,5 @@ def _finish_token(attention, qkv, buffers, image, token, head, total, mixed, row
             with when(T.And(token + shift >= 0, token + shift < attention.tokens)):
                 tap(shift)
     for v in range(vectors):
-        at = lanes(row * channels + head * head_dim + v * width, width)
-        T.buffer_store(mixed, out[lanes(v * width, width)], [at])
+        result = convolved[lanes(v * width, width)] + summed[v] * splat(inverse, width)
+        T.buffer_store(mixed, result, [lanes(row * channels + head * head_dim + v * width, width)])
