@@ -317,15 +317,24 @@ def _finish_rows(rows, vectors, first, count, sums, finish):
                 finish(first + i, j, sums[lanes((i * vectors + j) * LANES)])
 
 
-def amx_begin() -> None:
-    """Shape all tile registers as 16 rows of 64 bytes. Before the products of a thread's tile of rows."""
-    shape = scratch(64, "uint8")
+def amx_begin(count) -> None:
+    """Shape the matrix registers for products of ``count`` rows.
+
+    The last two hold weights, 16 rows of 64 bytes. In the others, rows and sums have `_amx_rows` such rows:
+    an instruction takes as many cycles.
+    """
+    shape, rows = scratch(64, "uint8"), T.Cast("uint8", _amx_rows(count))
     T.buffer_store(shape, T.broadcast(T.uint8(0), 64), [lanes(0, 64)])
     T.buffer_store(shape, T.uint8(1), [0])
     for register in range(8):
         T.buffer_store(shape, T.uint8(64), [16 + 2 * register])
-        T.buffer_store(shape, T.uint8(AMX_ROWS), [48 + register])
+        T.buffer_store(shape, rows if register < 6 else T.uint8(AMX_ROWS), [48 + register])
     _amx("ldtilecfg", T.address_of(shape[0]))
+
+
+def _amx_rows(count):
+    """Rows of a matrix register: as few as make no more registers of ``count`` rows, two at a time."""
+    return T.bind(T.ceildiv(count, 2 * T.ceildiv(count, 2 * AMX_ROWS)))
 
 
 def amx_end() -> None:
@@ -343,19 +352,19 @@ def _amx_load(register, buffer, at, stride_bytes):
 
 
 def _amx_blocks(count, columns, sums, compute: Callable, finish: Callable):
-    """32 rows and up to 32 columns at a time: ``compute(first row)`` leaves sums in registers 0 to 3."""
-    vectors = columns // LANES
-    with T.serial(0, T.ceildiv(count, 2 * AMX_ROWS)) as block:
-        first = T.bind(block * 2 * AMX_ROWS)
+    """Two registers of rows, up to 32 columns: ``compute(rows of each)`` leaves sums in registers 0 to 3."""
+    vectors, rows = columns // LANES, _amx_rows(count)
+    with T.serial(0, T.ceildiv(count, 2 * rows)) as block:
+        first = T.bind(block * 2 * rows)
         for i in range(2):
             for j in range(vectors):
                 _amx("tilezero", 2 * i + j)
-        compute(first)
+        compute([first, T.bind(first + rows)])
         for i in range(2):
             for j in range(vectors):
-                address = T.address_of(sums[i * AMX_ROWS * columns + j * LANES])
+                address = T.address_of(sums[i * rows * columns + j * LANES])
                 _amx("tilestored64", 2 * i + j, address, T.int64(4 * columns))
-        with T.serial(0, T.min(2 * AMX_ROWS, count - first)) as row:
+        with T.serial(0, T.min(2 * rows, count - first)) as row:
             for j in range(vectors):
                 finish(first + row, j, sums[lanes(row * columns + j * LANES)])
 
@@ -372,7 +381,7 @@ def _amx_float_product(x, count, panels, panel, columns, finish):
             for x_part, weight_part in products:
                 if x_part != held[0]:
                     for i in range(2):
-                        at = (first + i * AMX_ROWS) * x.stride + chunk * (AMX_BF16_INPUTS // 2)
+                        at = first[i] * x.stride + chunk * (AMX_BF16_INPUTS // 2)
                         _amx_load(4 + i, x.parts[x_part], at, 4 * x.stride)
                 if weight_part != held[1]:
                     for j in range(vectors):
@@ -393,7 +402,7 @@ def _amx_int8_product(x, count, panels, start, offset, columns, finish):
     def compute(first):
         with T.serial(0, panels.inputs // AMX_INT8_INPUTS) as chunk:
             for i in range(2):
-                at = (first + i * AMX_ROWS) * x.width + chunk * AMX_INT8_INPUTS
+                at = first[i] * x.width + chunk * AMX_INT8_INPUTS
                 _amx_load(4 + i, x.whole, at, x.width)
             for j in range(vectors):
                 at = start + (chunk * (AMX_ROWS * columns) + j * LANES) * 4
