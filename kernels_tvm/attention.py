@@ -1,9 +1,10 @@
 """Linear attention in Hamming space: x + proj(attention(qkv(norm(x)))), in three passes over the tokens.
 
 The first computes queries, keys and values, normalizes queries and keys, and sums them: their means are
-the thresholds. The second adds up the values whose key has a bit set, bit by bit: the context. The third
-adds up the rows of the context whose bit is set in the query, normalizes, adds the convolution of the
-values and projects. No sum over tokens or bits multiplies.
+the thresholds. The second adds up the values whose key has a bit set: the context. The third adds up the
+rows of the context whose bit is set in the query, normalizes, adds the convolution of the values and
+projects. No sum over tokens or bits multiplies; and each looks at a few bits of a code at once, by the
+"method of four Russians": what they choose among is added up beforehand, for every number that they make.
 """
 
 import math
@@ -15,6 +16,7 @@ from tvm.script.ir_builder import tirx as T
 from kernels_tvm.descriptions import VALUE_TAPS, HammingLinear, image_tiles
 from kernels_tvm.emit import (
     Arguments,
+    bits_of,
     fold,
     kernel,
     lanes,
@@ -31,7 +33,8 @@ from kernels_tvm.mlp import part
 from kernels_tvm.normalization import load_normalized
 from kernels_tvm.targets import Target
 
-MIXED_ROWS = 8  # tokens that share the rows of the context that they add
+SUBSET_BITS = 4  # of a code that are looked at together: a subset of as many rows of the context
+SUBSETS = 1 << SUBSET_BITS
 
 
 def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear):
@@ -66,11 +69,10 @@ def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear
             _normalize(attention, qkv, image, tile, start, count, sums)
         with T.parallel(0, batch * threads) as index:
             image, number, start, count = place(index, threads, chunk)
-            _context(target, attention, qkv, sums, tiles, image, number, start, count, contexts)
+            _context(attention, qkv, sums, tiles, image, number, start, count, contexts)
         with T.parallel(0, batch * tiles) as index:
             image, tile, start, count = place(index, tiles, size)
-            context = _sum_contexts(attention, contexts, threads, image)
-            mixed = _mix(target, attention, qkv, sums, tiles, context, buffers, image, start, size, count)
+            mixed = _mix(attention, qkv, sums, tiles, contexts, threads, buffers, image, start, size, count)
 
             def load_row(row, buffer, offset):
                 with T.serial(0, channels // 16) as vector:
@@ -110,29 +112,30 @@ def _vectors(attention):
 def _normalize(attention, qkv, image, tile, start, count, sums):
     """Queries and keys over their norms, in place, and the sums of the results by head."""
     width, vectors = _vectors(attention)
-    parts = 2 * attention.heads
-    for index in range(parts):
-        T.buffer_store(sums, T.float32(0), [image, tile, index])
-    with T.serial(0, count) as row, T.serial(0, parts) as index:
-        token = start + row
+    with T.serial(0, 2 * attention.heads) as index:
+        total = local(width)
+        T.buffer_store(total, T.broadcast(T.float32(0), width), [lanes(0, width)])
+        with T.serial(0, count) as row:
+            token = T.bind(start + row)
 
-        def at(vector):
-            return lanes(index * attention.head_dim + vector * width, width)
+            def at(vector):
+                return lanes(index * attention.head_dim + vector * width, width)
 
-        values = [T.bind(qkv[image, token, at(vector)]) for vector in range(vectors)]
-        inverse = T.bind(_inverse_norm(values, width))
-        normalized = [T.bind(value * splat(inverse, width)) for value in values]
-        for vector, value in enumerate(normalized):
-            T.buffer_store(qkv, value, [image, token, at(vector)])
-        total = fold(_add_up(normalized), operator.add, count=width)
-        T.buffer_store(sums, sums[image, tile, index] + total, [image, tile, index])
+            values = [T.bind(qkv[image, token, at(vector)]) for vector in range(vectors)]
+            inverse = T.bind(_inverse_norm(values, width))
+            normalized = [T.bind(value * splat(inverse, width)) for value in values]
+            for vector, value in enumerate(normalized):
+                T.buffer_store(qkv, value, [image, token, at(vector)])
+            T.buffer_store(total, total[lanes(0, width)] + _add_up(normalized), [lanes(0, width)])
+        T.buffer_store(sums, fold(total[lanes(0, width)], operator.add, count=width), [image, tile, index])
 
 
 def _add_up(vectors):
-    total = vectors[0]
-    for vector in vectors[1:]:
-        total = total + vector
-    return total
+    """Their sum, by halves: no addition waits for more than it must."""
+    if len(vectors) == 1:
+        return vectors[0]
+    half = len(vectors) // 2
+    return _add_up(vectors[:half]) + _add_up(vectors[half:])
 
 
 def _inverse_norm(values, width):
@@ -154,90 +157,103 @@ def _threshold(attention, sums, tiles, image, index):
     return T.bind(total[0] * T.float32(1 / (attention.tokens * attention.head_dim)))
 
 
-def _block(target, vectors, total):
-    """How many of ``total`` sums of ``vectors`` vectors registers hold: a divisor of it."""
-    fits = max(1, target.sums // vectors)
-    return max(size for size in range(1, total + 1) if total % size == 0 and size <= fits)
+def _numbers(attention, qkv, image, token, first, limit):
+    """A token's code for a head whose channels start at ``first``: a number of each SUBSET_BITS bits."""
+    width, vectors = _vectors(attention)
+    numbers = []
+    for vector in range(vectors):
+        above = qkv[image, token, lanes(first + vector * width, width)] > splat(limit, width)
+        word = T.bind(T.Cast("int32", bits_of(above, width)))
+        for shift in range(0, width, SUBSET_BITS):
+            numbers.append(T.bind(T.bitwise_and(T.shift_right(word, shift), SUBSETS - 1)))
+    return numbers
 
 
-def _context(target, attention, qkv, sums, tiles, image, number, start, count, contexts):
-    """context[d] = the sum of the values of all tokens whose key has bit d."""
+def _context(attention, qkv, sums, tiles, image, number, start, count, contexts):
+    """context[d] = the sum of the values of all tokens whose key has bit d.
+
+    Values are first added up by subset, each to one of every group of bits: a bit's sum is that of the
+    subsets that it is in.
+    """
     width, vectors = _vectors(attention)
     head_dim = attention.head_dim
-    block = _block(target, vectors, head_dim)
+    groups = head_dim // SUBSET_BITS
+    collected = scratch(groups * SUBSETS * head_dim)
     with T.serial(0, attention.heads) as head:
         limit = _threshold(attention, sums, tiles, image, attention.heads + head)
-        with T.serial(0, head_dim // block) as group:
-            total = local(block * head_dim)
-            for index in range(block * vectors):
-                T.buffer_store(total, T.broadcast(T.float32(0), width), [lanes(index * width, width)])
-            with T.serial(0, count) as row:
-                token = start + row
-                first = attention.channels + head * head_dim
-                values = [
-                    T.bind(qkv[image, token, lanes(first + attention.channels + v * width, width)])
-                    for v in range(vectors)
-                ]
-                for bit in range(block):
-                    key = qkv[image, token, first + group * block + bit]
-                    is_set = T.bind(splat(key, width) > splat(limit, width))
-                    for v in range(vectors):
-                        at = lanes((bit * vectors + v) * width, width)
-                        added = T.Select(is_set, total[at] + values[v], total[at])
-                        T.buffer_store(total, added, [at])
-            for index in range(block * vectors):
-                at = (head * head_dim + group * block) * head_dim + index * width
-                T.buffer_store(
-                    contexts, total[lanes(index * width, width)], [image, number, lanes(at, width)]
-                )
+        with T.serial(0, groups * SUBSETS * vectors) as vector:
+            T.buffer_store(collected, T.broadcast(T.float32(0), width), [lanes(vector * width, width)])
+        first = T.bind(attention.channels + head * head_dim)
+        with T.serial(0, count) as row:
+            token = T.bind(start + row)
+            values = [
+                T.bind(qkv[image, token, lanes(first + attention.channels + v * width, width)])
+                for v in range(vectors)
+            ]
+            for group, subset in enumerate(_numbers(attention, qkv, image, token, first, limit)):
+                for v in range(vectors):
+                    at = lanes((group * SUBSETS + subset) * head_dim + v * width, width)
+                    T.buffer_store(collected, collected[at] + values[v], [at])
+        with T.serial(0, groups) as group:
+            for bit in range(SUBSET_BITS):
+                for v in range(vectors):
+                    total = _add_up(
+                        [
+                            collected[lanes((group * SUBSETS + subset) * head_dim + v * width, width)]
+                            for subset in range(SUBSETS)
+                            if subset >> bit & 1
+                        ]
+                    )
+                    at = ((head * groups + group) * SUBSET_BITS + bit) * head_dim + v * width
+                    T.buffer_store(contexts, total, [image, number, lanes(at, width)])
 
 
-def _sum_contexts(attention, contexts, chunks, image):
-    """The context of all tokens, [heads, head_dim, head_dim], flat."""
-    width, _ = _vectors(attention)
-    entries = attention.heads * attention.head_dim**2
-    context = scratch(entries)
-    with T.serial(0, entries // width) as index:
-        at = lanes(index * width, width)
-        total = contexts[image, 0, at]
-        for number in range(1, chunks):
-            total = total + contexts[image, number, at]
-        T.buffer_store(context, total, [at])
-    return context
+def _sum_subsets(attention, contexts, chunks, image, head, table):
+    """Write the sum of each subset of SUBSET_BITS rows of a head's context, [groups, SUBSETS, head_dim]."""
+    width, vectors = _vectors(attention)
+    head_dim = attention.head_dim
+    groups = head_dim // SUBSET_BITS
+    with T.serial(0, groups) as group, T.serial(0, vectors) as vector:
+
+        def row(bit):
+            at = ((head * groups + group) * SUBSET_BITS + bit) * head_dim + vector * width
+            return T.bind(_add_up([contexts[image, number, lanes(at, width)] for number in range(chunks)]))
+
+        sums = [T.broadcast(T.float32(0), width)]
+        for bit in range(SUBSET_BITS):
+            added = row(bit)
+            sums += [T.bind(total + added) for total in sums]
+        for subset, total in enumerate(sums):
+            at = lanes((group * SUBSETS + subset) * head_dim + vector * width, width)
+            T.buffer_store(table, total, [at])
 
 
-def _mix(target, attention, qkv, sums, tiles, context, buffers, image, start, limit, count):
+def _mix(attention, qkv, sums, tiles, contexts, chunks, buffers, image, start, limit, count):
     """The attention's output for a tile, [rows, channels], flat."""
     width, vectors = _vectors(attention)
-    head_dim, channels = attention.head_dim, attention.channels
-    rows = _block(target, vectors, MIXED_ROWS)
-    mixed = scratch(limit * channels)
+    head_dim = attention.head_dim
+    mixed = scratch(limit * attention.channels)
+    table = scratch(head_dim // SUBSET_BITS * SUBSETS * head_dim)
     with T.serial(0, attention.heads) as head:
-        limit_ = _threshold(attention, sums, tiles, image, head)
-        first = T.bind(head * head_dim)
-        with T.serial(0, T.ceildiv(count, rows)) as block:
-            # The last block's surplus rows repeat the last one.
-            token = [T.bind(start + T.min(block * rows + i, count - 1)) for i in range(rows)]
-            total = local(rows * head_dim)
-            for index in range(rows * vectors):
-                T.buffer_store(total, T.broadcast(T.float32(0), width), [lanes(index * width, width)])
-            with T.serial(0, head_dim) as bit:
-                row_of_bit = [
-                    T.bind(context[lanes((first + bit) * head_dim + v * width, width)])
-                    for v in range(vectors)
-                ]
-                for i in range(rows):
-                    query = qkv[image, token[i], first + bit]
-                    is_set = T.bind(splat(query, width) > splat(limit_, width))
-                    for v in range(vectors):
-                        at = lanes((i * vectors + v) * width, width)
-                        T.buffer_store(total, T.Select(is_set, total[at] + row_of_bit[v], total[at]), [at])
-            for i in range(rows):
-                _finish_token(attention, qkv, buffers, image, token[i], head, total, i, mixed, start)
+        threshold = _threshold(attention, sums, tiles, image, head)
+        _sum_subsets(attention, contexts, chunks, image, head, table)
+        with T.serial(0, count) as row:
+            token = T.bind(start + row)
+            numbers = _numbers(attention, qkv, image, token, T.bind(head * head_dim), threshold)
+            total = [
+                _add_up(
+                    [
+                        table[lanes((group * SUBSETS + subset) * head_dim + v * width, width)]
+                        for group, subset in enumerate(numbers)
+                    ]
+                )
+                for v in range(vectors)
+            ]
+            _finish_token(attention, qkv, buffers, image, token, head, total, mixed, row)
     return mixed
 
 
-def _finish_token(attention, qkv, buffers, image, token, head, total, i, mixed, start):
+def _finish_token(attention, qkv, buffers, image, token, head, total, mixed, row):
     """V / 2 + q context / pi over its norm, plus the convolution of the values over the tokens."""
     width, vectors = _vectors(attention)
     head_dim, channels = attention.head_dim, attention.channels
@@ -249,14 +265,14 @@ def _finish_token(attention, qkv, buffers, image, token, head, total, i, mixed, 
     summed = [
         T.bind(
             values(0, v) * T.broadcast(T.float32(0.5), width)
-            + total[lanes((i * vectors + v) * width, width)] * T.broadcast(T.float32(1 / math.pi), width)
+            + total[v] * T.broadcast(T.float32(1 / math.pi), width)
         )
         for v in range(vectors)
     ]
     inverse = T.bind(_inverse_norm(summed, width))
-    out = local(head_dim)
+    convolved = local(head_dim)
     for v in range(vectors):
-        T.buffer_store(out, summed[v] * splat(inverse, width), [lanes(v * width, width)])
+        T.buffer_store(convolved, T.broadcast(T.float32(0), width), [lanes(v * width, width)])
     kernel_ = buffers["value_kernel"]
     reach = VALUE_TAPS // 2
     inside = T.bind(T.And(token >= reach, token < attention.tokens - reach))
@@ -265,7 +281,7 @@ def _finish_token(attention, qkv, buffers, image, token, head, total, i, mixed, 
         weight = T.bind(splat(kernel_[shift + reach, head], width))
         for v in range(vectors):
             at = lanes(v * width, width)
-            T.buffer_store(out, out[at] + values(shift, v) * weight, [at])
+            T.buffer_store(convolved, convolved[at] + values(shift, v) * weight, [at])
 
     with when(inside):
         for shift in range(-reach, reach + 1):
@@ -275,5 +291,5 @@ def _finish_token(attention, qkv, buffers, image, token, head, total, i, mixed, 
             with when(T.And(token + shift >= 0, token + shift < attention.tokens)):
                 tap(shift)
     for v in range(vectors):
-        at = lanes((token - start) * channels + head * head_dim + v * width, width)
-        T.buffer_store(mixed, out[lanes(v * width, width)], [at])
+        result = convolved[lanes(v * width, width)] + summed[v] * splat(inverse, width)
+        T.buffer_store(mixed, result, [lanes(row * channels + head * head_dim + v * width, width)])

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -109,6 +110,12 @@ def accumulate(count: int, load: Callable, combine: Callable, dtype: str = "floa
             T.buffer_store(totals, combine(totals[at], load(block * chains + chain)), [at])
     vectors = [totals[lanes(chain * LANES)] for chain in range(chains)]
     return fold(functools.reduce(combine, vectors), combine, dtype)
+
+
+def bits_of(mask, count: int):
+    """An unsigned number of ``count`` bits (8 or 16): lane 0 of a vector of truth values is the lowest."""
+    # To LLVM a truth value is one bit; TVM's `reinterpret` has a check that counts it as more.
+    return tirx.call_intrin(f"uint{count}", "tirx.reinterpret", mask)
 
 
 def split(index, size: int):

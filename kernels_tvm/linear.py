@@ -86,10 +86,10 @@ class Layer:
                     rows[0].put(arriving, member * self.linear.width, first * group + member)
             counts = [count]
             stores = [lambda row, column, value, lanes_: store(place(row), column, value, lanes_)]
-        if self.target.dot == "amx":
-            amx_begin()
         for expert, rows_, count_, store_ in zip(self.experts, rows, counts, stores, strict=True):
             with when(count_ > 0):
+                if self.target.dot == "amx":
+                    amx_begin(count_)
                 expert.multiply(rows_, count_, store_)
         if self.target.dot == "amx":
             amx_end()

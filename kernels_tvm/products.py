@@ -317,15 +317,24 @@ def _finish_rows(rows, vectors, first, count, sums, finish):
                 finish(first + i, j, sums[lanes((i * vectors + j) * LANES)])
 
 
-def amx_begin() -> None:
-    """Shape all tile registers as 16 rows of 64 bytes. Before the products of a thread's tile of rows."""
-    shape = scratch(64, "uint8")
+def amx_begin(count) -> None:
+    """Shape the matrix registers for products of ``count`` rows.
+
+    The last two hold weights, 16 rows of 64 bytes. In the others, rows and sums have `_amx_rows` such rows:
+    an instruction takes as many cycles.
+    """
+    shape, rows = scratch(64, "uint8"), T.Cast("uint8", _amx_rows(count))
     T.buffer_store(shape, T.broadcast(T.uint8(0), 64), [lanes(0, 64)])
     T.buffer_store(shape, T.uint8(1), [0])
     for register in range(8):
         T.buffer_store(shape, T.uint8(64), [16 + 2 * register])
-        T.buffer_store(shape, T.uint8(AMX_ROWS), [48 + register])
+        T.buffer_store(shape, rows if register < 6 else T.uint8(AMX_ROWS), [48 + register])
     _amx("ldtilecfg", T.address_of(shape[0]))
+
+
+def _amx_rows(count):
+    """Rows of a matrix register: as few as make no more registers of ``count`` rows, two at a time."""
+    return T.bind(T.ceildiv(count, 2 * T.ceildiv(count, 2 * AMX_ROWS)))
 
 
 def amx_end() -> None:
@@ -343,26 +352,25 @@ def _amx_load(register, buffer, at, stride_bytes):
 
 
 def _amx_blocks(count, columns, sums, compute: Callable, finish: Callable):
-    """Up to 32 rows and 32 columns at a time.
+    """Two registers of rows, or the one that is left, and up to 32 columns at a time.
 
-    ``compute(first row, tiles)`` adds the products of 16 rows, or 32, to registers 0 to 3, two for each tile.
+    ``compute(first row of each)`` adds their products to the registers 0 to 3, two for each register of rows.
     """
-    vectors = columns // LANES
-    with T.serial(0, T.ceildiv(count, 2 * AMX_ROWS)) as block:
-        first = T.bind(block * 2 * AMX_ROWS)
-        rows = T.bind(T.min(2 * AMX_ROWS, count - first))
-        many = T.bind(rows > AMX_ROWS)
-        for condition, tiles in ((when, 2), (otherwise, 1)):
-            with condition(many):
-                for i in range(tiles):
-                    for j in range(vectors):
-                        _amx("tilezero", 2 * i + j)
-                compute(first, tiles)
-                for i in range(tiles):
-                    for j in range(vectors):
-                        address = T.address_of(sums[i * AMX_ROWS * columns + j * LANES])
-                        _amx("tilestored64", 2 * i + j, address, T.int64(4 * columns))
-        with T.serial(0, rows) as row:
+    vectors, rows = columns // LANES, _amx_rows(count)
+    with T.serial(0, T.ceildiv(count, 2 * rows)) as block:
+        first = T.bind(block * 2 * rows)
+        starts = [first, T.bind(first + rows)]
+        is_one = T.bind(count - first <= rows)
+        for condition, present in ((when, starts[:1]), (otherwise, starts)):
+            with condition(is_one):
+                registers = [(i, j) for i in range(len(present)) for j in range(vectors)]
+                for i, j in registers:
+                    _amx("tilezero", 2 * i + j)
+                compute(present)
+                for i, j in registers:
+                    address = T.address_of(sums[i * rows * columns + j * LANES])
+                    _amx("tilestored64", 2 * i + j, address, T.int64(4 * columns))
+        with T.serial(0, T.min(2 * rows, count - first)) as row:
             for j in range(vectors):
                 finish(first + row, j, sums[lanes(row * columns + j * LANES)])
 
@@ -373,20 +381,20 @@ def _amx_float_product(x, count, panels, panel, columns, finish):
     sums = scratch(2 * AMX_ROWS * columns)
     products = [(0, 0), (1, 0)] if len(panels.parts) == 1 else [(1, 0), (0, 0), (0, 1)]
 
-    def compute(first, tiles):
+    def compute(starts):
         with T.serial(0, panels.pairs // AMX_ROWS) as chunk:
             held = (None, None)
             for x_part, weight_part in products:
                 if x_part != held[0]:
-                    for i in range(tiles):
-                        at = (first + i * AMX_ROWS) * x.stride + chunk * (AMX_BF16_INPUTS // 2)
+                    for i, first in enumerate(starts):
+                        at = first * x.stride + chunk * (AMX_BF16_INPUTS // 2)
                         _amx_load(4 + i, x.parts[x_part], at, 4 * x.stride)
                 if weight_part != held[1]:
                     for j in range(vectors):
                         at = start + chunk * (AMX_ROWS * columns) + j * LANES
                         _amx_load(6 + j, panels.parts[weight_part], at, 4 * columns)
                 held = (x_part, weight_part)
-                for i in range(tiles):
+                for i in range(len(starts)):
                     for j in range(vectors):
                         _amx("tdpbf16ps", 2 * i + j, 4 + i, 6 + j)
 
@@ -397,15 +405,15 @@ def _amx_int8_product(x, count, panels, start, offset, columns, finish):
     vectors = columns // LANES
     sums = scratch(2 * AMX_ROWS * columns, "int32")
 
-    def compute(first, tiles):
+    def compute(starts):
         with T.serial(0, panels.inputs // AMX_INT8_INPUTS) as chunk:
-            for i in range(tiles):
-                at = (first + i * AMX_ROWS) * x.width + chunk * AMX_INT8_INPUTS
+            for i, first in enumerate(starts):
+                at = first * x.width + chunk * AMX_INT8_INPUTS
                 _amx_load(4 + i, x.whole, at, x.width)
             for j in range(vectors):
                 at = start + (chunk * (AMX_ROWS * columns) + j * LANES) * 4
                 _amx_load(6 + j, panels.weights, at, 4 * columns)
-            for i in range(tiles):
+            for i in range(len(starts)):
                 for j in range(vectors):
                     _amx("tdpbusd", 2 * i + j, 4 + i, 6 + j)
 

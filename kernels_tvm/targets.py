@@ -23,7 +23,6 @@ class Target:
       llvm: TVM's description of the target.
       float_tile: rows and columns of a float32 product that registers hold.
       int8_tile: the same for an int8 product with int32 sums.
-      sums: vectors of 16 sums that registers hold besides what is added to them.
       strip_bytes: hidden activations that a thread keeps in its cache.
       convolved_tokens: how many neighbours a depthwise convolution computes at once.
       tables: whether an instruction looks numbers up in a table of 32 that two registers hold.
@@ -37,7 +36,6 @@ class Target:
     llvm: tuple[tuple[str, Any], ...]
     float_tile: tuple[int, int]
     int8_tile: tuple[int, int]
-    sums: int
     strip_bytes: int
     convolved_tokens: int
     tables: bool
@@ -62,7 +60,6 @@ def _x86(name, mcpu, features, dot, **facts):
 _WIDE = {
     "float_tile": (6, 64),
     "int8_tile": (6, 64),
-    "sums": 24,
     "strip_bytes": 512 * 1024,
     "convolved_tokens": 7,
     "tables": True,
@@ -70,7 +67,6 @@ _WIDE = {
 _NARROW = {
     "float_tile": (6, 16),
     "int8_tile": (4, 16),
-    "sums": 6,
     "strip_bytes": 320 * 1024,
     "convolved_tokens": 2,
     "tables": False,

@@ -16,7 +16,7 @@ def target(request):
 
 @pytest.fixture(
     scope="session",
-    params=list({(target.float_tile, target.sums): target for target in RUNNING}.values()),
+    params=list({target.float_tile: target for target in RUNNING}.values()),
     ids=lambda target: target.name,
 )
 def tiled_target(request):
