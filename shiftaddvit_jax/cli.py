@@ -47,7 +47,7 @@ from shiftaddvit_jax.data.sources import SOURCES
 from shiftaddvit_jax.demo import print_report, run_demo
 from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.models import create_model, list_models, model_arguments, model_row
-from shiftaddvit_jax.models.create import init_function
+from shiftaddvit_jax.models.create import variable_shapes
 from shiftaddvit_jax.nn import ATTENTION_KINDS, LINEAR_KINDS
 from shiftaddvit_jax.ops.implementation import IMPLEMENTATIONS
 from shiftaddvit_jax.pack import pack
@@ -117,7 +117,7 @@ def models(arguments: argparse.Namespace) -> None:
     originals = [create_model(name) for name in names]
     rows = []
     for model in track(originals, "tracing models", len(names)):
-        operations = count_operations(model, jax.eval_shape(init_function(model), jax.random.key(0)))
+        operations = count_operations(model, variable_shapes(model))
         rows.append(model_row(model.variant) | {"multiply_adds": round(operations.macs)})
     if arguments.json:
         print(json.dumps(rows))

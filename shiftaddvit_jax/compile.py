@@ -15,8 +15,8 @@ from kernels_tvm.gpu.targets import GpuTarget
 from kernels_tvm.library import PACKAGES, Kernel, can_link, is_installed, load
 from kernels_tvm.tuning import count_trials, save_record, tune
 from shiftaddvit_jax.files import write_json
-from shiftaddvit_jax.models.create import init_function
 from shiftaddvit_jax.ops.custom_call import record_kernels
+from shiftaddvit_jax.pack import packed_shapes
 from shiftaddvit_jax.progress import progress_bar, track
 
 Shapes = list[tuple[tuple[int, ...], str]]
@@ -31,9 +31,8 @@ def kernels_of(model: nn.Module, batch: int = 1, for_gpu: bool = False) -> Mappi
       ValueError: TVM can't run here.
     """
     images = jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.float32)
+    variables = packed_shapes(model)
     with record_kernels(for_gpu) as kernels:
-        variables = jax.eval_shape(init_function(model), jax.random.key(0))
-        kernels.clear()  # what initializing calls, inference does not
         jax.eval_shape(model.apply, variables, images)
     return dict(kernels)
 

@@ -60,8 +60,7 @@ def model_row(name: str) -> dict[str, Any]:
 
 def count_parameters(model: nn.Module) -> int:
     """How many numbers are trained."""
-    shapes = jax.eval_shape(init_function(model), jax.random.key(0))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+    return sum(leaf.size for leaf in jax.tree.leaves(variable_shapes(model)["params"]))
 
 
 def create_model(
@@ -179,8 +178,17 @@ def model_arguments(model: nn.Module) -> dict[str, Any]:
 
 def init_function(model: nn.Module) -> Callable[[Array], PyTree]:
     """The function from a random key to ``model``'s variables, at the model's own image size."""
-    images = jnp.zeros((1, model.image_size, model.image_size, 3))
-    return lambda key: model.init(key, images)
+    return lambda key: model.init(key, jnp.zeros((1, model.image_size, model.image_size, 3)))
+
+
+def variable_shapes(model: nn.Module) -> PyTree:
+    """The shapes and dtypes of ``model``'s variables, which no implementation changes.
+
+    Raises:
+      ValueError: an image size that does not fit the model.
+    """
+    on_xla = model.clone(primitives=dataclasses.replace(model.primitives, implementation="xla"))
+    return jax.eval_shape(init_function(on_xla), jax.eval_shape(jax.random.key, 0))
 
 
 def init_variables(model: nn.Module, key: Array) -> PyTree:
