@@ -71,8 +71,6 @@ class ShiftDense(nn.Module):
             self.param("exponent", _init_exponent, shape, self.weight_bits)
         if self.use_bias:
             self.param("bias", nn.initializers.zeros, (self.features,))
-        if self.is_initializing():
-            return jnp.zeros((*x.shape[:-1], self.features), self.dtype or x.dtype)
         return self.project(x, self.weight())
 
     def weight(self) -> Float[Array, "inputs outputs"] | PackedWeight:
