@@ -41,7 +41,7 @@ from shiftaddvit_jax.analysis.rounds import available_threads
 from shiftaddvit_jax.analysis.subject import Subject, distinct_names, example_pixels, load_subject
 from shiftaddvit_jax.checkpoints import load_model, load_pretrained, save_model
 from shiftaddvit_jax.command import Parser, run_command, table_console
-from shiftaddvit_jax.compile import compile_kernels, export_kernels, tune_kernels
+from shiftaddvit_jax.compile import compile_kernels, export_kernels, kernels_of, tune_kernels
 from shiftaddvit_jax.data import load_dataset, load_image
 from shiftaddvit_jax.data.sources import SOURCES
 from shiftaddvit_jax.demo import print_report, run_demo
@@ -391,9 +391,12 @@ def compile_model(arguments: argparse.Namespace) -> None:
         seconds = time.perf_counter() - start
         print(f"{len(manifest['kernels'])} kernels for {target.name} in {seconds:.1f} s: {arguments.output}")
         return
-    kernels = compile_kernels(model)
-    seconds = time.perf_counter() - start
-    print(f"{len(kernels)} kernels for {host_target().name} in {seconds:.1f} s, kept in {cache_folder()}")
+    kernels = kernels_of(model)
+    traced = time.perf_counter() - start
+    compile_kernels(kernels)
+    seconds = time.perf_counter() - start - traced
+    found = f"{len(kernels)} kernels for {host_target().name} in {seconds:.2f} s"
+    print(f"{found}, after {traced:.2f} s to trace the model; kept in {cache_folder()}")
 
 
 def tune_model(arguments: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,10 @@ def kernels_of(model: nn.Module, batch: int = 1, for_gpu: bool = False) -> Mappi
     return dict(kernels)
 
 
-def compile_kernels(model: nn.Module) -> list[Kernel]:
-    """Compile all kernels of a model into the cache, with a progress bar; those that are there are loaded."""
-    kernels = list(kernels_of(model))
+def compile_kernels(kernels: Collection[Kernel]) -> None:
+    """Compile kernels into the cache, with a progress bar; those that are there are loaded."""
     for kernel in track(kernels, "compiling", len(kernels)):
         load(kernel)
-    return kernels
 
 
 def export_kernels(model: nn.Module, target: GpuTarget, folder: Path) -> dict[str, Any]:
