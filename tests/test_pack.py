@@ -195,3 +195,19 @@ def test_the_weights_of_every_shift_layer_take_a_sixth_of_their_bytes(name, laye
         codes, exponent = after[(*path, "codes")], after[(*path, "exponent")]
         assert (codes.dtype, exponent.dtype) == (np.uint8, np.int8)
         assert math.prod(codes.shape) + math.prod(exponent.shape) <= kernel.size * 4 / 6
+
+
+def shapes_of(variables):
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), variables)
+
+
+@ACTIVATIONS
+def test_the_shapes_of_packed_variables_are_known_without_packing_them(activations):
+    model, _ = model_and_variables(activations, MIXED)
+    assert shapes_of(packed_shapes(model)) == shapes_of(packed_variables(activations, MIXED))
+
+
+def test_the_shapes_of_variables_are_those_that_initializing_gives():
+    model, _ = model_and_variables("int8", MIXED)
+    initialized = jax.eval_shape(lambda: model.init(jax.random.key(0), images()))
+    assert shapes_of(variable_shapes(model)) == shapes_of(initialized)
