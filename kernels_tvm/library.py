@@ -19,6 +19,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kernels_tvm.runtime import load_function, start
 from kernels_tvm.targets import Target, host_target, thread_count
 
 PACKAGES = ("apache-tvm", "apache-tvm-ffi")
@@ -153,22 +154,21 @@ def load(kernel: Kernel):
 
 def load_or_build(entry: str, build: Callable):
     """The function ``main`` of the cache's library of that name, which ``build()`` makes if it must."""
-    import tvm
-
     path = cache_folder() / f"{entry}.so"
     if read_entry(path) is not None:
         try:
-            return tvm.runtime.load_module(str(path))["main"]
+            return load_function(path)
         except Exception:  # whatever a library of another system makes the loader raise
             path.unlink(missing_ok=True)
     library = build()
     if can_link() and save_entry(library.export_library, path):
-        return tvm.runtime.load_module(str(path))["main"]
+        return load_function(path)
     return library["main"]
 
 
 def build(kernel: Kernel, target: Target, threads: int):
     """The kernel's library, compiled for ``target``."""
+    start()  # ahead of the imports of TVM
     from kernels_tvm.build import compile_kernel
 
     return compile_kernel(builders()[kernel.name](target, threads, kernel.description), target)

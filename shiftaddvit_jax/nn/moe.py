@@ -67,6 +67,9 @@ class MoEDense(nn.Module):
         dense, shift = self.experts()
 
         clean = router(tokens)
+        if self.is_initializing():  # only to make parameters
+            shift(tokens)
+            return dense(tokens).reshape(*x.shape[:-1], self.features)
         logits = clean
         if self.train:
             noise = jax.random.normal(self.make_rng("router"), clean.shape)
@@ -75,7 +78,7 @@ class MoEDense(nn.Module):
         _, chosen = jax.lax.top_k(logits, self.top_k)
         self._report(clean, chosen)
 
-        if self.train or self.is_initializing():
+        if self.train:
             outputs = jnp.stack([dense(tokens), shift(tokens)], axis=1)
             gates = probabilities * jnp.sum(jax.nn.one_hot(chosen, len(EXPERTS)), axis=1)
             y = jnp.sum(gates[..., None].astype(outputs.dtype) * outputs, axis=1)
@@ -135,7 +138,7 @@ class MoEDense(nn.Module):
         return with_gradient(self.implementation, kernel, on_xla)(tokens, params)
 
     def _report(self, clean, chosen):
-        if not self.is_mutable_collection("routing") or self.is_initializing():
+        if not self.is_mutable_collection("routing"):
             return
         stats = {
             "importance": jnp.sum(jax.nn.softmax(clean), axis=0),

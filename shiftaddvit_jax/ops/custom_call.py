@@ -1,6 +1,5 @@
 """TVM kernels as JAX custom calls."""
 
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -104,8 +103,6 @@ def _register_gpu(kernel: library.Kernel, target: GpuTarget) -> str:
 
 
 def _register_function(entry, function, **settings):
-    # The bridge imports torch, where it is installed, for conversions that nothing here needs.
-    os.environ.setdefault("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")
     import jax_tvm_ffi
 
     name = f"shiftaddvit.{entry}"
