@@ -5,11 +5,11 @@ from collections.abc import Callable
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.descriptions import LANES, DepthwiseConv
+from kernels_tvm.elementary import gelu
 from kernels_tvm.emit import (
     Arguments,
     constant,
     for_each_vector,
-    gelu,
     kernel,
     lanes,
     load_lanes,

@@ -11,6 +11,7 @@ from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.decoding import decode_float, decode_int8, decode_shifts, power_of_two
 from kernels_tvm.descriptions import LANES, Linear, round_up
+from kernels_tvm.elementary import sigmoid
 from kernels_tvm.emit import (
     RowTiles,
     accumulate,
@@ -18,7 +19,6 @@ from kernels_tvm.emit import (
     local,
     otherwise,
     scratch,
-    sigmoid,
     splat,
     when,
 )

@@ -11,7 +11,8 @@ from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.depthwise_conv import convolve_tokens
 from kernels_tvm.descriptions import LANES, Mlp
-from kernels_tvm.emit import Arguments, constant, gelu, kernel, lanes, scratch, split, store_lanes
+from kernels_tvm.elementary import gelu
+from kernels_tvm.emit import Arguments, constant, kernel, lanes, scratch, split, store_lanes
 from kernels_tvm.linear import Layer, by_columns, few_rows, prepare_layers
 from kernels_tvm.normalization import load_normalized
 from kernels_tvm.targets import Target

@@ -6,10 +6,10 @@ from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.attention import projection
 from kernels_tvm.descriptions import LANES, SoftmaxAttention, round_up
+from kernels_tvm.elementary import exp
 from kernels_tvm.emit import (
     Arguments,
     constant,
-    exp,
     fold,
     kernel,
     lanes,

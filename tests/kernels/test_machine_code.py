@@ -57,6 +57,13 @@ def assembly(kernel, target):
     return library.build(kernel, target, threads=2).mod.inspect_source("asm")
 
 
+@EVERY_TARGET
+def test_sums_are_kept_in_registers_not_on_the_heap(target):
+    normalize = assembly(Kernel("layer_norm", LayerNorm(48, 1e-6)), target)
+    assert "TVMBackendAllocWorkspace" not in normalize
+    assert "TVMBackendAllocWorkspace" in assembly(MLP, target)  # whose tiles are too large for registers
+
+
 def test_every_kernel_is_among_these():
     assert {kernel.name for kernel in EVERY_KERNEL} == set(library.builders())
 

@@ -1,0 +1,109 @@
+"""Elementary functions of vectors, made of additions, multiplications and looking up."""
+
+import math
+
+import numpy as np
+from tvm.script.ir_builder import tirx as T
+
+from kernels_tvm.descriptions import LANES
+from kernels_tvm.emit import constant, splat
+from kernels_tvm.targets import Target
+
+
+def polynomial(x, coefficients):
+    """Horner's rule; coefficients from the lowest power."""
+    result = constant(coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        result = T.bind(result * x + constant(coefficient))
+    return result
+
+
+def exp(x):
+    """e^x for vectors, to 2 units in the last place; results below 2^-126 are not denormal but 2^-126."""
+    x = T.bind(T.max(T.min(x, constant(88.0)), constant(-87.0)))
+    whole = T.bind(T.nearbyint(x * constant(1 / math.log(2))))
+    # ln 2 in two parts, the first exact in few bits, as in Cody and Waite.
+    rest = T.bind(x - whole * constant(0.693359375) - whole * constant(-2.12194440e-4))
+    power = polynomial(rest, [1, 1, 0.5, 1 / 6, 1 / 24, 1 / 120, 1 / 720])
+    bits = T.shift_left(T.Cast(f"int32x{LANES}", whole) + splat(T.int32(127)), splat(T.int32(23)))
+    return T.bind(power * T.reinterpret(f"float32x{LANES}", bits))
+
+
+def sigmoid(x):
+    """1 / (1 + e^-x) for vectors."""
+    return T.bind(constant(1) / (constant(1) + exp(constant(0) - x)))
+
+
+def gelu(target: Target, x):
+    """Return x Phi(x) for vectors, without exponential and division, to 3e-6."""
+    return _gelu_by_table(x) if target.tables else _gelu_by_polynomial(x)
+
+
+def _half_erf(x: np.ndarray) -> np.ndarray:
+    """Phi(x) - 1/2."""
+    return np.array([math.erf(value / math.sqrt(2)) / 2 for value in x])
+
+
+def _normal_cdf_coefficients(bound: float, degree: int) -> list[float]:
+    """Powers of u = 2 x^2 / bound^2 - 1 that sum to (Phi(x) - 1/2) / x for |x| <= bound."""
+    u = np.cos(np.pi * (np.arange(400) + 0.5) / 400)
+    x = bound * np.sqrt((u + 1) / 2)
+    return list(
+        np.polynomial.chebyshev.cheb2poly(np.polynomial.chebyshev.chebfit(u, _half_erf(x) / x, degree))
+    )
+
+
+# The result is off by 2.1e-6 at most, at the bound: beyond it Phi is 0 or 1 to 4e-7.
+_GELU_BOUND = 5.0
+_GELU_COEFFICIENTS = _normal_cdf_coefficients(_GELU_BOUND, 12)
+
+
+def _gelu_by_polynomial(x):
+    clipped = T.bind(T.max(T.min(x, constant(_GELU_BOUND)), constant(-_GELU_BOUND)))
+    u = T.bind(clipped * clipped * constant(2 / _GELU_BOUND**2) - constant(1))
+    return T.bind(x * (clipped * polynomial(u, _GELU_COEFFICIENTS) + constant(0.5)))
+
+
+# Cubic polynomials of |x|, one for every 1 / 31 of the way to the bound; beyond it x Phi(x) is x or 0. The
+# result is off by 8e-7 at most, at the bound.
+_TABLE_BOUND, _TABLE_SIZE = 5.2, 32
+
+
+def _gelu_table() -> np.ndarray:
+    """Rows of coefficients, of |x|^3 to 1, that sum to |x| (Phi(|x|) - 1/2) around each multiple."""
+    step = _TABLE_BOUND / (_TABLE_SIZE - 1)
+    nodes = np.cos(np.pi * (np.arange(64) + 0.5) / 64)
+    rows = []
+    for index in range(_TABLE_SIZE - 1):
+        # Around 0, which is to become 0, the polynomial has no lower powers than the function.
+        lowest = 2 if index == 0 else 0
+        x = step * (index + nodes / 2 if index else (nodes + 1) / 4)
+        fitted = np.linalg.lstsq(x[:, None] ** np.arange(3, lowest - 1, -1), x * _half_erf(x), rcond=None)[0]
+        rows.append(np.pad(fitted, (0, lowest)))
+    return np.array([*rows, [0, 0, 0.5, 0]])
+
+
+_GELU_TABLE = _gelu_table()
+
+
+def _gelu_by_table(x):
+    bits = T.bitwise_and(T.reinterpret(f"uint32x{LANES}", x), splat(T.uint32(0x7FFFFFFF)))
+    magnitude = T.bind(T.reinterpret(f"float32x{LANES}", bits))
+    # 2^23 plus a small number is rounded to a whole one, in the lowest bits of the sum.
+    scale = constant((_TABLE_SIZE - 1) / _TABLE_BOUND)
+    place = T.min(magnitude, constant(_TABLE_BOUND)) * scale + constant(2**23)
+    index = T.bind(T.reinterpret(f"int32x{LANES}", place))
+    total = None
+    for coefficients in _GELU_TABLE.T:
+        value = look_up(coefficients, index)
+        total = T.bind(value if total is None else total * magnitude + value)
+    return T.bind(x * constant(0.5) + total)
+
+
+def look_up(table: np.ndarray, index):
+    """The numbers of a table of 32 at the lowest 5 bits of each lane; on targets with ``tables``."""
+    low, high = (
+        T.Shuffle([T.float32(float(value)) for value in half], list(range(LANES)))
+        for half in np.split(table, 2)
+    )
+    return T.call_llvm_pure_intrin("float32x16", "llvm.x86.avx512.vpermi2var.ps.512", low, index, high)
