@@ -3,7 +3,7 @@
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.descriptions import LANES
-from kernels_tvm.emit import constant, fold, lanes, local, splat
+from kernels_tvm.emit import accumulate, constant, lanes, local, splat
 from kernels_tvm.packing import SIGNS_OFFSET, TILE_INPUTS, TILE_OUTPUTS
 from kernels_tvm.targets import Target
 
@@ -128,13 +128,14 @@ def quantize_row(target: Target, x, base, width: int, whole, offset, scale, slot
 
     scale = max |x| / 127, or 1 for a row of zeros; the numbers are x * (127 / max |x|), rounded to even.
     """
-    largest = local(LANES)
-    T.buffer_store(largest, constant(0), [lanes(0)])
-    with T.serial(0, width // LANES) as vector:
-        bits = T.reinterpret(f"uint32x{LANES}", x[lanes(base + vector * LANES)])
-        magnitude = T.reinterpret(f"float32x{LANES}", T.bitwise_and(bits, splat(T.uint32(0x7FFFFFFF))))
-        T.buffer_store(largest, T.max(largest[lanes(0)], magnitude), [lanes(0)])
-    peak = T.bind(fold(largest[lanes(0)], T.max))
+
+    def magnitude(vector):
+        # As whole numbers, magnitudes have the same order, and their maximum is one instruction.
+        bits = T.reinterpret(f"int32x{LANES}", x[lanes(base + vector * LANES)])
+        return T.bitwise_and(bits, splat(T.int32(0x7FFFFFFF)))
+
+    largest = accumulate(width // LANES, magnitude, T.max, "int32")
+    peak = T.bind(T.reinterpret("float32", largest))
     some = T.bind(peak > T.float32(0))
     inverse = T.bind(T.Select(some, T.float32(127) / T.max(peak, T.float32(1e-30)), T.float32(0)))
     T.buffer_store(scale, T.Select(some, peak * T.float32(1 / 127), T.float32(1)), [slot])

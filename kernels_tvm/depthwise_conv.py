@@ -75,7 +75,7 @@ def depthwise_conv_kernel(target: Target, threads: int, conv: DepthwiseConv):
                                 T.buffer_store(total, total[lanes(0)] + value * weight, [lanes(0)])
                     result = total[lanes(0)]
                     if conv.gelu:
-                        result = gelu(T.bind(result + load_lanes(bias, [], column, count)))
+                        result = gelu(target, T.bind(result + load_lanes(bias, [], column, count)))
                     store_lanes(y, result, [image, row, place], column, count)
 
                 for_each_vector(channels, convolve)

@@ -5,6 +5,7 @@ Kernels are Python functions that emit TVM's TIR through its IRBuilder. A Python
 registers that there are, and the tiles in `kernels_tvm.targets` keep what is cut in registers.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.descriptions import CACHE_BYTES, LANES
+from kernels_tvm.targets import Target
 
 
 class Arguments:
@@ -93,6 +95,23 @@ def fold(vector, combine: Callable, dtype: str = "float32", count: int = LANES):
     return T.bind(combine(buffer[0], buffer[1]))
 
 
+ACCUMULATORS = 4  # at once: each waits for its last addition
+
+
+def accumulate(count: int, load: Callable, combine: Callable, dtype: str = "float32"):
+    """The scalar that ``combine`` makes of all lanes of load(0), ... load(count - 1), starting from 0."""
+    chains = max(number for number in range(1, ACCUMULATORS + 1) if count % number == 0)
+    totals = local(chains * LANES, dtype)
+    for chain in range(chains):
+        T.buffer_store(totals, splat(getattr(T, dtype)(0)), [lanes(chain * LANES)])
+    with T.serial(0, count // chains) as block:
+        for chain in range(chains):
+            at = lanes(chain * LANES)
+            T.buffer_store(totals, combine(totals[at], load(block * chains + chain)), [at])
+    vectors = [totals[lanes(chain * LANES)] for chain in range(chains)]
+    return fold(functools.reduce(combine, vectors), combine, dtype)
+
+
 def bits_of(mask, count: int):
     """An unsigned number of ``count`` bits (8 or 16): lane 0 of a vector of truth values is the lowest."""
     # To LLVM a truth value is one bit; TVM's `reinterpret` has a check that counts it as more.
@@ -128,12 +147,23 @@ def sigmoid(x):
     return T.bind(constant(1) / (constant(1) + exp(constant(0) - x)))
 
 
+def gelu(target: Target, x):
+    """Return x Phi(x) for vectors, without exponential and division, to 3e-6."""
+    return _gelu_by_table(x) if target.tables else _gelu_by_polynomial(x)
+
+
+def _half_erf(x: np.ndarray) -> np.ndarray:
+    """Phi(x) - 1/2."""
+    return np.array([math.erf(value / math.sqrt(2)) / 2 for value in x])
+
+
 def _normal_cdf_coefficients(bound: float, degree: int) -> list[float]:
     """Powers of u = 2 x^2 / bound^2 - 1 that sum to (Phi(x) - 1/2) / x for |x| <= bound."""
     u = np.cos(np.pi * (np.arange(400) + 0.5) / 400)
     x = bound * np.sqrt((u + 1) / 2)
-    half_erf = np.array([math.erf(value / math.sqrt(2)) / 2 for value in x])
-    return list(np.polynomial.chebyshev.cheb2poly(np.polynomial.chebyshev.chebfit(u, half_erf / x, degree)))
+    return list(
+        np.polynomial.chebyshev.cheb2poly(np.polynomial.chebyshev.chebfit(u, _half_erf(x) / x, degree))
+    )
 
 
 # The result is off by 2.1e-6 at most, at the bound: beyond it Phi is 0 or 1 to 4e-7.
@@ -141,11 +171,56 @@ _GELU_BOUND = 5.0
 _GELU_COEFFICIENTS = _normal_cdf_coefficients(_GELU_BOUND, 12)
 
 
-def gelu(x):
-    """Return x Phi(x) for vectors, Phi from a polynomial in x^2: no exponential and no division."""
+def _gelu_by_polynomial(x):
     clipped = T.bind(T.max(T.min(x, constant(_GELU_BOUND)), constant(-_GELU_BOUND)))
     u = T.bind(clipped * clipped * constant(2 / _GELU_BOUND**2) - constant(1))
     return T.bind(x * (clipped * polynomial(u, _GELU_COEFFICIENTS) + constant(0.5)))
+
+
+# Cubic polynomials of |x|, one for every 1 / 31 of the way to the bound; beyond it x Phi(x) is x or 0. The
+# result is off by 8e-7 at most, at the bound.
+_TABLE_BOUND, _TABLE_SIZE = 5.2, 32
+
+
+def _gelu_table() -> np.ndarray:
+    """Rows of coefficients, of |x|^3 to 1, that sum to |x| (Phi(|x|) - 1/2) around each multiple."""
+    step = _TABLE_BOUND / (_TABLE_SIZE - 1)
+    nodes = np.cos(np.pi * (np.arange(64) + 0.5) / 64)
+    rows = []
+    for index in range(_TABLE_SIZE - 1):
+        # 0 is to become 0, so the first polynomial has no lower powers than the function.
+        x, powers = (
+            (step / 4 * (nodes + 1), (3, 2)) if index == 0 else (step * (index + nodes / 2), (3, 2, 1, 0))
+        )
+        fitted = np.linalg.lstsq(x[:, None] ** powers, x * _half_erf(x), rcond=None)[0]
+        rows.append([*fitted, *[0] * (4 - len(fitted))])
+    return np.array([*rows, [0, 0, 0.5, 0]])
+
+
+_GELU_TABLE = _gelu_table()
+
+
+def _gelu_by_table(x):
+    bits = T.bitwise_and(T.reinterpret(f"uint32x{LANES}", x), splat(T.uint32(0x7FFFFFFF)))
+    magnitude = T.bind(T.reinterpret(f"float32x{LANES}", bits))
+    # 2^23 plus a small number is rounded to a whole one, in the lowest bits of the sum.
+    scale = constant((_TABLE_SIZE - 1) / _TABLE_BOUND)
+    place = T.min(magnitude, constant(_TABLE_BOUND)) * scale + constant(2**23)
+    index = T.bind(T.reinterpret(f"int32x{LANES}", place))
+    total = None
+    for coefficients in _GELU_TABLE.T:
+        value = look_up(coefficients, index)
+        total = T.bind(value if total is None else total * magnitude + value)
+    return T.bind(x * constant(0.5) + total)
+
+
+def look_up(table: np.ndarray, index):
+    """The numbers of a table of 32 at the lowest 5 bits of each lane; on targets with ``tables``."""
+    low, high = (
+        T.Shuffle([T.float32(float(value)) for value in half], list(range(LANES)))
+        for half in np.split(table, 2)
+    )
+    return T.call_llvm_pure_intrin("float32x16", "llvm.x86.avx512.vpermi2var.ps.512", low, index, high)
 
 
 class RowTiles:

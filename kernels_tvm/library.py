@@ -19,6 +19,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kernels_tvm.runtime import load_function, start
 from kernels_tvm.targets import Target, host_target, thread_count
 
 PACKAGES = ("apache-tvm", "apache-tvm-ffi")
@@ -153,36 +154,33 @@ def load(kernel: Kernel):
 
 def load_or_build(entry: str, build: Callable):
     """The function ``main`` of the cache's library of that name, which ``build()`` makes if it must."""
-    import tvm
-
     path = cache_folder() / f"{entry}.so"
-    if _is_intact(path):
+    if read_entry(path) is not None:
         try:
-            return tvm.runtime.load_module(str(path))["main"]
+            return load_function(path)
         except Exception:  # whatever a library of another system makes the loader raise
             path.unlink(missing_ok=True)
     library = build()
-    if save(library.export_library, path):
-        return tvm.runtime.load_module(str(path))["main"]
+    if can_link() and save_entry(library.export_library, path):
+        return load_function(path)
     return library["main"]
 
 
 def build(kernel: Kernel, target: Target, threads: int):
     """The kernel's library, compiled for ``target``."""
+    start()  # ahead of the imports of TVM
     from kernels_tvm.build import compile_kernel
 
     return compile_kernel(builders()[kernel.name](target, threads, kernel.description), target)
 
 
-def save(export: Callable[[str], None], path: Path) -> bool:
-    """Keep what ``export(path)`` writes; False where there is no linker or the folder can't be written."""
-    if not can_link():
-        return False
+def save_entry(write: Callable[[str], None], path: Path) -> bool:
+    """Keep what ``write(path)`` writes, and its hash at the end; False where that can't be written."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             temporary = Path(folder) / path.name
-            export(str(temporary))
+            write(str(temporary))
             with temporary.open("ab") as file:  # loaders ignore what follows a library
                 file.write(hashlib.sha256(temporary.read_bytes()).digest())
             os.replace(temporary, path)
@@ -191,16 +189,17 @@ def save(export: Callable[[str], None], path: Path) -> bool:
     return True
 
 
-def can_link() -> bool:
-    """Whether this machine has a linker, as TVM looks for one."""
-    return shutil.which("g++") is not None or shutil.which("clang++") is not None
-
-
-def _is_intact(path: Path) -> bool:
-    """Whether there is a file that ends with the hash of what is before."""
+def read_entry(path: Path) -> bytes | None:
+    """What `save_entry` kept, without the hash; None where nothing is kept, or the file is damaged."""
     try:
         content = path.read_bytes()
     except OSError:
-        return False
+        return None
     size = hashlib.sha256().digest_size
-    return hashlib.sha256(content[:-size]).digest() == content[-size:]
+    kept, digest = content[:-size], content[-size:]
+    return kept if hashlib.sha256(kept).digest() == digest else None
+
+
+def can_link() -> bool:
+    """Whether this machine has a linker, as TVM looks for one."""
+    return shutil.which("g++") is not None or shutil.which("clang++") is not None

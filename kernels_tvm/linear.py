@@ -4,7 +4,6 @@ The kernels that contain linear layers emit them from here: they say where rows 
 go. Packed weights are decoded once a call, by all threads, into the form that the products read.
 """
 
-import functools
 import operator
 from collections.abc import Callable, Sequence
 
@@ -14,8 +13,7 @@ from kernels_tvm.decoding import decode_float, decode_int8, decode_shifts, power
 from kernels_tvm.descriptions import LANES, Linear, round_up
 from kernels_tvm.emit import (
     RowTiles,
-    constant,
-    fold,
+    accumulate,
     lanes,
     local,
     otherwise,
@@ -38,8 +36,6 @@ from kernels_tvm.products import (
 )
 from kernels_tvm.targets import Target
 
-DOT_SUMS = 4
-
 
 class Layer:
     """A linear layer in a kernel.
@@ -61,25 +57,35 @@ class Layer:
             return _ShiftFloat(self.target, self.linear, self.buffers, self.share)
         return _ShiftInt8(self.target, self.linear, self.buffers, self.share)
 
-    def tile(self, limit: int, count, load_rows: Callable, store: Callable, group: int = 1) -> None:
+    def tile(
+        self,
+        limit: int,
+        count,
+        load_rows: Callable,
+        store: Callable,
+        group: int = 1,
+        place: Callable = lambda row: row,
+    ) -> None:
         """Emit the layer for ``count`` rows, ``limit`` at most.
 
         ``load_rows(row, buffer, offset)`` writes ``group`` rows of the tile from ``row`` on, each
         `Linear.width` float32 numbers with zeros after the inputs; ``count`` must be a multiple of ``group``.
-        ``store(row, column, value, count)`` takes ``count`` results of a row, from a column on.
+        ``store(place(row), column, value, count)`` takes ``count`` results of a row, from a column on;
+        ``place`` is asked once for a row that is routed.
         """
         # The last block of a product reads as many rows as registers hold.
         capacity = limit + max(self.target.float_tile[0], self.target.int8_tile[0])
         rows = [expert.rows(capacity) for expert in self.experts]
         arriving = scratch(group * self.linear.width)
         if len(self.experts) == 2:
-            counts, stores = self._route(rows, arriving, capacity, count, load_rows, store, group)
+            counts, stores = self._route(rows, arriving, capacity, count, load_rows, store, group, place)
         else:
             with T.serial(0, T.floordiv(count, group)) as first:
                 load_rows(first * group, arriving, 0)
                 with T.serial(0, group) as member:
                     rows[0].put(arriving, member * self.linear.width, first * group + member)
-            counts, stores = [count], [store]
+            counts = [count]
+            stores = [lambda row, column, value, lanes_: store(place(row), column, value, lanes_)]
         for expert, rows_, count_, store_ in zip(self.experts, rows, counts, stores, strict=True):
             with when(count_ > 0):
                 if self.target.dot == "amx":
@@ -88,7 +94,7 @@ class Layer:
         if self.target.dot == "amx":
             amx_end()
 
-    def _route(self, expert_rows, arriving, capacity, count, load_rows, store, group):
+    def _route(self, expert_rows, arriving, capacity, count, load_rows, store, group, place):
         """Sort rows by expert as they arrive, so that each expert sees its own, one after the other."""
         width, router = self.linear.width, scratch(self.linear.width)
         for column in range(self.linear.inputs, width):
@@ -99,14 +105,14 @@ class Layer:
         bias = T.bind(self.buffers["router_bias"][0] - self.buffers["router_bias"][1])
 
         slots = round_up(capacity, LANES)
-        rows, gates = ([scratch(slots, dtype) for _ in range(2)] for dtype in ("int32", "float32"))
+        places, gates = ([scratch(slots, dtype) for _ in range(2)] for dtype in ("int32", "float32"))
         taken = local(2, "int32")
         for expert in range(2):
             T.buffer_store(taken, T.int32(0), [expert])
 
         def take(expert, row, base, logit):
             slot = T.bind(taken[expert])
-            T.buffer_store(rows[expert], row, [slot])
+            T.buffer_store(places[expert], place(row), [slot])
             T.buffer_store(gates[expert], logit, [slot])
             expert_rows[expert].put(arriving, base, slot)
             T.buffer_store(taken, slot + 1, [expert])
@@ -130,7 +136,7 @@ class Layer:
 
         def gated(expert):
             return lambda slot, column, value, lanes_: store(
-                rows[expert][slot], column, value * splat(gates[expert][slot]), lanes_
+                places[expert][slot], column, value * splat(gates[expert][slot]), lanes_
             )
 
         return counts, [gated(expert) for expert in range(2)]
@@ -204,17 +210,13 @@ def apply_layer(
 
 
 def _dot(x, base, y, size):
-    """The product of two rows, in as many sums as hide the latency of an addition."""
-    vectors = size // LANES
-    count = max(number for number in range(1, DOT_SUMS + 1) if vectors % number == 0)
-    sums = local(count * LANES)
-    for i in range(count):
-        T.buffer_store(sums, constant(0), [lanes(i * LANES)])
-    with T.serial(0, vectors // count) as block:
-        for i in range(count):
-            at, total = (block * count + i) * LANES, lanes(i * LANES)
-            T.buffer_store(sums, sums[total] + x[lanes(base + at)] * y[lanes(at)], [total])
-    return fold(functools.reduce(operator.add, [sums[lanes(i * LANES)] for i in range(count)]), operator.add)
+    """The product of two rows."""
+
+    def product(vector):
+        at = vector * LANES
+        return x[lanes(base + at)] * y[lanes(at)]
+
+    return accumulate(size // LANES, product, operator.add)
 
 
 def _for_each_panel(panels, share: tuple | None, body: Callable) -> None:

@@ -70,7 +70,9 @@ def _by_columns(target, threads, mlp):
             )
             with T.parallel(0, T.floordiv(count, group)) as turn_:
                 row = T.bind(turn_ * group)
-                _activate(mlp, buffers, expanded, corner(row), group, padded_width, activated, row * hidden)
+                _activate(
+                    target, mlp, buffers, expanded, corner(row), group, padded_width, activated, row * hidden
+                )
 
             def load_activated(row, buffer, offset):
                 with T.serial(0, hidden // LANES) as vector:
@@ -86,13 +88,13 @@ def _by_columns(target, threads, mlp):
     return kernel(body)
 
 
-def _activate(mlp, buffers, expanded, place, group, padded_width, buffer, offset):
+def _activate(target, mlp, buffers, expanded, place, group, padded_width, buffer, offset):
     """GELU of ``group`` neighbours from ``place`` on, after the convolution, if any."""
     hidden = mlp.fc1.outputs
     if not mlp.grid:
         with T.serial(0, hidden // LANES) as vector:
             value = expanded[lanes(place * hidden + vector * LANES)]
-            T.buffer_store(buffer, gelu(value), [lanes(offset + vector * LANES)])
+            T.buffer_store(buffer, gelu(target, value), [lanes(offset + vector * LANES)])
         return
     convolve_tokens(
         expanded,
@@ -103,7 +105,7 @@ def _activate(mlp, buffers, expanded, place, group, padded_width, buffer, offset
         buffers["conv_kernel"],
         buffers["conv_bias"],
         lambda member, column, value: T.buffer_store(
-            buffer, gelu(value), [lanes(offset + member * hidden + column)]
+            buffer, gelu(target, value), [lanes(offset + member * hidden + column)]
         ),
     )
 
@@ -147,10 +149,12 @@ def _by_strips(target, threads, mlp):
                     token = T.bind((above + start) * width + row)
                     load_normalized(x, image, token, channels, buffers, mlp.epsilon, buffer, offset)
 
-                def store_hidden(row, column, value, lanes_):
-                    value = T.max(value, constant(0)) if mlp.relu else value
+                def place_hidden(row):
                     line, beside = split(row, width)
-                    place = (start + line) * padded_width + beside + margin
+                    return T.bind((start + line) * padded_width + beside + margin)
+
+                def store_hidden(place, column, value, lanes_):
+                    value = T.max(value, constant(0)) if mlp.relu else value
                     T.buffer_store(between, value, [lanes(place * hidden + column)])
 
                 fc1.tile(
@@ -158,12 +162,13 @@ def _by_strips(target, threads, mlp):
                     T.bind(T.max(stop - start, 0) * width),
                     load_row,
                     store_hidden,
+                    place=place_hidden,
                 )
 
                 def load_activated(row, buffer, offset):
                     line, beside = split(row, width)
                     place = T.bind(line * padded_width + beside)
-                    _activate(mlp, buffers, between, place, group, padded_width, buffer, offset)
+                    _activate(target, mlp, buffers, between, place, group, padded_width, buffer, offset)
 
                 def store(row, column, value, lanes_):
                     token = T.bind((above + margin) * width + row)

@@ -5,7 +5,7 @@ import operator
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.descriptions import LANES, LayerNorm
-from kernels_tvm.emit import Arguments, constant, fold, for_each_row, kernel, lanes, local, splat
+from kernels_tvm.emit import Arguments, accumulate, for_each_row, kernel, lanes, splat
 from kernels_tvm.targets import Target
 
 
@@ -14,15 +14,18 @@ def layer_norm_row(load, channels: int, scale, bias, epsilon: float, write) -> N
 
     The variance is the mean square less the squared mean, and at least 0, as in Flax.
     """
-    total, square = local(LANES), local(LANES)
-    for accumulator in (total, square):
-        T.buffer_store(accumulator, constant(0), [lanes(0)])
-    with T.serial(0, channels // LANES) as vector:
-        value = T.bind(load(vector * LANES))
-        T.buffer_store(total, total[lanes(0)] + value, [lanes(0)])
-        T.buffer_store(square, square[lanes(0)] + value * value, [lanes(0)])
-    mean = T.bind(fold(total[lanes(0)], operator.add) * T.float32(1 / channels))
-    mean_square = T.bind(fold(square[lanes(0)], operator.add) * T.float32(1 / channels))
+
+    def vector(number):
+        return T.bind(load(number * LANES))
+
+    def squared(number):
+        value = vector(number)
+        return value * value
+
+    mean, mean_square = (
+        T.bind(accumulate(channels // LANES, terms, operator.add) * T.float32(1 / channels))
+        for terms in (vector, squared)
+    )
     variance = T.max(mean_square - mean * mean, T.float32(0))
     inverse = T.bind(T.float32(1) / T.sqrt(variance + T.float32(epsilon)))
     with T.serial(0, channels // LANES) as vector:

@@ -10,7 +10,7 @@ from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.decoding import quantize_row
 from kernels_tvm.descriptions import LANES, round_up
-from kernels_tvm.emit import constant, lanes, local, scratch, splat, when
+from kernels_tvm.emit import constant, lanes, local, otherwise, scratch, splat, when
 from kernels_tvm.targets import Target
 
 SHIFTED_ROWS = 4  # computed together by shifts: their counts, signs and masks take registers too
@@ -352,18 +352,24 @@ def _amx_load(register, buffer, at, stride_bytes):
 
 
 def _amx_blocks(count, columns, sums, compute: Callable, finish: Callable):
-    """Two registers of rows, up to 32 columns: ``compute(rows of each)`` leaves sums in registers 0 to 3."""
+    """Two registers of rows, or the one that is left, and up to 32 columns at a time.
+
+    ``compute(first row of each)`` adds their products to the registers 0 to 3, two for each register of rows.
+    """
     vectors, rows = columns // LANES, _amx_rows(count)
     with T.serial(0, T.ceildiv(count, 2 * rows)) as block:
         first = T.bind(block * 2 * rows)
-        for i in range(2):
-            for j in range(vectors):
-                _amx("tilezero", 2 * i + j)
-        compute([first, T.bind(first + rows)])
-        for i in range(2):
-            for j in range(vectors):
-                address = T.address_of(sums[i * rows * columns + j * LANES])
-                _amx("tilestored64", 2 * i + j, address, T.int64(4 * columns))
+        starts = [first, T.bind(first + rows)]
+        is_one = T.bind(count - first <= rows)
+        for condition, present in ((when, starts[:1]), (otherwise, starts)):
+            with condition(is_one):
+                registers = [(i, j) for i in range(len(present)) for j in range(vectors)]
+                for i, j in registers:
+                    _amx("tilezero", 2 * i + j)
+                compute(present)
+                for i, j in registers:
+                    address = T.address_of(sums[i * rows * columns + j * LANES])
+                    _amx("tilestored64", 2 * i + j, address, T.int64(4 * columns))
         with T.serial(0, T.min(2 * rows, count - first)) as row:
             for j in range(vectors):
                 finish(first + row, j, sums[lanes(row * columns + j * LANES)])
@@ -375,20 +381,20 @@ def _amx_float_product(x, count, panels, panel, columns, finish):
     sums = scratch(2 * AMX_ROWS * columns)
     products = [(0, 0), (1, 0)] if len(panels.parts) == 1 else [(1, 0), (0, 0), (0, 1)]
 
-    def compute(first):
+    def compute(starts):
         with T.serial(0, panels.pairs // AMX_ROWS) as chunk:
             held = (None, None)
             for x_part, weight_part in products:
                 if x_part != held[0]:
-                    for i in range(2):
-                        at = first[i] * x.stride + chunk * (AMX_BF16_INPUTS // 2)
+                    for i, first in enumerate(starts):
+                        at = first * x.stride + chunk * (AMX_BF16_INPUTS // 2)
                         _amx_load(4 + i, x.parts[x_part], at, 4 * x.stride)
                 if weight_part != held[1]:
                     for j in range(vectors):
                         at = start + chunk * (AMX_ROWS * columns) + j * LANES
                         _amx_load(6 + j, panels.parts[weight_part], at, 4 * columns)
                 held = (x_part, weight_part)
-                for i in range(2):
+                for i in range(len(starts)):
                     for j in range(vectors):
                         _amx("tdpbf16ps", 2 * i + j, 4 + i, 6 + j)
 
@@ -399,15 +405,15 @@ def _amx_int8_product(x, count, panels, start, offset, columns, finish):
     vectors = columns // LANES
     sums = scratch(2 * AMX_ROWS * columns, "int32")
 
-    def compute(first):
+    def compute(starts):
         with T.serial(0, panels.inputs // AMX_INT8_INPUTS) as chunk:
-            for i in range(2):
-                at = first[i] * x.width + chunk * AMX_INT8_INPUTS
+            for i, first in enumerate(starts):
+                at = first * x.width + chunk * AMX_INT8_INPUTS
                 _amx_load(4 + i, x.whole, at, x.width)
             for j in range(vectors):
                 at = start + (chunk * (AMX_ROWS * columns) + j * LANES) * 4
                 _amx_load(6 + j, panels.weights, at, 4 * columns)
-            for i in range(2):
+            for i in range(len(starts)):
                 for j in range(vectors):
                     _amx("tdpbusd", 2 * i + j, 4 + i, 6 + j)
 

@@ -25,6 +25,7 @@ class Target:
       int8_tile: the same for an int8 product with int32 sums.
       strip_bytes: hidden activations that a thread keeps in its cache.
       convolved_tokens: how many neighbours a depthwise convolution computes at once.
+      tables: whether an instruction looks numbers up in a table of 32 that two registers hold.
       dot: the instruction that multiplies int8 numbers and adds the products to an int32. ``"amx"`` has
         matrix registers, for bfloat16 numbers too.
     """
@@ -37,6 +38,7 @@ class Target:
     int8_tile: tuple[int, int]
     strip_bytes: int
     convolved_tokens: int
+    tables: bool
     dot: Dot
 
     @property
@@ -60,12 +62,14 @@ _WIDE = {
     "int8_tile": (6, 64),
     "strip_bytes": 512 * 1024,
     "convolved_tokens": 7,
+    "tables": True,
 }
 _NARROW = {
     "float_tile": (6, 16),
     "int8_tile": (4, 16),
     "strip_bytes": 320 * 1024,
     "convolved_tokens": 2,
+    "tables": False,
 }
 
 _AMX = _AVX512 | {"avx512_vnni", "amx_tile", "amx_int8", "amx_bf16"}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from kernels_tvm.gpu.targets import GpuTarget
 from kernels_tvm.library import PACKAGES, Kernel, can_link, is_installed, load
 from kernels_tvm.tuning import count_trials, save_record, tune
 from shiftaddvit_jax.files import write_json
-from shiftaddvit_jax.models.create import init_function
 from shiftaddvit_jax.ops.custom_call import record_kernels
+from shiftaddvit_jax.pack import packed_shapes
 from shiftaddvit_jax.progress import progress_bar, track
 
 Shapes = list[tuple[tuple[int, ...], str]]
@@ -31,19 +31,16 @@ def kernels_of(model: nn.Module, batch: int = 1, for_gpu: bool = False) -> Mappi
       ValueError: TVM can't run here.
     """
     images = jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.float32)
+    variables = packed_shapes(model)
     with record_kernels(for_gpu) as kernels:
-        variables = jax.eval_shape(init_function(model), jax.random.key(0))
-        kernels.clear()  # what initializing calls, inference does not
         jax.eval_shape(model.apply, variables, images)
     return dict(kernels)
 
 
-def compile_kernels(model: nn.Module) -> list[Kernel]:
-    """Compile all kernels of a model into the cache, with a progress bar; those that are there are loaded."""
-    kernels = list(kernels_of(model))
+def compile_kernels(kernels: Collection[Kernel]) -> None:
+    """Compile kernels into the cache, with a progress bar; those that are there are loaded."""
     for kernel in track(kernels, "compiling", len(kernels)):
         load(kernel)
-    return kernels
 
 
 def export_kernels(model: nn.Module, target: GpuTarget, folder: Path) -> dict[str, Any]:

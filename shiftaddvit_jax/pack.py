@@ -1,20 +1,18 @@
 """From trained variables to inference variables: the weights of shift layers as packed codes."""
 
-import dataclasses
 import warnings
 from collections.abc import Mapping
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
-from shiftaddvit_jax.models.create import init_function
+from shiftaddvit_jax.models.create import variable_shapes
 from shiftaddvit_jax.nn import ShiftDense
 from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.ops import pack_weight, unpack_weight
-from shiftaddvit_jax.ops.packing import packed_bits
+from shiftaddvit_jax.ops.packing import packed_bits, packed_weight_shape
 
 
 def pack(model: nn.Module, variables: PyTree) -> PyTree:
@@ -46,32 +44,48 @@ def pack(model: nn.Module, variables: PyTree) -> PyTree:
 
 def packed_shapes(model: nn.Module) -> PyTree:
     """The shapes and dtypes of `pack`'s result for a model."""
-    variables = jax.eval_shape(init_function(model), jax.random.key(0))
-    return jax.eval_shape(lambda variables: _pack(model, variables)[0], variables)
+    layers, variables = _layers_and_shapes(model)
+    flat, bits = flatten_dict(variables["params"]), packed_bits(model.primitives.activations)
+    for path, layer in layers.items():
+        _check_packable(path, layer)
+        _replace_weight(flat, path, packed_weight_shape(*flat[(*path, "kernel")].shape, bits))
+    return {**variables, "params": unflatten_dict(flat)}
 
 
 def _pack(model, variables):
     """The packed variables, and for each layer how many weights moved, of how many, and how far at most."""
     flat, moved = flatten_dict(variables["params"]), []
-    for path, layer in shift_layers(model, variables).items():
-        if layer.quantizer != "power_of_two" or layer.weight_bits > 5:
-            raise ValueError(
-                f"{'/'.join(path)} can't be packed: expected single powers of two of at most 5 bits, got "
-                f"{layer.quantizer} of {layer.weight_bits} bits"
-            )
+    for path, layer in shift_layers(model).items():
+        _check_packable(path, layer)
         weight = layer.apply({"params": _subtree(flat, path)}, method="weight")
         packed = pack_weight(weight, packed_bits(model.primitives.activations))
         error = jnp.abs(unpack_weight(packed, *weight.shape) - weight)
         largest = jnp.maximum(jnp.max(jnp.abs(weight)), jnp.finfo(jnp.float32).tiny)
         moved.append((jnp.sum(error > 0), weight.size, jnp.max(error) / largest))
-        for name in ("kernel", "sign", "exponent"):
-            flat.pop((*path, name), None)
-        flat |= {(*path, name): value for name, value in packed._asdict().items()}
+        _replace_weight(flat, path, packed)
     return {**variables, "params": unflatten_dict(flat)}, moved
 
 
-def shift_layers(model, variables) -> dict[tuple[str, ...], ShiftDense]:
+def _replace_weight(flat, path, packed):
+    for name in ("kernel", "sign", "exponent"):
+        flat.pop((*path, name), None)
+    flat |= {(*path, name): value for name, value in packed._asdict().items()}
+
+
+def _check_packable(path, layer):
+    if layer.quantizer != "power_of_two" or layer.weight_bits > 5:
+        raise ValueError(
+            f"{'/'.join(path)} can't be packed: expected single powers of two of at most 5 bits, got "
+            f"{layer.quantizer} of {layer.weight_bits} bits"
+        )
+
+
+def shift_layers(model: nn.Module) -> dict[tuple[str, ...], ShiftDense]:
     """The shift layers by the paths of their parameters."""
+    return _layers_and_shapes(model)[0]
+
+
+def _layers_and_shapes(model):
     layers = {}
 
     def watch(call, arguments, keywords, context):
@@ -79,13 +93,10 @@ def shift_layers(model, variables) -> dict[tuple[str, ...], ShiftDense]:
             layers[context.module.path] = context.module.clone(parent=None)
         return call(*arguments, **keywords)
 
-    # Traced on XLA, where every layer is called on its own.
-    side = model.image_size
-    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    on_xla = model.clone(primitives=dataclasses.replace(model.primitives, implementation="xla"))
+    # Initializing calls every layer on its own, whatever computes it later.
     with nn.intercept_methods(watch):
-        jax.eval_shape(on_xla.apply, variables, images)
-    return layers
+        shapes = variable_shapes(model)
+    return layers, shapes
 
 
 def _subtree(flat: Mapping, path):

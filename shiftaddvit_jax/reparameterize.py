@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree
 
-from shiftaddvit_jax.models.create import init_function, init_named, stage_attention, stage_kinds, stage_of
+from shiftaddvit_jax.models.create import init_named, stage_attention, stage_kinds, stage_of, variable_shapes
 from shiftaddvit_jax.nn import LINEAR_KINDS
 from shiftaddvit_jax.nn.attention import orthogonal_features
 from shiftaddvit_jax.ops import power_of_two
@@ -123,7 +123,7 @@ def redraw_features(variables: PyTree, key: Array) -> PyTree:
 
 def check_variables(model: nn.Module, variables: PyTree) -> None:
     """Raise a ``ValueError`` that names the parameters in which ``variables`` is not ``model``'s."""
-    expected = _flat_shapes(jax.eval_shape(init_function(model), jax.random.key(0)))
+    expected = _flat_shapes(variable_shapes(model))
     found = _flat_shapes(variables)
     differences = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
     differences += [f"{name} is unexpected" for name in sorted(found.keys() - expected.keys())]
@@ -152,7 +152,7 @@ def _derive(teacher, variables, student):
     """The student's variables that the teacher's determine, flat, and the report."""
     check_variables(teacher, variables)
     source = flatten_dict(variables, sep="/")
-    shapes = _flat_shapes(jax.eval_shape(init_function(student), jax.random.key(0)))
+    shapes = _flat_shapes(variable_shapes(student))
     derived, inherited, used = {}, {}, set()
     for name, shape in shapes.items():
         found = _origin(name, source, teacher, student)

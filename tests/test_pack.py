@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 import shiftaddvit_jax as sav
 from kernels_tvm import library
-from shiftaddvit_jax.models.create import init_function
+from shiftaddvit_jax.models.create import variable_shapes
 from shiftaddvit_jax.ops import custom_call
 from shiftaddvit_jax.pack import packed_shapes
 
@@ -24,7 +24,7 @@ ACTIVATIONS = pytest.mark.parametrize("activations", ["float", "int8"])
 @functools.cache
 def model_and_variables(activations, mlp=MLP):
     model = sav.create_model("pvt_v2_nano", num_classes=10, activations=activations, mlp=mlp, **KINDS)
-    shapes = jax.eval_shape(init_function(model), jax.random.key(0))
+    shapes = variable_shapes(model)
     rng = np.random.default_rng(0)
     return model, jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), shapes)
 
@@ -186,7 +186,7 @@ def test_int8_activations_refuse_weights_packed_with_five_bits():
 )
 def test_the_weights_of_every_shift_layer_take_a_sixth_of_their_bytes(name, layers, activations):
     model = sav.create_model(name, mlp="shift", activations=activations)
-    before = flat(jax.eval_shape(init_function(model), jax.random.key(0)))
+    before = flat(variable_shapes(model))
     after = flat(packed_shapes(model))
     packed = [path[:-1] for path in after if path[-1] == "codes"]
     assert len(packed) == layers
@@ -195,3 +195,19 @@ def test_the_weights_of_every_shift_layer_take_a_sixth_of_their_bytes(name, laye
         codes, exponent = after[(*path, "codes")], after[(*path, "exponent")]
         assert (codes.dtype, exponent.dtype) == (np.uint8, np.int8)
         assert math.prod(codes.shape) + math.prod(exponent.shape) <= kernel.size * 4 / 6
+
+
+def shapes_of(variables):
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), variables)
+
+
+@ACTIVATIONS
+def test_the_shapes_of_packed_variables_are_known_without_packing_them(activations):
+    model, _ = model_and_variables(activations, MIXED)
+    assert shapes_of(packed_shapes(model)) == shapes_of(packed_variables(activations, MIXED))
+
+
+def test_the_shapes_of_variables_are_those_that_initializing_gives():
+    model, _ = model_and_variables("int8", MIXED)
+    initialized = jax.eval_shape(lambda: model.init(jax.random.key(0), images()))
+    assert shapes_of(variable_shapes(model)) == shapes_of(initialized)

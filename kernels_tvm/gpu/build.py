@@ -13,6 +13,7 @@ import tvm
 from tvm import tirx
 from tvm.tirx import compilation_pipeline
 
+from kernels_tvm.gpu.library import files_of_wheels
 from kernels_tvm.gpu.targets import GpuTarget
 
 HOST = {"kind": "llvm"}
@@ -113,6 +114,17 @@ def compile_ptx(code: str, arch: str) -> str:
     return _run_nvcc(code, "-ptx", arch)[0].decode()
 
 
+def disassemble(cubin: bytes) -> str:
+    """Machine code as text (SASS), by nvdisasm; empty where that is not on this machine."""
+    nvdisasm = shutil.which("nvdisasm") or next(iter(files_of_wheels("*/bin/nvdisasm")), None)
+    if nvdisasm is None:
+        return ""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([nvdisasm, file.name], capture_output=True, text=True, check=True).stdout
+
+
 @functools.cache
 def _run_nvcc(code, output, arch):
     if nvcc() is None:
@@ -129,7 +141,6 @@ def _run_nvcc(code, output, arch):
 
 def _run_nvrtc(code, arch):
     try:
-        import nvidia
         from cuda.bindings import nvrtc
     except ImportError as error:
         raise RuntimeError(
@@ -137,8 +148,7 @@ def _run_nvrtc(code, arch):
             "(pip install 'shiftaddvit-jax[gpu]')"
         ) from error
 
-    # Of the CUDA wheels, which share the package `nvidia`.
-    includes = [path for root in nvidia.__path__ for path in Path(root).glob("*/include")]
+    includes = files_of_wheels("*/include")
     includes += [include / "cccl" for include in includes]
     options = [f"--gpu-architecture={arch}", "--disable-warnings", *(f"-I{path}" for path in includes)]
     _, program = nvrtc.nvrtcCreateProgram(code.encode(), b"kernel.cu", 0, None, None)

@@ -7,6 +7,8 @@ its place, in the same format.
 import os
 import re
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +17,10 @@ from tvm.runtime import _ffi_api
 from kernels_tvm.gpu.build import Resources, compile_cubin, compile_kernel, machine_code, nvcc
 from kernels_tvm.gpu.library import emit, entry_name
 from kernels_tvm.gpu.targets import GpuTarget
-from kernels_tvm.library import Kernel, save
+from kernels_tvm.library import Kernel, can_link, save_entry
 
 SYMBOL = "__tvm_ffi__library_bin"
+FALLBACK = "TVM_COMPILE_FORCE_FALLBACK"
 _KIND = b"cuda"
 
 
@@ -30,9 +33,8 @@ def export_kernel(kernel: Kernel, target: GpuTarget, folder: Path) -> tuple[Path
       RuntimeError: a compiler is missing, or does not take what it is given.
       OSError: the library can't be written.
     """
-    # Where there is a GPU, TVM would compile the launches itself.
-    os.environ["TVM_COMPILE_FORCE_FALLBACK"] = "1"
-    library = compile_kernel(emit(kernel, target), target)
+    with _launches_as_source():
+        library = compile_kernel(emit(kernel, target), target)
     (launches,) = library.mod.imports
     code = launches.inspect_source()
     if nvcc():
@@ -48,9 +50,24 @@ def export_kernel(kernel: Kernel, target: GpuTarget, folder: Path) -> tuple[Path
         return str(file)
 
     path = folder / f"{entry_name(kernel, target)}.so"
-    if not save(partial(library.mod.export_library, fpack_imports=pack), path):
+    export = partial(library.mod.export_library, fpack_imports=pack)
+    if not (can_link() and save_entry(export, path)):
         raise OSError(f"{path} can't be linked or written")
     return path, resources
+
+
+@contextmanager
+def _launches_as_source() -> Iterator[None]:
+    """Within it TVM keeps launches as CUDA source, also where a GPU would have it compile them."""
+    before = os.environ.get(FALLBACK)
+    os.environ[FALLBACK] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[FALLBACK]
+        else:
+            os.environ[FALLBACK] = before
 
 
 def with_cubin(content: bytes, code: bytes, cubin: bytes) -> bytes:

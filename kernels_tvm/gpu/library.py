@@ -1,15 +1,15 @@
 """GPU kernels by name and description: compiled once, then loaded from a folder of the user's cache.
 
 An entry is a library, named as on CPUs by all that it depends on, and beside it the machine code of its
-launches, named by their CUDA source and the architecture.
+launches, named by their CUDA source and the architecture. Both end with their hash.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import hashlib
+import importlib.util
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from importlib import metadata
@@ -18,6 +18,8 @@ from pathlib import Path
 from kernels_tvm import library
 from kernels_tvm.gpu.targets import GpuTarget
 from kernels_tvm.library import Kernel
+
+CUDART = "libcudart.so.13"
 
 
 def builders() -> dict[str, Callable]:
@@ -85,10 +87,39 @@ def load(kernel: Kernel, target: GpuTarget):
 
 
 def has_runtime() -> bool:
-    """Whether TVM can launch on a GPU: whether its library for CUDA found the CUDA runtime."""
+    """Whether TVM can launch on a GPU: it has its CUDA library, and the driver is new enough for that."""
     import tvm
 
-    return tvm.get_global_func("ffi.Module.load_from_bytes.cuda", allow_missing=True) is not None
+    return load_cuda() and tvm.cuda().exist
+
+
+def load_cuda() -> bool:
+    """Have TVM load its CUDA library, if it has not; whether it could.
+
+    The library is linked to `CUDART`, which lies in NVIDIA's wheel, where no loader looks, and which JAX
+    loads when it looks for a GPU. TVM tries once, when it is imported, and that may have been too early.
+    """
+    import tvm
+
+    def loaded():
+        return tvm.get_global_func("ffi.Module.load_from_bytes.cuda", allow_missing=True) is not None
+
+    if not loaded():
+        runtimes = files_of_wheels(f"*/lib/{CUDART}")
+        with contextlib.suppress(OSError):  # there is no runtime, or no driver
+            for library in (*runtimes, Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"):
+                ctypes.CDLL(str(library))
+    return loaded()
+
+
+def files_of_wheels(pattern: str) -> list[Path]:
+    """What NVIDIA's wheels have installed, such as ``*/include``."""
+    spec = importlib.util.find_spec("nvidia")  # the package that they share
+    return (
+        [path for root in spec.submodule_search_locations for path in Path(root).glob(pattern)]
+        if spec
+        else []
+    )
 
 
 def cubin(code: str, target: GpuTarget) -> bytes:
@@ -101,13 +132,9 @@ def cubin(code: str, target: GpuTarget) -> bytes:
 
     name = hashlib.sha256(f"{target.arch} {code}".encode()).hexdigest()[:32]
     path = library.cache_folder() / f"{name}.cubin"
-    with contextlib.suppress(OSError):
-        return path.read_bytes()
+    kept = library.read_entry(path)
+    if kept is not None:
+        return kept
     made = machine_code(code, target.arch)
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            temporary = Path(folder) / path.name
-            temporary.write_bytes(made)
-            os.replace(temporary, path)
+    library.save_entry(lambda file: Path(file).write_bytes(made), path)
     return made

@@ -48,16 +48,28 @@ def scratch(linear: Linear, rows) -> list[tuple[str, tuple, str]]:
 def linear_kernel(target: GpuTarget, linear: Linear):
     """``y = linear(x)``: x [rows, inputs] float32, the parameters, scratch, y [rows, outputs] float32."""
 
-    def body(arguments: Arguments):
-        x = arguments("x", ("rows", linear.inputs), "float32")
-        parameters = [*linear.arguments(), *scratch(linear, "rows")]
-        buffers = {name: arguments(name, shape, dtype) for name, shape, dtype in parameters}
-        y = arguments("y", ("rows", linear.outputs), "float32")
-        limit = arguments.symbols["rows"]
-        with when(limit > 0):
-            launch_expert(target, linear, linear.kind, x, buffers, Results(y, limit, lambda: Rows(limit)))
+    def body(x, buffers, y, limit):
+        launch_expert(target, linear, linear.kind, x, buffers, Results(y, limit, lambda: Rows(limit)))
 
-    return kernel(body)
+    return layer_kernel(linear, scratch(linear, "rows"), body)
+
+
+def layer_kernel(linear: Linear, between: list[tuple[str, tuple, str]], body: Callable):
+    """The kernel whose launches ``body(x, buffers, y, rows)`` emits, for at least one row.
+
+    It takes x [rows, inputs] float32, the layer's parameters and what goes ``between`` launches, which are
+    the ``buffers`` by name, and y [rows, outputs] float32.
+    """
+
+    def declare(arguments: Arguments):
+        x = arguments("x", ("rows", linear.inputs), "float32")
+        buffers = {name: arguments(name, *rest) for name, *rest in [*linear.arguments(), *between]}
+        y = arguments("y", ("rows", linear.outputs), "float32")
+        rows = arguments.symbols["rows"]
+        with when(rows > 0):
+            body(x, buffers, y, rows)
+
+    return kernel(declare)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ expert's rows return at once: the cost falls with the rows, and no row is droppe
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.descriptions import Linear
-from kernels_tvm.emit import Arguments, kernel, otherwise, when
+from kernels_tvm.emit import otherwise, when
 from kernels_tvm.gpu import matshift
 from kernels_tvm.gpu.emit import barrier, fill, launch, registers, shared
-from kernels_tvm.gpu.matshift import Results, launch_expert, load_four
+from kernels_tvm.gpu.matshift import Results, launch_expert, layer_kernel, load_four
 from kernels_tvm.gpu.products import THREADS
 from kernels_tvm.gpu.targets import GpuTarget
 from kernels_tvm.gpu.tiles import Rows
@@ -41,13 +41,7 @@ def moe_kernel(target: GpuTarget, linear: Linear):
     x [rows, inputs] float32, the parameters, scratch, y [rows, outputs] float32.
     """
 
-    def body(arguments: Arguments):
-        x = arguments("x", ("rows", linear.inputs), "float32")
-        parameters = [*linear.arguments(), *scratch(linear, "rows")]
-        buffers = {name: arguments(name, shape, dtype) for name, shape, dtype in parameters}
-        y = arguments("y", ("rows", linear.outputs), "float32")
-        limit = arguments.symbols["rows"]
-
+    def body(x, buffers, y, limit):
         def gate(row):
             return T.float32(1) / (T.float32(1) + T.exp(T.float32(0) - T.fabs(buffers["logit"][row])))
 
@@ -58,13 +52,12 @@ def moe_kernel(target: GpuTarget, linear: Linear):
             start = T.bind(buffers["dense_rows"][0])
             return Rows(T.bind(limit - start), buffers["order"], start)
 
-        with when(limit > 0):
-            _launch_router(linear, x, buffers, limit)
-            _launch_sort(buffers, limit)
-            for kind, rows in (("dense", dense), ("shift", shift)):
-                launch_expert(target, linear, kind, x, buffers, Results(y, limit, rows, gate))
+        _launch_router(linear, x, buffers, limit)
+        _launch_sort(buffers, limit)
+        for kind, rows in (("dense", dense), ("shift", shift)):
+            launch_expert(target, linear, kind, x, buffers, Results(y, limit, rows, gate))
 
-    return kernel(body)
+    return layer_kernel(linear, scratch(linear, "rows"), body)
 
 
 def _launch_router(linear, x, buffers, limit):

@@ -10,9 +10,10 @@ from kernels_tvm.targets import named_target
 class GpuTarget:
     """A compute capability, or a device for OpenCL.
 
-    The limits of a multiprocessor and of a block are those of the CUDA C++ Programming Guide, table
-    "Technical Specifications per Compute Capability"; the shapes of ``mma`` those of the PTX ISA,
-    "Warp-level Matrix Multiply-Accumulate Instructions".
+    The limits of a multiprocessor and of a block are those of NVIDIA's CCCL 3.3, file
+    ``cuda/__device/arch_traits.h``, and of the CUDA Programming Guide, table "Technical Specifications per
+    Compute Capability"; the shapes of ``mma`` those of the PTX ISA, "Warp-level Matrix Multiply-Accumulate
+    Instructions".
 
     Attributes:
       name: its name in cache entries and messages.
@@ -111,17 +112,19 @@ class Gpu:
     float_lanes: int
 
 
-# Instructions of other kinds that a multiprocessor starts in a cycle, on all of them: CUDA C++ Programming
-# Guide, table "Throughput of Native Arithmetic Instructions". Its four schedulers start a warp each.
+# Instructions of other kinds that a multiprocessor starts in a cycle, on all of them: additions and logic of
+# 32 bits, and population counts, of the compute capabilities 7.5 to 9.0 in the CUDA C++ Best Practices Guide
+# 13, table "Throughput of Native Arithmetic Instructions". Its four schedulers start a warp each.
 INTEGER_LANES, POPCOUNT_LANES, ISSUED_LANES = 64, 16, 128
 
+# Boost clocks are those of ordinary instructions: the H100's tensor cores have their peak at 1.83 GHz.
 GPUS = (
-    # NVIDIA T4 datasheet and Turing architecture whitepaper.
+    # NVIDIA T4 Product Brief, table 2: 256 bits at 5001 MHz, up to 320 GB/s (the datasheet says 300). Turing
+    # architecture whitepaper: 130 TOPS in int8, 8.1 TFLOPS in float32.
     Gpu("T4", "cuda-sm_75", 40, 1.59, 320, 130, 64),
-    # NVIDIA Ampere GA102 architecture whitepaper, appendix A.
+    # NVIDIA Ampere GA102 architecture whitepaper V2, appendix A, table "GeForce RTX 3090".
     Gpu("RTX 3090", "cuda-sm_86", 82, 1.695, 936, 284, 128),
-    # NVIDIA A100 datasheet (SXM, 40 GB) and A100 architecture whitepaper.
+    # NVIDIA H100 Tensor Core GPU Architecture V1.04, table 3: A100 (SXM, 40 GB) and H100 (SXM).
     Gpu("A100", "cuda-sm_80", 108, 1.41, 1555, 624, 64),
-    # NVIDIA H100 datasheet (SXM) and H100 architecture whitepaper.
     Gpu("H100", "cuda-sm_90", 132, 1.98, 3350, 1979, 128),
 )

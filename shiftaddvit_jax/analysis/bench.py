@@ -33,7 +33,7 @@ from shiftaddvit_jax.models import (
     model_arguments,
     model_row,
 )
-from shiftaddvit_jax.models.create import init_function
+from shiftaddvit_jax.models.create import variable_shapes
 from shiftaddvit_jax.models.pyramid import reductions
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.implementation import IMPLEMENTATIONS
@@ -94,7 +94,7 @@ def bench_model(
     student = create_model(name, image_size=image_size, activations=activations, **kinds)
     originals = _dense_models(name, student.image_size)
     for model in (student, *originals.values()):
-        jax.eval_shape(init_function(model), jax.random.key(0))  # refuses an image size that does not fit
+        variable_shapes(model)  # refuses an image size that does not fit
     check_peers(peers, student)
 
     shape = (batch, student.image_size, student.image_size, 3)
@@ -146,7 +146,7 @@ def random_variables(model: nn.Module) -> PyTree:
             return np.full(leaf.shape, path[-1].key == "scale", np.float32)
         return rng.standard_normal(leaf.shape, np.float32) / math.sqrt(math.prod(leaf.shape[:-1]))
 
-    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(init_function(model), jax.random.key(0)))
+    return jax.tree_util.tree_map_with_path(draw, variable_shapes(model))
 
 
 def check_peers(peers: Sequence[str], model: nn.Module) -> None:

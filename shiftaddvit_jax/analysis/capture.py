@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from shiftaddvit_jax.models.create import init_function
+from shiftaddvit_jax.models.create import variable_shapes
 from shiftaddvit_jax.nn.attention import (
     Attention,
     EcoformerAttention,
@@ -131,9 +131,9 @@ def shift_weights(model: nn.Module, variables: PyTree) -> dict[str, tuple[np.nda
 
     What was before is None in packed variables, which keep the powers alone.
     """
-    shapes = jax.eval_shape(init_function(model), jax.random.key(0))
+    shapes = variable_shapes(model)
     weights = {}
-    for path, layer in shift_layers(model, variables).items():
+    for path, layer in shift_layers(model).items():
         name = "/".join(path)
         params = module_variables(name, variables)["params"]
         after = layer.apply({"params": params}, method="weight")

@@ -94,8 +94,8 @@ def bench_gpu_model(
 def _check_gpu():
     if jax.default_backend() != "gpu":
         raise ValueError(
-            "JAX finds no NVIDIA GPU here; run this where there is one (pip install 'jax[cuda13]'), or see "
-            "`shiftaddvit gpu-report`, which needs none"
+            "JAX finds no NVIDIA GPU here; run this where there is one (pip install 'shiftaddvit-jax[gpu]'), "
+            "or see `shiftaddvit gpu-report`, which needs none"
         )
 
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels_tvm.descriptions import Binarize, DepthwiseConv, HammingProduct, Linear, MatAdd
-from kernels_tvm.gpu.build import Resources, compile_cubin, compile_ptx, nvcc, source
+from kernels_tvm.descriptions import Binarize, DepthwiseConv, HammingProduct, Linear, MatAdd, round_up
+from kernels_tvm.gpu.build import Resources, compile_cubin, compile_ptx, disassemble, nvcc, source
 from kernels_tvm.gpu.library import emit, scratch
 from kernels_tvm.gpu.targets import (
     GPUS,
@@ -28,6 +28,7 @@ from kernels_tvm.library import Kernel
 from shiftaddvit_jax.progress import track
 
 Arrays = list[tuple[tuple[int, ...], str]]
+WARP, PARTS = 32, 4  # threads of a warp, parts of a multiprocessor
 
 
 class Case(NamedTuple):
@@ -157,18 +158,21 @@ def dense_bound(gpu: Gpu, shape: tuple[int, int, int, int]) -> float:
 def occupancy(target: GpuTarget, threads: int, launch: Resources) -> float:
     """Which share of a multiprocessor's threads blocks of a launch can fill.
 
-    Registers are given out by 8 to a thread; on compute capability 8.0 and newer each block takes another
-    KiB of shared memory (CUDA occupancy calculator).
+    As NVIDIA's ``cuda_occupancy.h`` (CUDA 13) computes it: registers are given out by 256 to a warp, in each
+    of the four parts of a multiprocessor; shared memory by 256 bytes to a block, and from compute capability
+    8.0 on by 128, with a KiB more for the system.
     """
-    registers = -(-launch.registers // 8) * 8 * threads
-    reserved = 1024 if target.capability >= 80 else 0
+    newer = target.capability >= 80
+    warps = -(-threads // WARP)
+    registers = round_up(launch.registers * WARP, 256)
+    shared = round_up(launch.shared_memory + (1024 if newer else 0), 128 if newer else 256)
     blocks = min(
-        target.multiprocessor_registers // registers,
-        target.multiprocessor_shared_memory // max(launch.shared_memory + reserved, 1),
-        target.multiprocessor_threads // threads,
+        PARTS * (target.multiprocessor_registers // PARTS // registers) // warps,
+        target.multiprocessor_shared_memory // max(shared, 1),
+        target.multiprocessor_threads // (warps * WARP),
         target.multiprocessor_blocks,
     )
-    return blocks * threads / target.multiprocessor_threads
+    return blocks * warps * WARP / target.multiprocessor_threads
 
 
 _KINDS = (  # the first that fits
@@ -185,17 +189,39 @@ _KINDS = (  # the first that fits
 )
 
 
+_MACHINE_KINDS = (
+    ("shared memory", r"(LDS|STS|LDSM|ATOMS)\b"),
+    ("global memory", r"(LD|ST|LDG|STG|LDC|ULDC|LDL|STL)\b"),
+    ("tensor", r"[IBH]MMA"),
+    ("dot product", r"IDP"),
+    ("popcount", r"U?POPC"),
+    ("float multiply", r"(FFMA|FMUL)"),
+    ("float", r"(F[A-Z]|MUFU|I2F)"),
+    ("barrier or branch", r"(BAR|BRA|BSSY|BSYNC|WARPSYNC|CALL|RET|EXIT|NOP)\b"),
+    ("integer multiply", r"U?IMAD(?!\.(MOV|SHL|IADD))"),
+    ("integer and logic", r""),
+)
+
+
 def instruction_mix(ptx: str) -> dict[str, dict[str, int]]:
     """How many instructions of each kind the text of each launch has, by the launches' names."""
-    mixes = {}
-    for name, body in re.findall(r"\.entry (\w+)\(.*?\n\{(.*?)\n\}", ptx, re.DOTALL):
-        instructions = re.findall(r"^\s+(?:@!?%\w+\s+)?([a-z]\w*[.\w:]*)[^\n]*;", body, re.MULTILINE)
-        kinds = Counter(
-            next(kind for kind, pattern in _KINDS if re.match(pattern, instruction))
-            for instruction in instructions
-        )
-        mixes[name] = dict(kinds)
-    return mixes
+    launches = re.findall(r"\.entry (\w+)\(.*?\n\{(.*?)\n\}", ptx, re.DOTALL)
+    return {
+        name: _count(r"^\s+(?:@!?%\w+\s+)?([a-z]\w*[.\w:]*)[^\n]*;", body, _KINDS) for name, body in launches
+    }
+
+
+def machine_mix(sass: str) -> dict[str, dict[str, int]]:
+    """The same of machine code, as `disassemble` writes it, where ptxas adds and moves by IMAD too."""
+    _, *parts = re.split(r"^\.text\.(\w+):$", sass, flags=re.MULTILINE)
+    launches = zip(parts[::2], parts[1::2], strict=True)
+    instruction = r"^\s+/\*\w+\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*[.\w]*)[^\n]*;"
+    return {name: _count(instruction, body, _MACHINE_KINDS) for name, body in launches}
+
+
+def _count(instruction, body, kinds):
+    found = re.findall(instruction, body, re.MULTILINE)
+    return dict(Counter(next(kind for kind, pattern in kinds if re.match(pattern, each)) for each in found))
 
 
 def static_rows(cases: list[Case]) -> Iterator[dict[str, Any]]:
@@ -204,7 +230,8 @@ def static_rows(cases: list[Case]) -> Iterator[dict[str, Any]]:
         for gpu in GPUS:
             target = gpu_target(gpu.target)
             code = source(emit(case.kernel, target), target)
-            _, launches = compile_cubin(code, target.arch)
+            cubin, launches = compile_cubin(code, target.arch)
+            machine = machine_mix(disassemble(cubin))
             mixes = instruction_mix(compile_ptx(code, target.arch))
             threads = {
                 name: int(count) for count, name in re.findall(r"__launch_bounds__\((\d+)\) (\w+)\(", code)
@@ -225,6 +252,7 @@ def static_rows(cases: list[Case]) -> Iterator[dict[str, Any]]:
                         "spills": launch.spills,
                         "occupancy": occupancy(target, threads[name], launch),
                         "instructions": mixes[name],
+                        "machine_instructions": machine.get(name),
                     }
                     for name, launch in launches.items()
                 },

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from shiftaddvit_jax.analysis.counting import Product, ShiftShare, count_products, weight_bytes
 from shiftaddvit_jax.analysis.energy import AUTHORS_BITS, NumberFormat, accelerator_cost, compute_energy
 from shiftaddvit_jax.models import create_model, model_arguments, model_row
-from shiftaddvit_jax.models.create import init_function
+from shiftaddvit_jax.models.create import variable_shapes
 
 # What the balancing loss aims at with the authors' latencies, 6 : 4: both experts take the same time.
 SHIFT_SHARE = 0.6
@@ -51,7 +51,7 @@ def cost_report(
       ValueError: see `count_products` and `accelerator_cost`.
     """
     if variables is None:
-        variables = jax.eval_shape(init_function(model), jax.random.key(0))
+        variables = variable_shapes(model)
     products = count_products(model, variables, shift_share, batch)
     sizes = weight_bytes(model, variables)
     parts: dict[str, list[Costs]] = {}

@@ -31,7 +31,7 @@ from shiftaddvit_jax.checkpoints.layouts import (
     export_parameter,
     import_parameter,
 )
-from shiftaddvit_jax.models.create import init_function, init_named
+from shiftaddvit_jax.models.create import init_named, variable_shapes
 from shiftaddvit_jax.models.position import resize_position_embeddings
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def load_pretrained(model: nn.Module, path_or_name: str | Path, *, strict: bool 
             f"{type(model).__name__}; create a model of that family"
         )
     _warn_of_epsilon(model, file)
-    shapes = flatten_dict(jax.eval_shape(init_function(model), jax.random.key(0))["params"], sep="/")
+    shapes = flatten_dict(variable_shapes(model)["params"], sep="/")
     shapes = {name: leaf.shape for name, leaf in shapes.items()}
     tensors = _prepare(tensors, model, shapes, layout)
     anew = [] if strict else _heads_to_draw(tensors, shapes, layout)

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from shiftaddvit_jax.models import create_model, model_arguments
-from shiftaddvit_jax.models.create import init_function
+from shiftaddvit_jax.models.create import variable_shapes
 from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.pack import packed_shapes
 from shiftaddvit_jax.reparameterize import check_variables
@@ -80,7 +79,7 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Mod
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}/model.json does not describe a model: {error}") from None
     packed = description.get("packed", False)
-    target = packed_shapes(saved) if packed else jax.eval_shape(init_function(saved), jax.random.key(0))
+    target = packed_shapes(saved) if packed else variable_shapes(saved)
     with ocp.StandardCheckpointer() as checkpointer:
         try:
             variables = checkpointer.restore(path / "variables", target)

@@ -24,6 +24,7 @@ from shiftaddvit_jax.ops import (
     learn_hash,
     matadd,
 )
+from shiftaddvit_jax.ops.implementation import Implementation
 from shiftaddvit_jax.validation import check_choice
 
 Tokens = Float[Array, "batch tokens channels"]
@@ -54,6 +55,11 @@ class Attention(nn.Module):
     dropout: float = 0.0
     primitives: Primitives = Primitives()
     train: bool = False
+
+    @property
+    def implementation(self) -> Implementation:
+        """Of the attention's own ops."""
+        return self.primitives.implementation_of_ops(self.train)
 
     def linear(self, features: int, name: str) -> nn.Module:
         """One of the attention's linear layers."""
@@ -98,7 +104,7 @@ class Attention(nn.Module):
         kernel = self.param("dconv", init, (VALUE_KERNEL_SIZE, heads)).astype(values.dtype)
         # [batch, tokens, heads * head_dim]: the channels of one head share their kernel.
         channels = values.transpose(0, 2, 1, 3).reshape(values.shape[0], values.shape[2], -1)
-        y = depthwise_conv_1d(channels, jnp.repeat(kernel, head_dim, axis=1), self.primitives.implementation)
+        y = depthwise_conv_1d(channels, jnp.repeat(kernel, head_dim, axis=1), self.implementation)
         return x + y.reshape(*y.shape[:2], heads, head_dim).transpose(0, 2, 1, 3)
 
     def linear_angular(self, q: Array, k: Array, v: Array) -> Float[Array, "batch heads tokens head_dim"]:
@@ -106,9 +112,8 @@ class Attention(nn.Module):
 
         v / 2 + q (k^T v) / pi, over its norm along head_dim, plus the convolution of V over tokens.
         """
-        implementation = self.primitives.implementation
-        context = matadd(k.swapaxes(-1, -2), v, implementation)
-        x = v / 2 + matadd(q, context, implementation) / math.pi
+        context = matadd(k.swapaxes(-1, -2), v, self.implementation)
+        x = v / 2 + matadd(q, context, self.implementation) / math.pi
         return self.add_value_conv(l2_normalize(x), v)
 
 
@@ -247,7 +252,7 @@ class HammingLinearAttention(Attention):
     def __call__(self, x: Tokens, grid: Grid) -> Tokens:
         q, k, v = self.qkv(x)
         q, k = (
-            binarize(l2_normalize(part), self.primitives.threshold, (0, 1), self.primitives.implementation)
+            binarize(l2_normalize(part), self.primitives.threshold, (0, 1), self.implementation)
             for part in (q, k)
         )
         return self.output(self.linear_angular(q, k, v))
@@ -262,8 +267,7 @@ class HammingQuadraticAttention(Attention):
     @nn.compact
     def __call__(self, x: Tokens, grid: Grid) -> Tokens:
         q, k, v = self.qkv(x)
-        implementation = self.primitives.implementation
-        similarity = code_similarity(q, k, self.primitives.threshold, implementation)
+        similarity = code_similarity(q, k, self.primitives.threshold, self.implementation)
         scores = similarity * q.shape[-1] ** -0.5
         return self.output(jnp.einsum("bhnm,bhmd->bhnd", jax.nn.softmax(scores), v))
 
@@ -320,10 +324,9 @@ class EcoformerAttention(HashedAttention):
     @nn.compact
     def __call__(self, x: Tokens, grid: Grid) -> Tokens:
         codes, values = self.codes_and_values(x)
-        implementation = self.primitives.implementation
         tokens, bias = codes.shape[-2], codes.shape[-1] + 1
-        context = matadd(codes.swapaxes(-1, -2), values, implementation)
-        numerator = matadd(codes, context, implementation) + bias * values
+        context = matadd(codes.swapaxes(-1, -2), values, self.implementation)
+        numerator = matadd(codes, context, self.implementation) + bias * values
         denominator = jnp.sum(codes * jnp.sum(codes, axis=-2, keepdims=True), axis=-1, keepdims=True)
         return self.output(numerator / (denominator + tokens * bias))
 

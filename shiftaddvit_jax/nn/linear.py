@@ -33,6 +33,10 @@ class Primitives:
     implementation: Implementation = None
     dtype: Any = None
 
+    def implementation_of_ops(self, train: bool) -> Implementation:
+        """``implementation``, with XLA for None in training: kernels are for inference."""
+        return "xla" if train and self.implementation is None else self.implementation
+
 
 def make_linear(
     kind: str, features: int, primitives: Primitives, *, name: str, use_bias: bool = True, train: bool = False

@@ -9,9 +9,15 @@ from shiftaddvit_jax.ops import depthwise_conv_gelu
 
 
 class DepthwiseConv(nn.Module):
-    """A 3x3 depthwise convolution over the grid of tokens, with a bias and a GELU."""
+    """A 3x3 depthwise convolution over the grid of tokens, with a bias and a GELU.
+
+    Attributes:
+      primitives: how it is computed.
+      train: whether this is training.
+    """
 
     primitives: Primitives = Primitives()
+    train: bool = False
 
     @nn.compact
     def __call__(
@@ -23,7 +29,8 @@ class DepthwiseConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.primitives.dtype)
         image = x.reshape(x.shape[0], *grid, channels)
-        return depthwise_conv_gelu(image, kernel, bias, self.primitives.implementation).reshape(x.shape)
+        implementation = self.primitives.implementation_of_ops(self.train)
+        return depthwise_conv_gelu(image, kernel, bias, implementation).reshape(x.shape)
 
 
 class Mlp(nn.Module):
@@ -57,7 +64,7 @@ class Mlp(nn.Module):
         if self.relu:
             x = jax.nn.relu(x)
         if self.depthwise:
-            x = DepthwiseConv(self.primitives, name="dwconv")(x, grid)
+            x = DepthwiseConv(self.primitives, self.train, name="dwconv")(x, grid)
         else:
             x = jax.nn.gelu(x, approximate=False)
         x = drop(x)

@@ -15,9 +15,8 @@ from shiftaddvit_jax.nn.kernels import describe_linear, is_packed, linear_arrays
 from shiftaddvit_jax.nn.shift import ShiftDense, kernel_init
 from shiftaddvit_jax.ops import dispatch
 from shiftaddvit_jax.ops.activations import Activations
-from shiftaddvit_jax.ops.custom_call import with_xla_gradient
 from shiftaddvit_jax.ops.fused import fused_linear
-from shiftaddvit_jax.ops.implementation import Implementation, uses_tvm
+from shiftaddvit_jax.ops.implementation import Implementation, uses_tvm, with_gradient
 
 EXPERTS = ("dense", "shift")
 
@@ -68,6 +67,9 @@ class MoEDense(nn.Module):
         dense, shift = self.experts()
 
         clean = router(tokens)
+        if self.is_initializing():  # only to make parameters
+            shift(tokens)
+            return dense(tokens).reshape(*x.shape[:-1], self.features)
         logits = clean
         if self.train:
             noise = jax.random.normal(self.make_rng("router"), clean.shape)
@@ -76,7 +78,7 @@ class MoEDense(nn.Module):
         _, chosen = jax.lax.top_k(logits, self.top_k)
         self._report(clean, chosen)
 
-        if self.train or self.is_initializing():
+        if self.train:
             outputs = jnp.stack([dense(tokens), shift(tokens)], axis=1)
             gates = probabilities * jnp.sum(jax.nn.one_hot(chosen, len(EXPERTS)), axis=1)
             y = jnp.sum(gates[..., None].astype(outputs.dtype) * outputs, axis=1)
@@ -92,7 +94,6 @@ class MoEDense(nn.Module):
                     lambda rows: dense_expert.apply(dense_variables, rows),
                     lambda rows: shift.project(rows, weight),
                 ],
-                implementation=self.implementation,
             ).reshape(-1, self.top_k, self.features)
             gates = jnp.take_along_axis(probabilities, chosen, axis=1)
             y = jnp.sum(gates[..., None].astype(outputs.dtype) * outputs, axis=1)
@@ -117,8 +118,9 @@ class MoEDense(nn.Module):
         reason = why_no_kernel(tokens, ("moe",), self.weight_bits, self.activations)
         if self.top_k != 1:
             reason = f"the kernel chooses one expert a token, not {self.top_k}"
-        prefer = is_packed(self.variables["params"])
-        return uses_tvm("a mixture of experts", self.implementation, reason, prefer)
+        params = self.variables["params"]
+        arrays = tokens, params
+        return uses_tvm("a mixture of experts", self.implementation, reason, is_packed(params), arrays)
 
     def _fused(self, tokens):
         params = self.variables["params"]
@@ -127,15 +129,16 @@ class MoEDense(nn.Module):
         )
         reference = self.clone(parent=None, implementation="xla")
 
-        def forward(tokens, params):
+        def kernel(tokens, params):
             return fused_linear(linear, linear_arrays(linear, params, self.weight_bits), tokens)
 
-        return with_xla_gradient(forward, lambda tokens, params: reference.apply({"params": params}, tokens))(
-            tokens, params
-        )
+        def on_xla(tokens, params):
+            return reference.apply({"params": params}, tokens)
+
+        return with_gradient(self.implementation, kernel, on_xla)(tokens, params)
 
     def _report(self, clean, chosen):
-        if not self.is_mutable_collection("routing") or self.is_initializing():
+        if not self.is_mutable_collection("routing"):
             return
         stats = {
             "importance": jnp.sum(jax.nn.softmax(clean), axis=0),

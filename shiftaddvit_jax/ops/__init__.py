@@ -1,8 +1,8 @@
 """Arrays in, arrays out: the primitives of ShiftAddViT, one file an op.
 
 Binarization, products, convolutions and dispatch take ``implementation``: ``None`` (the best that runs
-here, never failing), ``"xla"`` (the reference, with gradients) or ``"tvm"`` (a clear error where no kernel
-exists).
+here, never failing: kernels for packed weights and, on GPUs, for all but training), ``"xla"`` (the reference,
+with gradients) or ``"tvm"`` (a clear error where no kernel exists).
 """
 
 from shiftaddvit_jax.ops.activations import dynamic_int8, fixed_point, quantize_activations

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, UInt32
 
 from kernels_tvm.descriptions import Binarize
 from kernels_tvm.library import Kernel
-from shiftaddvit_jax.ops.custom_call import call_kernel, with_xla_gradient
-from shiftaddvit_jax.ops.implementation import Implementation, float32_only, uses_tvm
+from shiftaddvit_jax.ops.custom_call import call_kernel
+from shiftaddvit_jax.ops.implementation import Implementation, float32_only, run_op
 from shiftaddvit_jax.validation import check_choice
 
 Threshold = Literal["zero", "sample", "tensor"]
@@ -45,18 +45,19 @@ def binarize(
     check_choice("threshold", threshold, THRESHOLDS)
     if tuple(levels) not in LEVELS:
         raise ValueError(f"levels must be (0, 1) or (-1, 1), got {levels!r}")
-    if x.ndim < 2:
-        raise ValueError(f"binarize expects [..., tokens, head_dim], got shape {x.shape}")
-    if not uses_tvm("binarize", implementation, _why_no_kernel(x, threshold)):
+    _check_axes("binarize", x)
+
+    def reference(x):
         return _binarize(x, threshold, tuple(levels))
 
-    def forward(x):
+    def kernel(x):
         rows = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
         low, high = (float(level) for level in levels)
-        kernel = Kernel("binarize", Binarize(x.shape[-1], threshold == "sample", low, high))
-        return call_kernel(kernel, [jax.ShapeDtypeStruct(rows.shape, x.dtype)], rows)[0].reshape(x.shape)
+        codes = Kernel("binarize", Binarize(x.shape[-1], threshold == "sample", low, high))
+        return call_kernel(codes, [jax.ShapeDtypeStruct(rows.shape, x.dtype)], rows)[0].reshape(x.shape)
 
-    return with_xla_gradient(forward, lambda x: _binarize(x, threshold, tuple(levels)))(x)
+    unsupported = _why_no_kernel(x, threshold)
+    return run_op("binarize", implementation, kernel, reference, x, unsupported=unsupported)
 
 
 def pack_codes(
@@ -69,23 +70,36 @@ def pack_codes(
     Raises:
       ValueError: unknown threshold, or fewer than two axes.
     """
-    codes = binarize(x, threshold, implementation="xla")
+    check_choice("threshold", threshold, THRESHOLDS)
+    _check_axes("pack_codes", x)
     words = -(-x.shape[-1] // WORD)
-    if uses_tvm("pack_codes", implementation, _why_no_kernel(x, threshold)):
+
+    def reference(x):
+        padding = [(0, 0)] * (x.ndim - 1) + [(0, words * WORD - x.shape[-1])]
+        codes = jnp.pad(binarize(x, threshold, implementation="xla"), padding)
+        bits = codes.reshape(*x.shape[:-1], words, WORD).astype(jnp.uint32)
+        return jnp.sum(bits << jnp.arange(WORD, dtype=jnp.uint32), axis=-1, dtype=jnp.uint32)
+
+    def kernel(x):
         rows = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
-        kernel = Kernel("binarize", Binarize(x.shape[-1], threshold == "sample", packed=True))
+        bits = Kernel("binarize", Binarize(x.shape[-1], threshold == "sample", packed=True))
         output = jax.ShapeDtypeStruct((*rows.shape[:2], words), jnp.uint32)
-        return call_kernel(kernel, [output], rows)[0].reshape(*x.shape[:-1], words)
-    padding = [(0, 0)] * (x.ndim - 1) + [(0, words * WORD - x.shape[-1])]
-    bits = jnp.pad(codes, padding).reshape(*x.shape[:-1], words, WORD).astype(jnp.uint32)
-    return jnp.sum(bits << jnp.arange(WORD, dtype=jnp.uint32), axis=-1, dtype=jnp.uint32)
+        return call_kernel(bits, [output], rows)[0].reshape(*x.shape[:-1], words)
+
+    unsupported = _why_no_kernel(x, threshold)
+    return run_op("pack_codes", implementation, kernel, reference, x, unsupported=unsupported)
+
+
+def _check_axes(op, x):
+    if x.ndim < 2:
+        raise ValueError(f"{op} expects [..., tokens, head_dim], got shape {x.shape}")
 
 
 def _why_no_kernel(x, threshold):
     return "a threshold of the whole batch has no kernel" if threshold == "tensor" else float32_only(x)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 @partial(jax.jit, static_argnums=(1, 2))
 def _binarize(x, threshold, levels):
     low, high = levels
@@ -97,13 +111,9 @@ def _binarize(x, threshold, levels):
     return jnp.where(x > limit, high, low).astype(x.dtype)
 
 
-def _binarize_forward(x, threshold, levels):
+@_binarize.defjvp
+def _straight_through(threshold, levels, arguments, tangents):
+    (x,), (tangent,) = arguments, tangents
     low, high = levels
-    return _binarize(x, threshold, levels), (x >= low) & (x <= high)
-
-
-def _binarize_backward(threshold, levels, passes, gradient):
-    return (jnp.where(passes, gradient, 0).astype(gradient.dtype),)
-
-
-_binarize.defvjp(_binarize_forward, _binarize_backward)
+    passes = (x >= low) & (x <= high)
+    return _binarize(x, threshold, levels), jnp.where(passes, tangent, 0).astype(tangent.dtype)

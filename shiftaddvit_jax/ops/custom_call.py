@@ -1,10 +1,10 @@
 """TVM kernels as JAX custom calls."""
 
-import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def unavailable() -> str | None:
     if on_gpu() and gpu_target() is None:
         return "this GPU is not among the kernels' targets"
     if on_gpu():
-        wanted = "TVM finds no CUDA runtime (pip install 'shiftaddvit-jax[gpu]')"
+        wanted = "TVM finds no CUDA 13 runtime (pip install 'shiftaddvit-jax[gpu]'; driver 580 or newer)"
         return None if gpu_library.has_runtime() else wanted
     if library.host_target() is None:
         return "this CPU is not among the kernels' targets"
@@ -103,13 +103,34 @@ def _register_gpu(kernel: library.Kernel, target: GpuTarget) -> str:
 
 
 def _register_function(entry, function, **settings):
-    # The bridge imports torch, where it is installed, for conversions that nothing here needs.
-    os.environ.setdefault("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")
     import jax_tvm_ffi
 
     name = f"shiftaddvit.{entry}"
     jax_tvm_ffi.register_ffi_target(name, function, ["args", "rets"], **settings)
     return name
+
+
+def unless_differentiated(kernel: Callable, reference: Callable) -> Callable:
+    """``kernel`` where nothing differentiates its result, and where something does ``reference`` alone.
+
+    Both are functions of the same arrays. So XLA runs the whole of a training step, and forward mode too.
+    """
+    function = jax.custom_jvp(kernel)
+    function.defjvp(lambda arguments, tangents: jax.jvp(reference, arguments, tangents))
+    return function
+
+
+def where_it_runs(kernel: Callable, reference: Callable) -> Callable:
+    """``kernel`` on an NVIDIA GPU, ``reference`` on other devices and where the kernel can't be compiled."""
+
+    def compiled(*arguments):
+        try:
+            return kernel(*arguments)
+        except RuntimeError as error:  # the compiler's, or that there is none; nothing runs yet
+            warnings.warn(f"XLA computes what TVM has a kernel for: {error}", stacklevel=2)
+            return reference(*arguments)
+
+    return partial(jax.lax.platform_dependent, cuda=compiled, default=reference)
 
 
 def with_xla_gradient(forward: Callable, reference: Callable) -> Callable:

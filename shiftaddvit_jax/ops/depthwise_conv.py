@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from kernels_tvm.descriptions import DepthwiseConv
 from kernels_tvm.library import Kernel
-from shiftaddvit_jax.ops.custom_call import call_kernel, with_xla_gradient
-from shiftaddvit_jax.ops.implementation import Implementation, float32_only, uses_tvm
+from shiftaddvit_jax.ops.custom_call import call_kernel
+from shiftaddvit_jax.ops.implementation import Implementation, float32_only, run_op
 
 
 def depthwise_conv_2d(
@@ -62,19 +62,18 @@ def depthwise_conv_1d(
 
 def _convolve(op, x, *arrays, implementation):
     """The convolution with a kernel; with a bias after it, the GELU of their sum."""
-    if not uses_tvm(op, implementation, float32_only(x, *arrays)):
-        return _reference(x, *arrays)
+    unsupported = float32_only(x, *arrays)
+    return run_op(op, implementation, _kernel, _reference, x, *arrays, unsupported=unsupported)
 
-    def forward(x, kernel, *bias):
-        *_, height, width, channels = x.shape
-        images = x.reshape(-1, height, width, channels)
-        conv = DepthwiseConv(height, width, channels, kernel.shape[:2], gelu=bool(bias))
-        output = jax.ShapeDtypeStruct(images.shape, x.dtype)
-        taps = kernel.reshape(-1, channels)
-        (y,) = call_kernel(Kernel("depthwise_conv", conv), [output], images, taps, *bias)
-        return y.reshape(x.shape)
 
-    return with_xla_gradient(forward, _reference)(x, *arrays)
+def _kernel(x, kernel, *bias):
+    *_, height, width, channels = x.shape
+    images = x.reshape(-1, height, width, channels)
+    conv = DepthwiseConv(height, width, channels, kernel.shape[:2], gelu=bool(bias))
+    output = jax.ShapeDtypeStruct(images.shape, x.dtype)
+    taps = kernel.reshape(-1, channels)
+    (y,) = call_kernel(Kernel("depthwise_conv", conv), [output], images, taps, *bias)
+    return y.reshape(x.shape)
 
 
 def _reference(x, kernel, *bias):

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Int32, UInt32
 from kernels_tvm.descriptions import HammingProduct
 from kernels_tvm.library import Kernel
 from shiftaddvit_jax.ops.binarize import Threshold, binarize, pack_codes
-from shiftaddvit_jax.ops.custom_call import call_kernel, with_xla_gradient
-from shiftaddvit_jax.ops.implementation import Implementation, float32_only, uses_tvm
+from shiftaddvit_jax.ops.custom_call import call_kernel
+from shiftaddvit_jax.ops.implementation import Implementation, float32_only, run_op
 
 
 def hamming_product(
@@ -30,17 +30,22 @@ def hamming_product(
             f"hamming_product of codes of length {length} expects [..., rows, {words}] and [..., others, "
             f"{words}], got {queries.shape} and {keys.shape}"
         )
-    if not uses_tvm("hamming_product", implementation):
+
+    def reference(queries, keys):
         differ = queries[..., :, None, :] ^ keys[..., None, :, :]
         return length - 2 * jnp.sum(jax.lax.population_count(differ), axis=-1, dtype=jnp.int32)
-    *batch, rows, _ = queries.shape
-    others = keys.shape[-2]
-    # The kernel compares a query with many keys at once.
-    count = math.prod(batch)
-    queries, keys = queries.reshape(count, rows, words), keys.reshape(count, others, words).swapaxes(1, 2)
-    output = jax.ShapeDtypeStruct((queries.shape[0], rows, others), jnp.int32)
-    kernel = Kernel("hamming_product", HammingProduct(length))
-    return call_kernel(kernel, [output], queries, keys)[0].reshape(*batch, rows, others)
+
+    def kernel(queries, keys):
+        *batch, rows, _ = queries.shape
+        others, count = keys.shape[-2], math.prod(batch)
+        queries, keys = queries.reshape(count, rows, words), keys.reshape(count, others, words)
+        output = jax.ShapeDtypeStruct((count, rows, others), jnp.int32)
+        product = Kernel("hamming_product", HammingProduct(length))
+        # It compares a query with many keys at once.
+        (y,) = call_kernel(product, [output], queries, keys.swapaxes(1, 2))
+        return y.reshape(*batch, rows, others)
+
+    return run_op("hamming_product", implementation, kernel, reference, queries, keys)
 
 
 def code_similarity(
@@ -61,15 +66,15 @@ def code_similarity(
         queries, keys = (binarize(x, threshold, (-1, 1), "xla") for x in (queries, keys))
         return _code_product(queries, keys)
 
-    reason = "a threshold of the whole batch has no kernel" if threshold == "tensor" else None
-    if not uses_tvm("code_similarity", implementation, reason or float32_only(queries, keys)):
-        return reference(queries, keys)
-
-    def forward(queries, keys):
+    def kernel(queries, keys):
         queries_, keys_ = (pack_codes(x, threshold, implementation) for x in (queries, keys))
         return hamming_product(queries_, keys_, queries.shape[-1], implementation).astype(queries.dtype)
 
-    return with_xla_gradient(forward, reference)(queries, keys)
+    reason = "a threshold of the whole batch has no kernel" if threshold == "tensor" else None
+    unsupported = reason or float32_only(queries, keys)
+    return run_op(
+        "code_similarity", implementation, kernel, reference, queries, keys, unsupported=unsupported
+    )
 
 
 # A jit of its own names the product in the traced model, where operations are counted by primitive.

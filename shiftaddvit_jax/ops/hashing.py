@@ -54,7 +54,8 @@ def hash_codes(
     codes do not depend on the other images of a batch.
     """
     projected = jnp.einsum("...hnm,hkm->...hnk", _features(x, kernel_hash), kernel_hash.projection)
-    return binarize(projected, "zero")
+    # XLA compares as it projects; a kernel would read the projections again.
+    return binarize(projected, "zero", implementation="xla")
 
 
 @partial(jax.jit, static_argnames=("bits", "anchors"))

@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, Int8, Int32
 
 from kernels_tvm.descriptions import MatAdd
 from kernels_tvm.library import Kernel
-from shiftaddvit_jax.ops.custom_call import call_kernel, with_xla_gradient
-from shiftaddvit_jax.ops.implementation import Implementation, uses_tvm
+from shiftaddvit_jax.ops.custom_call import call_kernel
+from shiftaddvit_jax.ops.implementation import Implementation, run_op
 
 
 def matadd(
@@ -29,9 +29,8 @@ def matadd(
             f"matadd expects [..., rows, inner] and [..., inner, columns], got {codes.shape} "
             f"and {values.shape}"
         )
-    if not uses_tvm("matadd", implementation, _why_no_kernel(values)):
-        return _matadd(codes, values)
-    return with_xla_gradient(_kernel, _matadd)(codes, values)
+    unsupported = _why_no_kernel(values)
+    return run_op("matadd", implementation, _kernel, _matadd, codes, values, unsupported=unsupported)
 
 
 def _why_no_kernel(values):

@@ -8,9 +8,8 @@ from jaxtyping import Array, Float, Int
 
 from kernels_tvm.descriptions import Linear
 from shiftaddvit_jax.ops.activations import Activations, quantize_activations
-from shiftaddvit_jax.ops.custom_call import with_xla_gradient
 from shiftaddvit_jax.ops.fused import fused_linear
-from shiftaddvit_jax.ops.implementation import Implementation, uses_tvm
+from shiftaddvit_jax.ops.implementation import Implementation, run_op
 from shiftaddvit_jax.ops.packing import (
     PackedWeight,
     check_packed,
@@ -59,15 +58,20 @@ def shift_product(
     XLA takes sums of two powers as well, but not with int8 activations, for which weights are rounded.
     """
     _check_shapes(x, weight)
-    if not uses_tvm("matshift", implementation, _why_no_kernel(x, activations)):
+
+    def reference(x, weight):
         weight = round_to_octaves(weight) if activations == "int8" else weight
         return _matshift(quantize_activations(x, activations), weight)
 
-    def forward(x, weight):
+    def kernel(x, weight):
         packed = pack_weight(weight, packed_bits(activations))
         return _kernel(x, packed, weight.shape[1], activations, implementation)
 
-    return with_xla_gradient(forward, lambda x, w: shift_product(x, w, activations, "xla"))(x, weight)
+    # Kernels take packed weights alone: None does not pack them in every call.
+    unsupported = _why_no_kernel(x, activations)
+    return run_op(
+        "matshift", implementation, kernel, reference, x, weight, unsupported=unsupported, prefer=False
+    )
 
 
 def packed_product(
@@ -83,12 +87,16 @@ def packed_product(
       ValueError: as `matshift`, and for int8 activations with weights of 5 bits.
     """
     check_packed(packed, activations)
-    if uses_tvm("matshift", implementation, _why_no_kernel(x, activations), prefer=True):
-        forward = partial(_kernel, outputs=outputs, activations=activations, implementation=implementation)
-        reference = partial(packed_product, outputs=outputs, activations=activations, implementation="xla")
-        return with_xla_gradient(forward, reference)(x, packed)
-    weight = unpack_weight(packed, x.shape[-1], outputs).astype(x.dtype)
-    return _matshift(quantize_activations(x, activations), weight)
+
+    def reference(x, packed):
+        weight = unpack_weight(packed, x.shape[-1], outputs).astype(x.dtype)
+        return _matshift(quantize_activations(x, activations), weight)
+
+    kernel = partial(_kernel, outputs=outputs, activations=activations, implementation=implementation)
+    unsupported = _why_no_kernel(x, activations)
+    return run_op(
+        "matshift", implementation, kernel, reference, x, packed, unsupported=unsupported, prefer=True
+    )
 
 
 def _check_shapes(x, weight):

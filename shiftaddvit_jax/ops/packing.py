@@ -37,6 +37,13 @@ def packed_bits(activations: Activations) -> int:
     return 4 if activations == "int8" else 5
 
 
+def packed_weight_shape(inputs: int, outputs: int, bits: int) -> PackedWeight:
+    """The shapes and dtypes of what `pack_weight` returns."""
+    codes = packed_shape(inputs, outputs, bits)
+    exponent = jax.ShapeDtypeStruct((codes[0] * TILE_OUTPUTS,), jnp.int8)
+    return PackedWeight(jax.ShapeDtypeStruct(codes, jnp.uint8), exponent)
+
+
 def check_packed(packed: PackedWeight, activations: Activations) -> None:
     """Raise a ``ValueError`` for weights of 5 bits and int8 activations."""
     if activations == "int8" and packed.bits != 4:

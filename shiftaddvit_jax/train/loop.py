@@ -17,7 +17,6 @@ import optax
 import orbax.checkpoint as ocp
 from flax import struct
 from jaxtyping import Array, PyTree
-from tensorboardX import SummaryWriter
 
 from shiftaddvit_jax.checkpoints import load_model, save_model
 from shiftaddvit_jax.data import Dataset, load_dataset, train_iterator
@@ -67,6 +66,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
       ValueError: a config that cannot work, or a workdir that holds another run or cannot be written.
       FloatingPointError: a loss that is not finite; the message names the step.
     """
+    from tensorboardX import SummaryWriter  # imports torch, where it is installed: seconds
+
     workdir = Path(workdir).absolute()
     dataset = load_dataset(config.data.source, config.data.path)
     config = _with_measured_latencies(config)

@@ -1,4 +1,3 @@
-import jax
 import pytest
 
 import shiftaddvit_jax as sav
@@ -12,7 +11,7 @@ from shiftaddvit_jax.analysis import (
     sum_costs,
     weight_bytes,
 )
-from shiftaddvit_jax.models.create import init_function
+from shiftaddvit_jax.models.create import variable_shapes
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +21,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def variables(model):
-    return jax.eval_shape(init_function(model), jax.random.key(0))
+    return variable_shapes(model)
 
 
 @pytest.fixture(scope="module")

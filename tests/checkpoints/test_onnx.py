@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import shiftaddvit_jax as sav
-from shiftaddvit_jax.models.create import init_function
+from shiftaddvit_jax.models.create import variable_shapes
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -19,7 +19,7 @@ def random_variables(model):
     def draw(path, leaf):
         return 0.1 * rng.standard_normal(leaf.shape, np.float32) + (path[-1].key == "scale")
 
-    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(init_function(model), jax.random.key(0)))
+    return jax.tree_util.tree_map_with_path(draw, variable_shapes(model))
 
 
 def export(path, name, batch=1, **arguments):

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -49,10 +50,9 @@ def load():
     return function
 
 
-# What a process of its own does before `load`. Without torch, which TVM looks for, it starts sooner.
+# What a process of its own does before `load`.
 PROCESS = f"""
 import os, signal, sys
-sys.modules["torch"] = None
 import numpy as np
 from kernels_tvm import library
 from kernels_tvm.descriptions import MatAdd
@@ -60,12 +60,11 @@ from kernels_tvm.library import Kernel
 KERNEL = Kernel{tuple(KERNEL)}
 """
 LOAD = """
-import tvm
-y = tvm.runtime.empty((1, 1, 2), "int32")
-library.load(KERNEL)(
-    tvm.runtime.tensor(np.int8([[[1, -1, 0]]])), tvm.runtime.tensor(np.int8([[[5, 6], [7, 9], [1, 1]]])), y
-)
-assert y.numpy().tolist() == [[[-2, -3]]]
+function = library.load(KERNEL)
+import tvm_ffi
+y = np.zeros((1, 1, 2), np.int32)
+function(*map(tvm_ffi.from_dlpack, (np.int8([[[1, -1, 0]]]), np.int8([[[5, 6], [7, 9], [1, 1]]]), y)))
+assert y.tolist() == [[[-2, -3]]]
 """
 
 
@@ -112,6 +111,46 @@ def test_another_process_loads_what_this_one_compiled(folder):
     assert len(entries(folder)) == 1
 
 
+def test_a_process_that_compiles_nothing_imports_neither_the_compiler_nor_torch(folder):
+    load()
+    run = """
+        import jax
+        from shiftaddvit_jax.ops import matadd
+        codes, values = np.int8([[1, -1, 0]]), np.int8([[5, 6], [7, 9], [1, 1]])
+        y = jax.jit(lambda codes, values: matadd(codes, values, implementation="tvm"))(codes, values)
+        assert y.tolist() == [[-2, -3]]
+        assert "jax_tvm_ffi" in sys.modules
+        assert not {"tvm", "torch"} & sys.modules.keys()
+        """
+    finish(start("library.build = None", run))
+    assert len(entries(folder)) == 1
+
+
+def test_a_process_that_has_loaded_a_kernel_compiles_another(folder):
+    load()
+    compile_another = """
+        assert "tvm" not in sys.modules
+        other = library.load(Kernel("matadd", MatAdd(2, 1, "int8")))
+        assert "tvm" in sys.modules
+        y = np.zeros((1, 1, 1), np.int32)
+        other(*map(tvm_ffi.from_dlpack, (np.int8([[[-1, 1]]]), np.int8([[[5], [7]]]), y)))
+        assert y.tolist() == [[[2]]]
+        """
+    finish(start(LOAD, compile_another, LOAD))
+    assert len(entries(folder)) == 2
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed")
+def test_torch_can_be_imported_after_a_kernel_and_stays_as_it_was_before_it(folder):
+    load()
+    imported = """
+        import torch
+        assert torch.ones(3).sum() == 3
+        """
+    finish(start(LOAD, imported))
+    finish(start(imported, LOAD, "assert tvm_ffi._convert.torch is torch"))
+
+
 @pytest.mark.skipif(not targets._runs(targets.named_target("avx2")), reason="this machine does not run avx2")
 def test_the_environment_has_a_process_compile_for_another_target(folder):
     check = """
@@ -138,7 +177,7 @@ def test_a_process_has_the_threads_that_its_kernels_are_cut_for(folder):
         os.environ.pop("TVM_NUM_THREADS", None)
         """
     check = """
-        assert tvm.get_global_func("runtime.NumThreads")() == len(os.sched_getaffinity(0))
+        assert tvm_ffi.get_global_func("runtime.NumThreads")() == len(os.sched_getaffinity(0))
         """
     finish(start(unset, LOAD, check))
 

@@ -89,7 +89,8 @@ def test_a_packed_checkpoint_comes_back_bit_for_bit(tmp_path):
 
 def test_the_kernels_of_a_model_are_those_that_its_first_call_makes():
     model, _ = model_and_packed()
-    compile_kernels(on(model, "tvm"))
-    named = {kernel.name for kernel in kernels_of(on(model, "tvm"))}
+    kernels = kernels_of(on(model, "tvm"))
+    compile_kernels(kernels)
+    named = {kernel.name for kernel in kernels}
     expected = {"patch_embed", "hamming_linear", "softmax_attention", "mlp", "layer_norm", "linear"}
     assert named == expected

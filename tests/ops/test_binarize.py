@@ -109,3 +109,12 @@ def test_an_unknown_threshold_names_the_nearest():
 def test_one_axis_is_an_error():
     with pytest.raises(ValueError, match=r"expects \[\.\.\., tokens, head_dim\], got shape \(3,\)"):
         binarize(jnp.ones(3))
+
+
+def test_forward_mode_is_straight_through_too():
+    x, tangent = jnp.float32([[-2, -0.5, 0.25, 3]]), jnp.float32([[1, 2, 3, 4]])
+    codes, changes = jax.jit(lambda x, t: jax.jvp(lambda x: binarize(x, "zero", (-1, 1)), (x,), (t,)))(
+        x, tangent
+    )
+    np.testing.assert_array_equal(codes, [[-1, -1, 1, 1]])
+    np.testing.assert_array_equal(changes, [[0, 2, 3, 0]])

@@ -1,13 +1,32 @@
 import dataclasses
 import functools
+import subprocess
 
 import pytest
+from driver import DRIVER
 from pocl import Program
 
 from kernels_tvm.gpu import build, library
 from kernels_tvm.gpu.targets import GPU_TARGETS, OPENCL
 
 BY_DEFAULT = ("sm_75", "sm_86")  # the others take `-m all_architectures`
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory):
+    """A folder with a stand-in for NVIDIA's driver, for a process's LD_LIBRARY_PATH."""
+    folder = tmp_path_factory.mktemp("driver")
+    (folder / "driver.c").write_text(DRIVER)
+    command = [
+        "gcc",
+        "-shared",
+        "-Wl,-soname,libcuda.so.1",
+        "-o",
+        folder / "libcuda.so.1",
+        folder / "driver.c",
+    ]
+    subprocess.run(command, check=True)
+    return folder
 
 
 @functools.cache

@@ -1,0 +1,50 @@
+"""TVM's runtime without its compiler, which takes seconds to import and compiled kernels do not need."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import util
+from pathlib import Path
+from threading import get_ident
+
+
+def load_function(path: Path) -> Callable:
+    """The function ``main`` of a library that TVM exported.
+
+    Raises:
+      Exception: of any kind, for a file that is no such library.
+    """
+    return start().load_module(path)["main"]
+
+
+@cache
+def start():
+    """The package ``tvm_ffi``, with what kernels call of TVM. Importing ``tvm`` afterwards adds to it."""
+    os.environ.setdefault("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")
+    with _without_torch():
+        import tvm_ffi
+    # As `tvm` loads it: the kernels' threads and workspaces come from there.
+    folder = Path(util.find_spec("tvm").origin).parent / "lib"
+    tvm_ffi.libinfo.load_lib_ctypes("tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=[folder])
+    return tvm_ffi
+
+
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """Within it, this thread finds no torch to import. One that is there already stays."""
+    # tvm_ffi imports it where it is installed, in seconds, for conversions that nothing here needs.
+    thread = get_ident()
+
+    class Finder:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == "torch" and get_ident() == thread:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    sys.meta_path.insert(0, Finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(Finder)

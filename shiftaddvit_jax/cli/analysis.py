@@ -1,0 +1,320 @@
+"""Commands that say what a model computes and costs."""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from shiftaddvit_jax.analysis import (
+    cost_report,
+    energy_savings,
+    group_modules,
+    measure_latency,
+    plot_expert_latency,
+)
+from shiftaddvit_jax.analysis.bench import random_variables
+from shiftaddvit_jax.analysis.counting import PRIMITIVES
+from shiftaddvit_jax.analysis.energy import FORMATS
+from shiftaddvit_jax.analysis.gallery import PICTURES, draw_picture
+from shiftaddvit_jax.analysis.page import write_page
+from shiftaddvit_jax.analysis.pictures import check_picture
+from shiftaddvit_jax.analysis.report import ENERGY_MODELS, PAPER_MODELS, SHIFT_SHARE
+from shiftaddvit_jax.analysis.subject import Subject, distinct_names, example_pixels, load_subject
+from shiftaddvit_jax.cli.arguments import Commands, add_command, add_images, add_subject, check_folders
+from shiftaddvit_jax.command import table_console
+from shiftaddvit_jax.files import write_json
+from shiftaddvit_jax.models import create_model, model_arguments
+from shiftaddvit_jax.nn import ATTENTION_KINDS
+from shiftaddvit_jax.ops.implementation import IMPLEMENTATIONS
+from shiftaddvit_jax.progress import track
+from shiftaddvit_jax.train.loop import parse_kinds
+
+
+def add_report(commands: Commands) -> None:
+    """Add ``report``."""
+    description = "What a model computes and what energy that takes, module by module."
+    command = add_command(commands, "report", report, description)
+    add_subject(command, nargs="?")
+    command.add_argument("--batch", type=int, default=1, metavar="N", help="images (default: %(default)s)")
+    command.add_argument(
+        "--number-format", choices=FORMATS, help="for energies; default: those that the model computes in"
+    )
+    command.add_argument(
+        "--shift-share",
+        type=_shift_share,
+        default=SHIFT_SHARE,
+        metavar="X",
+        help="of tokens on shift experts: a number, or the file that `eval --json` printed (default: "
+        "%(default)s, the balancing loss's aim)",
+    )
+    command.add_argument(
+        "--compare",
+        metavar="OTHER",
+        help="a checkpoint, a model's name, or a kind of attention: the same model, dense, with that",
+    )
+    command.add_argument(
+        "--savings",
+        action="store_true",
+        help=f"instead of a model: what ShiftAddViT saves on {', '.join(PAPER_MODELS)}",
+    )
+    command.add_argument("--html", metavar="FILE", help="write one page there with all of it, and pictures")
+    add_images(command)
+    command.add_argument("--json", metavar="FILE", help="write all figures there")
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """What a model computes, and what that costs in energy."""
+    if (arguments.model is None) != arguments.savings:
+        raise ValueError("give a checkpoint's folder or a model's name, or --savings")
+    if arguments.html and arguments.savings:
+        raise ValueError("--html is a page about one model; leave out --savings")
+    check_folders(arguments.json, arguments.html)
+    if arguments.savings:
+        found = energy_savings(
+            PAPER_MODELS,
+            arguments.shift_share,
+            lambda names: track(names, "tracing models", len(PAPER_MODELS)),
+        )
+        _print_savings(found, arguments.shift_share)
+    else:
+        settings = {
+            "shift_share": arguments.shift_share,
+            "batch": arguments.batch,
+            "number_format": arguments.number_format,
+        }
+        subject = _reported_subject(arguments)
+        subjects = [subject]
+        found = cost_report(subject.model, subject.variables, **settings)
+        _print_report(found)
+        mixtures = found["shift_share"] is not None
+        if arguments.compare:
+            subjects = distinct_names([_compared_subject(arguments.compare, subject), subject])
+            found["compare"] = cost_report(subjects[0].model, subjects[0].variables, **settings)
+            _print_comparison(found, found["compare"])
+            mixtures |= found["compare"]["shift_share"] is not None
+        _print_assumptions(arguments.shift_share if mixtures else None)
+        if arguments.html:
+            reports = [*filter(None, [found.get("compare")]), found]
+            has_images = arguments.images or subject.data
+            pixels = example_pixels(subject, 2, arguments.images) if has_images else None
+            write_page(arguments.html, subjects, reports, pixels)
+            print(f"The page is in {arguments.html}")
+    if arguments.json:
+        write_json(Path(arguments.json), found)
+
+
+def add_plot(commands: Commands) -> None:
+    """Add ``plot``."""
+    command = add_command(
+        commands, "plot", plot, "Draw what a trained model does, or what it costs beside others."
+    )
+    command.add_argument("kind", metavar="KIND", help=", ".join(PICTURES))
+    command.add_argument(
+        "folders",
+        nargs="+",
+        metavar="FOLDER",
+        help="of checkpoints or runs, such as runs/demo/moe; costs are compared with the first one's",
+    )
+    add_images(command)
+    command.add_argument("--output", required=True, metavar="FILE", help="a PNG or SVG")
+
+
+def plot(arguments: argparse.Namespace) -> None:
+    """One picture of trained models."""
+    if arguments.kind not in PICTURES:
+        raise ValueError(f"unknown picture {arguments.kind!r}; known: {', '.join(PICTURES)}")
+    check_picture(arguments.output)
+    subjects = distinct_names([load_subject(folder) for folder in arguments.folders])
+    picture = PICTURES[arguments.kind]
+    pixels = example_pixels(subjects[0], 10, arguments.images) if picture.sees_images else None
+    draw_picture(arguments.kind, subjects, pixels, arguments.output)
+    print(f"{picture.caption} Written to {arguments.output}")
+
+
+def add_measure_latency(commands: Commands) -> None:
+    """Add ``measure-latency``."""
+    description = "Time both experts of each mixture here, for a balancing loss that follows them."
+    command = add_command(commands, "measure-latency", measure_experts, description)
+    add_subject(command)
+    command.add_argument(
+        "--activations",
+        choices=("float", "int8"),
+        default="float",
+        help="of shift experts; default: %(default)s",
+    )
+    command.add_argument(
+        "--implementation", choices=IMPLEMENTATIONS, help="default: the kernels where they run"
+    )
+    command.add_argument("--batch", type=int, default=1, metavar="N", help="images at a time (default: 1)")
+    command.add_argument(
+        "--rounds", type=int, default=5, metavar="N", help="turns of each expert; default: %(default)s"
+    )
+    command.add_argument("--json", metavar="FILE", help="write all figures there")
+    command.add_argument("--plot", metavar="FILE", help="draw them there, as PNG or SVG")
+
+
+def measure_experts(arguments: argparse.Namespace) -> None:
+    """Latencies of the experts of a model's mixtures."""
+    check_folders(arguments.json, arguments.plot)
+    if arguments.plot:
+        check_picture(arguments.plot)
+    subject = _reported_subject(arguments)
+    settings = {"implementation": arguments.implementation}
+    if arguments.activations:
+        settings["activations"] = arguments.activations
+    primitives = dataclasses.replace(subject.model.primitives, **settings)
+    subject = dataclasses.replace(subject, model=subject.model.clone(primitives=primitives))
+    model, variables = (
+        (subject.model, subject.variables) if arguments.implementation == "xla" else subject.for_inference()
+    )
+    found = measure_latency(model, variables, batch=arguments.batch, rounds=arguments.rounds)
+    _print_experts(found)
+    if arguments.json:
+        write_json(Path(arguments.json), found)
+    if arguments.plot:
+        plot_expert_latency(found, arguments.plot)
+
+
+def _print_experts(found):
+    title = f"Experts of {found['model']['name']}, {found['batch']} x {found['model']['image_size']} px"
+    table = Table(title=f"{title}; median µs, and their line for n tokens")
+    for column in ("layer", "tokens", "dense", "line", "shift", "line", "ratio"):
+        table.add_column(column, justify="left" if column == "layer" else "right", no_wrap=True)
+    for layer in found["layers"]:
+        dense_ms, shift_ms = layer["latencies"]
+        lines = [
+            f"{1e3 * layer[expert]['base_ms']:.1f} {layer[expert]['us_per_token']:+.3f} n"
+            for expert in ("dense", "shift")
+        ]
+        times = (f"{1e3 * dense_ms:,.1f}", lines[0], f"{1e3 * shift_ms:,.1f}", lines[1])
+        table.add_row(layer["name"], str(layer["tokens"]), *times, f"{dense_ms / shift_ms:.2f}")
+    table_console().print(table)
+    machine = found["machine"]
+    print(f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores; {machine['system']}")
+    print("Ratio: dense over shift. To train with these: --config.train.latencies=FILE, of --json FILE.")
+
+
+def _shift_share(text):
+    """A share, or by MoE layer those that ``eval --json`` printed into a file."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return json.loads(Path(text).read_text())["shift_share"]
+    except (OSError, ValueError, KeyError, TypeError):
+        message = f"{text!r} is neither a number nor a file with what `shiftaddvit eval --json` prints"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def _reported_subject(arguments):
+    """The model of ``report``: a checkpoint as it is, or any model with random weights."""
+    changes = {
+        name: parse_kinds(getattr(arguments, name))
+        for name in ("attention", "mlp", "projections")
+        if getattr(arguments, name)
+    }
+    if arguments.image_size:
+        changes["image_size"] = arguments.image_size
+    subject = _subject(arguments.model)
+    return _changed(subject, changes) if changes else subject
+
+
+def _compared_subject(name, subject):
+    if name not in ATTENTION_KINDS:
+        return _subject(name)
+    return _changed(subject, {"attention": name, "mlp": "dense", "projections": "dense"})
+
+
+def _changed(subject, changes):
+    """Another model than the one that was trained, with random weights."""
+    model = create_model(**model_arguments(subject.model) | changes)
+    kinds = dict.fromkeys([*model.attention, *model.mlp, *model.projections])
+    return Subject(f"{model.variant} ({', '.join(kinds)})", model, random_variables(model), is_trained=False)
+
+
+def _subject(name):
+    if Path(name).is_dir():
+        return load_subject(name)
+    model = create_model(name)
+    return Subject(name, model, random_variables(model), is_trained=False)
+
+
+def _report_title(report):
+    model = report["model"]
+    kinds = [model[name] for name in ("attention", "mlp", "projections")]
+    kinds = ["/".join(dict.fromkeys(kind)) for kind in kinds]
+    return f"{model['name']}, {', '.join(kinds)}, {report['batch']} x {model['image_size']} px"
+
+
+def _print_report(report):
+    operations = [name for name in PRIMITIVES if report[name]]
+    energies = [name for name in ENERGY_MODELS if name in report["energy_mj"]]
+    table = Table(title=f"{_report_title(report)}; energies in mJ")
+    table.add_column("module", no_wrap=True)
+    for column in [*(f"{name} (M)" for name in operations), *energies, "weights (kB)"]:
+        table.add_column(column, justify="right")
+    groups = group_modules(report["modules"])
+    for name, costs in {**groups, "total": report}.items():
+        if not any(costs[operation] for operation in operations):
+            continue
+        if name == "total":
+            table.add_section()
+        table.add_row(
+            name,
+            *(f"{costs[operation] / 1e6:,.1f}" if costs[operation] else "" for operation in operations),
+            *(f"{costs['energy_mj'][model]:,.3f}" for model in energies),
+            f"{costs['weight_bytes'] / 1e3:,.1f}",
+        )
+    table_console().print(table)
+
+
+def _print_comparison(report, other):
+    rows = [(f"{name} (M)", report[name] / 1e6, other[name] / 1e6) for name in PRIMITIVES]
+    for name in ENERGY_MODELS:
+        if name in report["energy_mj"]:
+            energies = [found["energy_mj"][name] for found in (report, other)]
+            rows.append((f"energy, {name} (mJ)", *energies))
+    rows.append(("accelerator latency (ms)", report["latency_ms"], other["latency_ms"]))
+    for name in ("weight", "activation"):
+        rows.append((f"{name}s (kB)", *(found[f"{name}_bytes"] / 1e3 for found in (report, other))))
+    table = Table(title="Comparison")
+    table.add_column("", no_wrap=True)
+    for column in (_report_title(report), _report_title(other), "saved"):
+        table.add_column(column, justify="right")
+    for name, ours, theirs in rows:
+        if ours or theirs:
+            table.add_row(
+                name, f"{ours:,.3f}", f"{theirs:,.3f}", f"{1 - ours / theirs:.1%}" if theirs else ""
+            )
+    table_console().print(table)
+
+
+def _print_savings(rows, shift_share):
+    table = Table(title="Energy that ShiftAddViT (hamming_linear, moe) saves of msa and sra, at 224 px")
+    table.add_column("model", no_wrap=True)
+    for dense in ("msa", "sra"):
+        for name in ENERGY_MODELS:
+            table.add_column(f"{dense}: {name}", justify="right")
+    for row in rows:
+        ours = row["energy_mj"]["shiftaddvit"]
+        saved = [
+            f"{1 - ours[name] / row['energy_mj'][dense][name]:.1%}" if dense in row["energy_mj"] else "-"
+            for dense in ("msa", "sra")
+            for name in ENERGY_MODELS
+        ]
+        table.add_row(row["name"], *saved)
+    table_console().print(table)
+    _print_assumptions(shift_share)
+
+
+def _print_assumptions(shift_share):
+    print("Energy: compute is arithmetic alone; accelerator and authors are two models with data movement.")
+    if isinstance(shift_share, Mapping):
+        print(f"{np.mean(list(shift_share.values())):.1%} of tokens on shift experts, as measured.")
+    elif shift_share is not None:
+        print(f"{shift_share:.0%} of tokens on shift experts (--shift-share).")

@@ -1,0 +1,83 @@
+"""Arguments that several commands share, and what is done with them."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from shiftaddvit_jax.command import Parser
+
+Commands = argparse._SubParsersAction  # what `add_subparsers` returns
+
+
+def add_command(
+    commands: Commands, name: str, function: Callable[[argparse.Namespace], None] | None, description: str
+) -> Parser:
+    """A command that runs ``function``, with a description for its own help and for the list of all."""
+    command = commands.add_parser(name, help=description, description=description)
+    command.set_defaults(run=function)
+    return command
+
+
+def add_kinds(command: argparse.ArgumentParser) -> None:
+    """The kinds of layers of a ShiftAddViT that is made by its name."""
+    command.add_argument(
+        "--attention",
+        default="hamming_linear",
+        metavar="KIND",
+        help="one kind, or one a stage separated by commas (default: %(default)s)",
+    )
+    command.add_argument("--mlp", default="moe", metavar="KIND", help="the same (default: %(default)s)")
+    command.add_argument(
+        "--projections", default="dense", metavar="KIND", help="the same (default: %(default)s)"
+    )
+    command.add_argument(
+        "--activations",
+        choices=("float", "int8"),
+        default="float",
+        help="of shift layers; default: %(default)s",
+    )
+    command.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")
+
+
+def add_subject(command: argparse.ArgumentParser, **settings) -> None:
+    """The checkpoint or model that a command is about; ``settings`` of that argument."""
+    command.add_argument(
+        "model", metavar="CHECKPOINT_OR_MODEL", help="a checkpoint's folder or a model's name", **settings
+    )
+    for name in ("attention", "mlp", "projections"):
+        command.add_argument(f"--{name}", metavar="KIND", help="instead of the model's own")
+    command.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")
+
+
+def add_images(command: argparse.ArgumentParser) -> None:
+    """The images that pictures show."""
+    command.add_argument(
+        "--images",
+        nargs="+",
+        default=(),
+        metavar="IMAGE",
+        help="JPEG or PNG files to show routing and attention on; default: held-out ones of the run's data",
+    )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """The checkpoint that a command reads."""
+    parser.add_argument(
+        "--checkpoint",
+        required=required,
+        metavar="DIR",
+        help="a trained model's folder, such as runs/demo/moe/model",
+    )
+
+
+def check_folders(*files: str | None) -> None:
+    """Raise a ``ValueError`` unless the folders of files to be written exist."""
+    for file in filter(None, files):
+        if not Path(file).absolute().parent.is_dir():
+            raise ValueError(f"{file} cannot be written: there is no such folder")
+
+
+def shorten(names: Sequence[str]) -> str:
+    """The first four names, and how many there are."""
+    shown = ", ".join(names[:4])
+    return f"{shown}, ... ({len(names)} in all)" if len(names) > 4 else shown

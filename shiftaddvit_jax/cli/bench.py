@@ -1,0 +1,129 @@
+"""The command that times models and kernels beside others."""
+
+import argparse
+from pathlib import Path
+
+from rich.table import Table
+
+from shiftaddvit_jax.analysis import plot_bench
+from shiftaddvit_jax.analysis.bench import PEERS, bench_kernels, bench_model
+from shiftaddvit_jax.analysis.rounds import available_threads
+from shiftaddvit_jax.cli.arguments import Commands, add_command, add_kinds, check_folders, shorten
+from shiftaddvit_jax.command import table_console
+from shiftaddvit_jax.files import write_json
+from shiftaddvit_jax.ops.implementation import IMPLEMENTATIONS
+from shiftaddvit_jax.train.loop import parse_kinds
+
+
+def add_bench(commands: Commands) -> None:
+    """Add ``bench``."""
+    description = "Time a ShiftAddViT beside its dense model, in JAX and in other runtimes, or the kernels."
+    command = add_command(commands, "bench", bench, description)
+    command.add_argument("model", nargs="?", metavar="MODEL", help="one of those of `shiftaddvit models`")
+    command.add_argument(
+        "--device",
+        choices=("cpu", "gpu"),
+        default="cpu",
+        help="where; default: %(default)s. On a GPU peers, threads and implementations do not count",
+    )
+    command.add_argument(
+        "--kernels",
+        action="store_true",
+        help="every kernel instead of a model; of the options, only the last four count",
+    )
+    add_kinds(command)
+    command.add_argument(
+        "--implementation",
+        action="append",
+        choices=IMPLEMENTATIONS,
+        help="may be repeated; default: tvm and xla",
+    )
+    command.add_argument("--batch", type=int, default=1, metavar="N", help="images at a time (default: 1)")
+    command.add_argument(
+        "--peers",
+        default="",
+        metavar="NAMES",
+        help=f"other runtimes, separated by commas: {', '.join(PEERS)}",
+    )
+    command.add_argument(
+        "--threads", type=int, default=available_threads(), metavar="N", help="default: %(default)s, all"
+    )
+    command.add_argument(
+        "--rounds", type=int, default=10, metavar="N", help="turns of each contestant; default: %(default)s"
+    )
+    command.add_argument("--json", metavar="FILE", help="write all figures there")
+    command.add_argument("--plot", metavar="FILE", help="draw them there, as PNG or SVG")
+
+
+def bench(arguments: argparse.Namespace) -> None:
+    """How long models, or kernels, take here beside others."""
+    settings = {"threads": arguments.threads, "rounds": arguments.rounds}
+    if (arguments.model is None) != arguments.kernels:
+        raise ValueError("give a model's name or --kernels")
+    check_folders(arguments.json, arguments.plot)
+    kinds = {name: parse_kinds(getattr(arguments, name)) for name in ("attention", "mlp", "projections")}
+    if arguments.device == "gpu":
+        from shiftaddvit_jax.analysis.gpu_bench import bench_gpu_kernels, bench_gpu_model
+
+        if arguments.kernels:
+            report = bench_gpu_kernels(arguments.rounds)
+        else:
+            report = bench_gpu_model(
+                arguments.model,
+                rounds=arguments.rounds,
+                batch=arguments.batch,
+                image_size=arguments.image_size,
+                activations=arguments.activations,
+                **kinds,
+            )
+    elif arguments.kernels:
+        report = bench_kernels(**settings)
+    else:
+        report = bench_model(
+            arguments.model,
+            **settings,
+            batch=arguments.batch,
+            image_size=arguments.image_size,
+            implementations=arguments.implementation or ("tvm", "xla"),
+            peers=[peer for peer in arguments.peers.split(",") if peer],
+            **kinds,
+            activations=arguments.activations,
+        )
+    _print_bench(report)
+    if arguments.json:
+        write_json(Path(arguments.json), report)
+    if arguments.plot:
+        plot_bench(report, arguments.plot)
+
+
+def _print_bench(report):
+    kernels = "model" not in report
+    if kernels:
+        title, unit, scale, digits = "Kernels; ratios are to XLA's dense float32", "µs", 1e3, 1
+    else:
+        size, references = report["model"]["image_size"], [row.get("reference") for row in report["rows"]]
+        title = f"{report['model']['name']}, {report['batch']} x {size} x {size}"
+        title += f"; ratios are to {next(filter(None, references), 'none')}"
+        unit, scale, digits = "ms", 1, 2
+    table = Table(title=title)
+    table.add_column("contestant", no_wrap=True)
+    for column in (f"median ({unit})", f"10 to 90 % ({unit})", "ratio", "Gop/s" if kernels else "numbers"):
+        table.add_column(column, justify="right", no_wrap=True)
+    refused = {}
+    for row in report["rows"]:
+        if "refused" in row:
+            refused.setdefault(row["refused"], []).append(row["name"])
+            continue
+        median, low, high = (f"{scale * row[key]:,.{digits}f}" for key in ("median_ms", "p10_ms", "p90_ms"))
+        share = f"{row['ratio']:.2f}" if "ratio" in row else ""
+        numbers = f"{row['giga_operations_a_second']:,.0f}" if kernels else row["precision"]
+        table.add_row(row["name"], median, f"{low} to {high}", share, numbers)
+    table_console().print(table)
+    for message, names in refused.items():
+        print(f"not run: {shorten(names)}: {message}")
+    machine = report["machine"]
+    if "gpu" in machine:
+        print(f"{machine['gpu']}, compute capability {machine['compute_capability']}")
+    else:
+        print(f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores; {machine['system']}")
+    print(", ".join(f"{package} {version}" for package, version in report["versions"].items()))

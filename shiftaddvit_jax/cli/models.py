@@ -1,0 +1,52 @@
+"""The command that says what there is to create."""
+
+import argparse
+import json
+
+from rich.table import Table
+
+from shiftaddvit_jax.analysis import count_operations
+from shiftaddvit_jax.cli.arguments import Commands, add_command
+from shiftaddvit_jax.command import table_console
+from shiftaddvit_jax.models import create_model, list_models, model_row
+from shiftaddvit_jax.models.create import variable_shapes
+from shiftaddvit_jax.nn import ATTENTION_KINDS, LINEAR_KINDS
+from shiftaddvit_jax.progress import track
+
+
+def add_models(commands: Commands) -> None:
+    """Add ``models``."""
+    command = add_command(
+        commands, "models", models, "The models there are: parameters, multiply-adds, image size, kinds."
+    )
+    command.add_argument("names", nargs="*", metavar="NAME", help="show these alone")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def models(arguments: argparse.Namespace) -> None:
+    """What there is to create, and how large it is."""
+    names = arguments.names or list_models()
+    originals = [create_model(name) for name in names]
+    rows = []
+    for model in track(originals, "tracing models", len(names)):
+        operations = count_operations(model, variable_shapes(model))
+        rows.append(model_row(model.variant) | {"multiply_adds": round(operations.macs)})
+    if arguments.json:
+        print(json.dumps(rows))
+        return
+    table = Table(title="Models, with their original attention")
+    for index, column in enumerate(("model", "parameters", "multiply-adds", "image", "attention")):
+        table.add_column(column, justify="right" if 0 < index < 4 else "left", no_wrap=index < 4)
+    for row in rows:
+        table.add_row(
+            row["name"],
+            f"{row['parameters'] / 1e6:.2f} M",
+            f"{row['multiply_adds'] / 1e6:,.0f} M",
+            str(row["image_size"]),
+            "all" if row["attention"] == ATTENTION_KINDS else "some",
+        )
+    table_console().print(table)
+    print(f"all: {', '.join(ATTENTION_KINDS)}")
+    for some in sorted({row["attention"] for row in rows} - {ATTENTION_KINDS}):
+        print(f"some: {', '.join(some)}")
+    print(f"mlp and projections, for every model: {', '.join(LINEAR_KINDS)}")
