@@ -14,7 +14,9 @@ from kernels_tvm.emit import (
     when,
 )
 from kernels_tvm.linear import apply_layer, few_rows
-from kernels_tvm.targets import Target
+from kernels_tvm.targets import Target, without_matrices
+
+VECTOR_ROWS = 12  # multiplied in less time than their weights are written the way matrix registers read them
 
 
 def linear_kernel(target: Target, threads: int, linear: Linear):
@@ -32,9 +34,20 @@ def linear_kernel(target: Target, threads: int, linear: Linear):
         def store(row, column, value, lanes_):
             store_lanes(y, value, [row], column, lanes_)
 
-        for condition, few in ((when, True), (otherwise, False)):
-            with condition(few_rows(rows, linear)):
-                apply_layer(target, threads, linear, buffers, rows, load_row, store, few)
+        def apply(target, few):
+            apply_layer(target, threads, linear, buffers, rows, load_row, store, few)
+
+        few = T.bind(few_rows(rows, linear))
+        with when(few):
+            if target.dot == "amx":
+                with when(rows <= VECTOR_ROWS):
+                    apply(without_matrices(target), True)
+                with otherwise(rows <= VECTOR_ROWS):
+                    apply(target, True)
+            else:
+                apply(target, True)
+        with otherwise(few):
+            apply(target, False)
 
     return kernel(body)
 

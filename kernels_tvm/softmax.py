@@ -1,6 +1,7 @@
 """Softmax attention: x + proj(attention(qkv(norm(x)))), for the few tokens of a pyramid's last stage."""
 
 import operator
+from collections.abc import Callable
 
 from tvm.script.ir_builder import tirx as T
 
@@ -22,6 +23,9 @@ from kernels_tvm.emit import (
 from kernels_tvm.linear import apply_layer, few_rows
 from kernels_tvm.mlp import part
 from kernels_tvm.targets import Target
+
+ROWS = 6  # tokens computed together: as many vectors of sums fit the registers of every target
+LOWEST = -3e38  # score of what is no token: its exponential is less than any number's rounding
 
 
 def softmax_attention_kernel(target: Target, threads: int, attention: SoftmaxAttention):
@@ -64,44 +68,64 @@ def _attend(attention, qkv, image, head, mixed):
     tokens, channels, head_dim = attention.tokens, attention.channels, attention.head_dim
     others = round_up(tokens, LANES)
     first = T.bind(head * head_dim)
-    keys, weights = scratch(head_dim * others), scratch(others)
+    width = 16 if head_dim % 16 == 0 else 8
+    keys, weights = scratch(head_dim * others), scratch(ROWS * others)
     with T.serial(0, tokens) as token, T.serial(0, head_dim) as d:
         T.buffer_store(keys, qkv[image, token, channels + first + d], [d * others + token])
     for token in range(tokens, others):
         with T.serial(0, head_dim) as d:
             T.buffer_store(keys, T.float32(0), [d * others + token])
 
-    width = 16 if head_dim % 16 == 0 else 8
-    with T.serial(0, tokens) as token:
-        best, total = local(LANES), local(LANES)
-        T.buffer_store(best, constant(-3e38), [lanes(0)])
-        T.buffer_store(total, constant(0), [lanes(0)])
+    with T.serial(0, T.ceildiv(tokens, ROWS)) as block:
+        # The last block's surplus rows repeat the last one.
+        token = [T.bind(T.min(block * ROWS + i, tokens - 1)) for i in range(ROWS)]
         with T.serial(0, others // LANES) as vector:
-            score = local(LANES)
-            T.buffer_store(score, constant(0), [lanes(0)])
-            with T.serial(0, head_dim) as d:
-                key = keys[lanes(d * others + vector * LANES)]
-                T.buffer_store(score, score[lanes(0)] + splat(qkv[image, token, first + d]) * key, [lanes(0)])
-            is_token = T.ramp(vector * LANES, 1, LANES) < splat(T.int32(tokens))
-            scaled = T.Select(is_token, score[lanes(0)] * constant(head_dim**-0.5), constant(-3e38))
-            T.buffer_store(weights, scaled, [lanes(vector * LANES)])
-            T.buffer_store(best, T.max(best[lanes(0)], weights[lanes(vector * LANES)]), [lanes(0)])
-        largest = T.bind(fold(best[lanes(0)], T.max))
-        with T.serial(0, others // LANES) as vector:
-            at = lanes(vector * LANES)
-            is_token = T.ramp(vector * LANES, 1, LANES) < splat(T.int32(tokens))
-            T.buffer_store(weights, T.Select(is_token, exp(weights[at] - splat(largest)), constant(0)), [at])
-            T.buffer_store(total, total[lanes(0)] + weights[at], [lanes(0)])
-        inverse = T.bind(T.float32(1) / fold(total[lanes(0)], operator.add))
-        out = local(head_dim)
-        for v in range(head_dim // width):
-            T.buffer_store(out, constant(0, width), [lanes(v * width, width)])
-        with T.serial(0, tokens) as other:
-            weight = T.bind(splat(weights[other], width))
-            for v in range(head_dim // width):
-                at = lanes(v * width, width)
-                value = qkv[image, other, lanes(2 * channels + first + v * width, width)]
-                T.buffer_store(out, out[at] + weight * value, [at])
-        for v in range(head_dim // width):
-            value = out[lanes(v * width, width)] * splat(inverse, width)
-            T.buffer_store(mixed, value, [image, token, lanes(first + v * width, width)])
+            scores = _multiply(
+                head_dim,
+                lambda i, d: qkv[image, token[i], first + d],
+                lambda d: keys[lanes(d * others + vector * LANES)],
+            )
+            for i in range(ROWS):
+                is_token = T.ramp(vector * LANES, 1, LANES) < splat(T.int32(tokens))
+                scaled = T.Select(is_token, scores[i] * constant(head_dim**-0.5), constant(LOWEST))
+                T.buffer_store(weights, scaled, [lanes(i * others + vector * LANES)])
+        inverse = [T.bind(T.float32(1) / _exponentiate(weights, i * others, others)) for i in range(ROWS)]
+        for start in range(0, head_dim, width):
+            at = lanes(2 * channels + first + start, width)
+            sums = _multiply(
+                tokens,
+                lambda i, other: weights[i * others + other],
+                lambda other, at=at: qkv[image, other, at],
+                width,
+            )
+            for i in range(ROWS):
+                value = sums[i] * splat(inverse[i], width)
+                T.buffer_store(mixed, value, [image, token[i], lanes(first + start, width)])
+
+
+def _multiply(inner: int, left: Callable, right: Callable, width: int = LANES) -> list:
+    """``ROWS`` vectors: the sums over k of ``left(row, k)``, a number, times ``right(k)``, a vector."""
+    sums = local(ROWS * width)
+    for i in range(ROWS):
+        T.buffer_store(sums, constant(0, width), [lanes(i * width, width)])
+    with T.serial(0, inner) as k:
+        factor = T.bind(right(k))
+        for i in range(ROWS):
+            at = lanes(i * width, width)
+            T.buffer_store(sums, sums[at] + splat(left(i, k), width) * factor, [at])
+    return [sums[lanes(i * width, width)] for i in range(ROWS)]
+
+
+def _exponentiate(scores, base, count: int):
+    """Put e^(score - largest score) in place of the scores of a row; their sum."""
+    best, total = local(LANES), local(LANES)
+    T.buffer_store(best, constant(LOWEST), [lanes(0)])
+    T.buffer_store(total, constant(0), [lanes(0)])
+    with T.serial(0, count // LANES) as vector:
+        T.buffer_store(best, T.max(best[lanes(0)], scores[lanes(base + vector * LANES)]), [lanes(0)])
+    largest = T.bind(fold(best[lanes(0)], T.max))
+    with T.serial(0, count // LANES) as vector:
+        at = lanes(base + vector * LANES)
+        T.buffer_store(scores, exp(scores[at] - splat(largest)), [at])
+        T.buffer_store(total, total[lanes(0)] + scores[at], [lanes(0)])
+    return fold(total[lanes(0)], operator.add)

@@ -4,7 +4,7 @@ import ctypes
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -90,6 +90,12 @@ TARGETS = (
         **_NARROW,
     ),
 )
+
+
+def without_matrices(target: Target) -> Target:
+    """A target with AMX as one with vectors alone."""
+    tiles = {fact: _WIDE[fact] for fact in ("float_tile", "int8_tile")}
+    return replace(target, dot="vpdpbusd_512", **tiles)
 
 
 def named_target(name: str, targets: Sequence = TARGETS):
