@@ -28,8 +28,10 @@ def kernels_of(model: nn.Module, batch: int = 1, for_gpu: bool = False) -> Mappi
     ``for_gpu`` takes the kernels of GPUs, wherever this runs.
 
     Raises:
-      ValueError: TVM can't run here.
+      ValueError: TVM can't run here, or no images.
     """
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
     images = jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.float32)
     variables = packed_shapes(model)
     with record_kernels(for_gpu) as kernels:

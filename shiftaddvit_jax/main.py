@@ -29,7 +29,10 @@ def load_config(file: str, overrides: Sequence[str]) -> ml_collections.ConfigDic
     except flags.Error as error:
         raise ValueError(f"bad config override: {error}") from None
     except (AttributeError, KeyError) as error:
-        raise ValueError(f"bad config override: {error.args[0]}") from None
+        reason = error.args[0]
+        if isinstance(reason, KeyError):  # whose text would be quoted
+            reason = reason.args[0]
+        raise ValueError(f"bad config override: {reason}") from None
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}; overrides look like --config.train.steps=10")
     return values["config"].value

@@ -96,7 +96,7 @@ def test_train_takes_overrides_from_the_command_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("--config.train.stepz=10", 'Did you mean "steps"'),
+        ("--config.train.stepz=10", "override: 'stepz' Did you mean \"steps\" instead"),
         ("--config.train.steps=many", "invalid literal for int"),
         ("--config.seed", "bad config override"),
         ("--steps=10", "unknown"),
@@ -277,3 +277,7 @@ def test_compile_says_how_many_kernels_it_made_and_where(capsys):
 @pytest.mark.parametrize("command", ["compile", "tune"])
 def test_kernels_of_an_unknown_model_are_refused_with_the_nearest_names(command, capsys):
     assert "did you mean" in fails(capsys, command, "pvt_v2_b9")
+
+
+def test_tile_sizes_for_no_images_are_refused(capsys):
+    assert "batch must be at least 1, got 0" in fails(capsys, "tune", "pvt_v2_nano", "--batch", "0")

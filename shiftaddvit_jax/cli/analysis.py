@@ -159,7 +159,7 @@ def add_measure_latency(commands: Commands) -> None:
 
 def measure_experts(arguments: argparse.Namespace) -> None:
     """Latencies of the experts of a model's mixtures."""
-    check_folders(arguments.json, arguments.plot)
+    check_folders(arguments.json)
     if arguments.plot:
         check_picture(arguments.plot)
     subject = _reported_subject(arguments)

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from shiftaddvit_jax.analysis import plot_bench
 from shiftaddvit_jax.analysis.bench import PEERS, bench_kernels, bench_model
+from shiftaddvit_jax.analysis.pictures import check_picture
 from shiftaddvit_jax.analysis.rounds import available_threads
 from shiftaddvit_jax.cli.arguments import Commands, add_command, add_kinds, check_folders, shorten
 from shiftaddvit_jax.command import table_console
@@ -60,7 +61,9 @@ def bench(arguments: argparse.Namespace) -> None:
     settings = {"threads": arguments.threads, "rounds": arguments.rounds}
     if (arguments.model is None) != arguments.kernels:
         raise ValueError("give a model's name or --kernels")
-    check_folders(arguments.json, arguments.plot)
+    check_folders(arguments.json)
+    if arguments.plot:
+        check_picture(arguments.plot)
     kinds = {name: parse_kinds(getattr(arguments, name)) for name in ("attention", "mlp", "projections")}
     if arguments.device == "gpu":
         from shiftaddvit_jax.analysis.gpu_bench import bench_gpu_kernels, bench_gpu_model

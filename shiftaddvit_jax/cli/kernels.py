@@ -10,7 +10,7 @@ from rich.table import Table
 from kernels_tvm.gpu.targets import GPU_TARGETS, gpu_target
 from kernels_tvm.library import cache_folder, user_records
 from kernels_tvm.targets import host_target
-from shiftaddvit_jax.cli.arguments import Commands, add_command, add_kinds
+from shiftaddvit_jax.cli.arguments import Commands, add_command, add_kinds, check_folders
 from shiftaddvit_jax.command import table_console
 from shiftaddvit_jax.compile import compile_kernels, export_kernels, kernels_of, tune_kernels
 from shiftaddvit_jax.files import write_json
@@ -84,6 +84,7 @@ def gpu_report(arguments: argparse.Namespace) -> None:
     """What the GPU kernels take and can reach, said without a GPU."""
     from shiftaddvit_jax.analysis.gpu_report import static_report
 
+    check_folders(arguments.json)
     report = static_report()
     _print_gpu_report(report)
     if arguments.json:

@@ -287,6 +287,8 @@ def _with_measured_latencies(config):
 
 
 def _check(config):
+    if config.seed < 0:
+        raise ValueError(f"config.seed must be at least 0, got {config.seed}")
     for name in ("steps", "log_every", "evaluate_every", "checkpoint_every"):
         if config.train[name] < 1:
             raise ValueError(f"config.train.{name} must be at least 1, got {config.train[name]}")

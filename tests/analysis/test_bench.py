@@ -202,6 +202,8 @@ def test_peers_that_are_not_installed_are_named_with_the_extra(monkeypatch, caps
         (["pvt_v2_nano", "--batch", "0"], "batch must be at least 1"),
         (["pvt_v2_nano", "--rounds", "0"], "rounds must be at least 1"),
         (["pvt_v2_nano", "--json", "none/bench.json"], "none/bench.json cannot be written"),
+        (["pvt_v2_nano", "--plot", "none/bench.png"], "none/bench.png cannot be written"),
+        (["--kernels", "--plot", "bench.gif"], "bench.gif is no name for a picture"),
         (["deit_tiny", "--peers", "torch"], "the peer torch has PVTv2 alone, not deit_tiny"),
     ],
 )

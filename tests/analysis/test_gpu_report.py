@@ -7,6 +7,7 @@ import pytest
 from kernels_tvm.gpu.build import Resources
 from kernels_tvm.gpu.targets import GPU_TARGETS, GPUS, gpu_target
 from shiftaddvit_jax.analysis import gpu_report
+from shiftaddvit_jax.cli import main
 
 needs_nvcc = pytest.mark.skipif(
     shutil.which("nvcc") is None, reason="nvcc is not on the PATH (CUDA toolkit 13)"
@@ -196,3 +197,10 @@ def test_every_row_has_its_resources_and_no_spills():
         assert 0 < launch["occupancy"] <= 1
         assert launch["instructions"]["popcount"] == 16  # 64 x 64 products of 256 threads
         assert launch["machine_instructions"]["popcount"] == 16
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_minutes(monkeypatch, capsys):
+    monkeypatch.setattr(gpu_report, "static_report", lambda: pytest.fail("it compiled kernels first"))
+    assert main(["gpu-report", "--json", "none/report.json"]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "none/report.json cannot be written: there is no such folder" in error

@@ -121,6 +121,14 @@ def test_numbers_out_of_range_are_refused(tmp_path, change, message):
         train_and_evaluate(tiny_config(**change), tmp_path / "run")
 
 
+def test_a_negative_seed_is_refused_before_anything_is_written(tmp_path):
+    config = tiny_config()
+    config.seed = -1
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be used: Not a directory; choose another"):
