@@ -30,6 +30,7 @@ class Linear:
         largest magnitude), which needs 4 bits.
       shifts: whether int8 products are shifts and additions rather than multiplications by powers of two; on
         GPUs float32 ones are additions to exponents then.
+      precision: number format of what is multiplied; sums are float32.
     """
 
     kind: Literal["dense", "shift", "moe"]
@@ -38,6 +39,7 @@ class Linear:
     bits: int = 5
     activations: Literal["float", "int8"] = "float"
     shifts: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     @property
     def width(self) -> int:
@@ -52,10 +54,11 @@ class Linear:
     def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of each parameter, in the order in which kernels take them.
 
-        Outputs are padded to whole vectors.
+        Outputs are padded to whole vectors; weights in bfloat16 are the bits of theirs.
         """
         width = round_up(self.outputs, LANES)
-        dense = [("kernel", (self.inputs, width), "float32"), ("bias", (width,), "float32")]
+        weights = "uint16" if self.precision == "bfloat16" else "float32"
+        dense = [("kernel", (self.inputs, width), weights), ("bias", (width,), "float32")]
         shift = [
             ("codes", packed_shape(self.inputs, self.outputs, self.bits), "uint8"),
             ("exponent", (width,), "int8"),

@@ -31,6 +31,7 @@ from kernels_tvm.products import (
     amx_begin,
     amx_end,
     float_product,
+    from_bfloat16,
     int8_product,
     shift_product,
 )
@@ -261,18 +262,24 @@ class _Expert:
 class _Dense(_Expert):
     def __init__(self, target, linear, buffers, share, packed=False):
         given = None if packed else self.weights
+        self.rounded = linear.precision == "bfloat16" and not packed
         # A power of two is a bfloat16 number.
-        panels = FloatPanels(target, linear.inputs, linear.outputs, share is not None, packed, given)
+        exact = packed or self.rounded
+        panels = FloatPanels(target, linear.inputs, linear.outputs, share is not None, exact, given)
         super().__init__(target, linear, buffers, share, panels)
 
     def weights(self, first):
-        return lambda k, vector: self.buffers["kernel"][k, lanes(first + vector * LANES)]
+        def load(k, vector):
+            weights = self.buffers["kernel"][k, lanes(first + vector * LANES)]
+            return from_bfloat16(weights) if self.rounded else weights
+
+        return load
 
     def prepare(self, panel, columns):
         self.panels.write(panel, columns, self.weights(panel * self.panels.columns))
 
     def rows(self, capacity):
-        return FloatRows(self.target, capacity, self.linear.width)
+        return FloatRows(self.target, capacity, self.linear.width, self.rounded)
 
     def product(self, rows, count, panel, columns, finish):
         float_product(self.target, rows, count, self.panels, panel, columns, finish)

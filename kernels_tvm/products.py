@@ -41,7 +41,7 @@ class FloatPanels(_Panels):
 
     Pair p of 32 inputs holds inputs p and p + 16: rows are then paired by whole vectors, see `FloatRows`.
     A float32 number is its nearest bfloat16 number plus a rest that is rounded to bfloat16 too; ``exact``
-    ones have no rest. Weights that lie in memory row by row are read from there without AMX:
+    numbers of bfloat16 have no rest. Weights that lie in memory row by row are read from there without AMX:
     ``given(first column)`` is then what `weights` is.
     """
 
@@ -55,6 +55,7 @@ class FloatPanels(_Panels):
             self.pairs = round_up(inputs, AMX_BF16_INPUTS) // 2
             size = self.held * self.pairs * self.columns
             self.parts = [scratch(size, "uint32") for _ in range(1 if exact else 2)]
+            self.split = _exact_pairs if exact else _bfloat16_pairs
         elif self.needed:
             self.parts = [scratch(self.held * inputs * self.columns)]
 
@@ -80,7 +81,7 @@ class FloatPanels(_Panels):
                 for j in range(vectors):
                     values = [T.bind(weights(k, j)) for k in inputs] + [constant(0)] * (2 - present)
                     at = lanes(start + (chunk * (AMX_BF16_INPUTS // 2) + pair) * columns + j * LANES)
-                    for part, value in zip(self.parts, _bfloat16_pairs(*values), strict=False):
+                    for part, value in zip(self.parts, self.split(*values), strict=True):
                         T.buffer_store(part, value, [at])
 
         half = AMX_BF16_INPUTS // 2
@@ -154,14 +155,17 @@ class ShiftPanels(_Panels):
 
 
 class FloatRows:
-    """A tile's rows for `float_product`: float32, for AMX pairs of bfloat16 numbers (see `FloatPanels`)."""
+    """A tile's rows for `float_product`: float32, for AMX pairs of bfloat16 numbers (see `FloatPanels`).
 
-    def __init__(self, target: Target, capacity: int, width: int):
-        self.amx = target.dot == "amx"
+    Where they are ``rounded``, each is the nearest bfloat16 number.
+    """
+
+    def __init__(self, target: Target, capacity: int, width: int, rounded: bool):
+        self.amx, self.rounded = target.dot == "amx", rounded
         self.width = width
         self.stride = round_up(width, AMX_BF16_INPUTS) // 2 if self.amx else width
-        dtype = "uint32" if self.amx else "float32"
-        self.parts = [scratch(capacity * self.stride, dtype) for _ in range(2 if self.amx else 1)]
+        dtype, parts = ("uint32", 1 if rounded else 2) if self.amx else ("float32", 1)
+        self.parts = [scratch(capacity * self.stride, dtype) for _ in range(parts)]
 
     def put(self, x, base, slot) -> None:
         """Write row ``slot`` from the float32 numbers of ``x`` from ``base`` on."""
@@ -177,12 +181,14 @@ class FloatRows:
         vectors = self.width // LANES
         if not self.amx:
             with T.serial(0, vectors) as vector:
-                store(vector, [load(vector)])
+                value = load(vector)
+                store(vector, [_rounded_to_bfloat16(value) if self.rounded else value])
             return
+        split = _rounded_pairs if self.rounded else _bfloat16_pairs
         with T.serial(0, vectors // 2) as pair:
-            store(pair, _bfloat16_pairs(load(2 * pair), load(2 * pair + 1)))
+            store(pair, split(load(2 * pair), load(2 * pair + 1)))
         if vectors % 2:
-            store(vectors // 2, _bfloat16_pairs(load(vectors - 1), constant(0)))
+            store(vectors // 2, split(load(vectors - 1), constant(0)))
 
 
 class Int8Rows:
@@ -199,23 +205,59 @@ class Int8Rows:
         quantize_row(self.target, x, base, self.width, self.whole, slot * self.width, self.scale, slot)
 
 
+def _bits(x):
+    return T.reinterpret(f"uint32x{LANES}", x)
+
+
+def from_bfloat16(bits):
+    """A vector of bfloat16 numbers, given as uint16 bits, as float32."""
+    wide = T.shift_left(T.Cast(f"uint32x{LANES}", bits), splat(T.uint32(16)))
+    return T.reinterpret(f"float32x{LANES}", wide)
+
+
+def _upper_half(bits):
+    return T.bitwise_and(bits, splat(T.uint32(0xFFFF0000)))
+
+
+def _pair(low, high):
+    """The upper halves of two vectors of bits, in a lane each."""
+    return T.bitwise_or(T.shift_right(low, splat(T.uint32(16))), _upper_half(high))
+
+
+def _nearest(x):
+    """Bits whose upper half is the bfloat16 number nearest to ``x``; of two, the even one."""
+    bits = T.bind(_bits(x))
+    odd = T.bitwise_and(T.shift_right(bits, splat(T.uint32(16))), splat(T.uint32(1)))
+    return T.bind(bits + (odd + splat(T.uint32(0x7FFF))))
+
+
+def _rounded_to_bfloat16(x):
+    return T.reinterpret(f"float32x{LANES}", _upper_half(_nearest(x)))
+
+
+def _exact_pairs(first, second):
+    """Numbers of bfloat16, two in a lane of uint32: the ``first`` low."""
+    return (_pair(_bits(first), _bits(second)),)
+
+
+def _rounded_pairs(first, second):
+    """The nearest numbers of bfloat16, two in a lane of uint32: the ``first`` low."""
+    return (_pair(_nearest(first), _nearest(second)),)
+
+
 def _bfloat16_pairs(first, second):
     """The two bfloat16 numbers that sum to each value, two values in a lane of uint32: the ``first`` low."""
-    upper = splat(T.uint32(0xFFFF0000))
 
     def shifted_up(x):
-        """The bits of ``x``, so that its upper half is the nearest bfloat16 number."""
-        return T.bind(T.reinterpret(f"uint32x{LANES}", x) + splat(T.uint32(0x8000)))
+        """As `_nearest`, in one addition: which of two equally near ones matters not, there is the rest."""
+        return T.bind(_bits(x) + splat(T.uint32(0x8000)))
 
     def rest(x, bits):
-        return T.bind(x - T.reinterpret(f"float32x{LANES}", T.bitwise_and(bits, upper)))
-
-    def pair(low, high):
-        return T.bitwise_or(T.shift_right(low, splat(T.uint32(16))), T.bitwise_and(high, upper))
+        return T.bind(x - T.reinterpret(f"float32x{LANES}", _upper_half(bits)))
 
     bits = shifted_up(first), shifted_up(second)
     rests = (shifted_up(rest(x, b)) for x, b in zip((first, second), bits, strict=True))
-    return pair(*bits), pair(*rests)
+    return _pair(*bits), _pair(*rests)
 
 
 def float_product(
@@ -376,10 +418,11 @@ def _amx_blocks(count, columns, sums, compute: Callable, finish: Callable):
 
 
 def _amx_float_product(x, count, panels, panel, columns, finish):
-    """(x' + x")(w' + w") without x" w", each product with sums in float32."""
+    """(x' + x")(w' + w") without x" w", or what there is of it, each product with sums in float32."""
     vectors, start = columns // LANES, T.bind(panels.start(panel))
     sums = scratch(2 * AMX_ROWS * columns)
-    products = [(0, 0), (1, 0)] if len(panels.parts) == 1 else [(1, 0), (0, 0), (0, 1)]
+    products = [(1, 0), (0, 0), (0, 1)]
+    products = [(i, j) for i, j in products if i < len(x.parts) and j < len(panels.parts)]
 
     def compute(starts):
         with T.serial(0, panels.pairs // AMX_ROWS) as chunk:

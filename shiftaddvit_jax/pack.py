@@ -1,9 +1,10 @@
-"""From trained variables to inference variables: the weights of shift layers as packed codes."""
+"""From trained variables to inference variables: weights in the number formats of the products."""
 
 import warnings
 from collections.abc import Mapping
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
@@ -11,6 +12,7 @@ from jaxtyping import PyTree
 from shiftaddvit_jax.models.create import variable_shapes
 from shiftaddvit_jax.nn import ShiftDense
 from shiftaddvit_jax.nn.kernels import is_packed
+from shiftaddvit_jax.nn.linear import multiplies_in_bfloat16
 from shiftaddvit_jax.ops import pack_weight, unpack_weight
 from shiftaddvit_jax.ops.packing import packed_bits, packed_weight_shape
 
@@ -18,10 +20,12 @@ from shiftaddvit_jax.ops.packing import packed_bits, packed_weight_shape
 def pack(model: nn.Module, variables: PyTree) -> PyTree:
     """``variables`` for inference: each shift layer's weight as 4- or 5-bit codes.
 
-    ``model.apply`` takes them as it takes ``variables``; all else is unchanged. With float activations a
-    weight has 5 bits and packing is exact. With int8 activations it has 4: the 7 powers of two that an int8
-    number holds, scaled for each output by its largest weight. What is smaller becomes the nearer of the
-    smallest one and 0, and a warning says how many weights did and how far they moved at most.
+    ``model.apply`` takes them as it takes ``variables``; all else is unchanged, but that a model of the
+    precision bfloat16 has its dense weights rounded to it here instead of in every call. With float
+    activations a power of two has 5 bits and packing is exact. With int8 activations it has 4: the 7 powers
+    of two that an int8 number holds, scaled for each output by its largest weight. What is smaller becomes
+    the nearer of the smallest one and 0, and a warning says how many weights did and how far they moved at
+    most.
 
     Raises:
       ValueError: weights that are not single powers of two or have more than 5 bits, or variables that are
@@ -44,18 +48,21 @@ def pack(model: nn.Module, variables: PyTree) -> PyTree:
 
 def packed_shapes(model: nn.Module) -> PyTree:
     """The shapes and dtypes of `pack`'s result for a model."""
-    layers, variables = _layers_and_shapes(model)
+    layers, rounded, variables = _layers_and_shapes(model)
     flat, bits = flatten_dict(variables["params"]), packed_bits(model.primitives.activations)
     for path, layer in layers.items():
         _check_packable(path, layer)
         _replace_weight(flat, path, packed_weight_shape(*flat[(*path, "kernel")].shape, bits))
+    for path in rounded:
+        flat[(*path, "kernel")] = jax.ShapeDtypeStruct(flat[(*path, "kernel")].shape, jnp.bfloat16)
     return {**variables, "params": unflatten_dict(flat)}
 
 
 def _pack(model, variables):
     """The packed variables, and for each layer how many weights moved, of how many, and how far at most."""
     flat, moved = flatten_dict(variables["params"]), []
-    for path, layer in shift_layers(model).items():
+    layers, rounded, _ = _layers_and_shapes(model)
+    for path, layer in layers.items():
         _check_packable(path, layer)
         weight = layer.apply({"params": _subtree(flat, path)}, method="weight")
         packed = pack_weight(weight, packed_bits(model.primitives.activations))
@@ -63,6 +70,8 @@ def _pack(model, variables):
         largest = jnp.maximum(jnp.max(jnp.abs(weight)), jnp.finfo(jnp.float32).tiny)
         moved.append((jnp.sum(error > 0), weight.size, jnp.max(error) / largest))
         _replace_weight(flat, path, packed)
+    for path in rounded:
+        flat[(*path, "kernel")] = flat[(*path, "kernel")].astype(jnp.bfloat16)
     return {**variables, "params": unflatten_dict(flat)}, moved
 
 
@@ -86,17 +95,20 @@ def shift_layers(model: nn.Module) -> dict[tuple[str, ...], ShiftDense]:
 
 
 def _layers_and_shapes(model):
-    layers = {}
+    """The shift layers, the paths of layers that multiply in bfloat16, and the shapes of all variables."""
+    layers, rounded = {}, []
 
     def watch(call, arguments, keywords, context):
         if isinstance(context.module, ShiftDense):
             layers[context.module.path] = context.module.clone(parent=None)
+        if multiplies_in_bfloat16(context.module):
+            rounded.append(context.module.path)
         return call(*arguments, **keywords)
 
     # Initializing calls every layer on its own, whatever computes it later.
     with nn.intercept_methods(watch):
         shapes = variable_shapes(model)
-    return layers, shapes
+    return layers, rounded, shapes
 
 
 def _subtree(flat: Mapping, path):

@@ -37,6 +37,7 @@ from shiftaddvit_jax.models.create import variable_shapes
 from shiftaddvit_jax.models.pyramid import reductions
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.implementation import IMPLEMENTATIONS
+from shiftaddvit_jax.ops.precision import Precision
 from shiftaddvit_jax.validation import check_choice
 
 # The packages that each peer needs.
@@ -60,6 +61,7 @@ def bench_model(
     mlp: str | Sequence[str] = "moe",
     projections: str | Sequence[str] = "dense",
     activations: Activations = "float",
+    precision: Precision = "float32",
     implementations: Sequence[str] = ("tvm", "xla"),
     peers: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -78,6 +80,7 @@ def bench_model(
       mlp: the same.
       projections: the same.
       activations: the same.
+      precision: the same.
       implementations: the ShiftAddViT's, in that order.
       peers: of `PEERS`.
 
@@ -91,7 +94,8 @@ def bench_model(
     for implementation in implementations:
         check_choice("implementation", implementation, IMPLEMENTATIONS)
     kinds = {"attention": attention, "mlp": mlp, "projections": projections}
-    student = create_model(name, image_size=image_size, activations=activations, **kinds)
+    formats = {"activations": activations, "precision": precision}
+    student = create_model(name, image_size=image_size, **formats, **kinds)
     originals = _dense_models(name, student.image_size)
     for model in (student, *originals.values()):
         variable_shapes(model)  # refuses an image size that does not fit

@@ -20,6 +20,8 @@ from shiftaddvit_jax.analysis.kernels import DENSE, normal
 from shiftaddvit_jax.analysis.rounds import summarize
 from shiftaddvit_jax.models import create_model, model_arguments, model_row
 from shiftaddvit_jax.ops import matadd, pack_weight, packed_product, power_of_two
+from shiftaddvit_jax.ops.activations import Activations
+from shiftaddvit_jax.ops.precision import Precision
 from shiftaddvit_jax.pack import pack
 from shiftaddvit_jax.progress import track
 
@@ -55,7 +57,14 @@ def bench_gpu_kernels(rounds: int) -> dict[str, Any]:
 
 
 def bench_gpu_model(
-    name: str, *, rounds: int, batch: int, image_size: int | None, activations: str, **kinds
+    name: str,
+    *,
+    rounds: int,
+    batch: int,
+    image_size: int | None,
+    activations: Activations,
+    precision: Precision,
+    **kinds,
 ) -> dict[str, Any]:
     """A packed ShiftAddViT on the kernels and on XLA, and the dense models with ``msa`` and ``sra``.
 
@@ -67,7 +76,8 @@ def bench_gpu_model(
     _check_gpu()
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
-    student = create_model(name, image_size=image_size, activations=activations, **kinds)
+    formats = {"activations": activations, "precision": precision}
+    student = create_model(name, image_size=image_size, **formats, **kinds)
     packed = pack(student, random_variables(student))
     models = {
         f"ShiftAddViT {implementation}": (
@@ -87,7 +97,7 @@ def bench_gpu_model(
     }
     rows = _time(contestants, "ShiftAddViT tvm", rounds)
     for row in rows:
-        row["precision"] = "float32"
+        row["precision"] = models[row["name"]][0].primitives.precision
     return _report(rounds, rows) | {"model": model_arguments(student), "batch": batch}
 
 

@@ -230,7 +230,8 @@ def _experts(layer: MoEDense, params, x) -> list[Callable[[Array], Array]]:
     if not uses_tvm("an expert", layer.implementation, reason, prefer=is_packed(params)):
         experts = zip(EXPERTS, layer.experts(), strict=True)
         return [partial(expert.apply, {"params": params[name]}) for name, expert in experts]
-    sizes, settings = (x.shape[-1], layer.features), (layer.activations, layer.implementation)
+    sizes = x.shape[-1], layer.features
+    settings = layer.activations, layer.implementation, layer.precision
     functions = []
     for kind in EXPERTS:
         linear = describe_linear(kind, params[kind], *sizes, *settings)

@@ -71,7 +71,8 @@ def load_jax(task: dict[str, Any], threads: int) -> Loaded:
         variables = pack(original, variables)
     images = jax.numpy.asarray(_images(task))
     forward = jax.jit(partial(model.apply, variables)).lower(images).compile()
-    about = {"versions": _versions("jax", "jaxlib", "apache-tvm"), "precision": "float32"}
+    versions = _versions("jax", "jaxlib", "apache-tvm")
+    about = {"versions": versions, "precision": model.primitives.precision}
     return [lambda: forward(images).block_until_ready()], about
 
 

@@ -24,7 +24,14 @@ from shiftaddvit_jax.analysis.page import write_page
 from shiftaddvit_jax.analysis.pictures import check_picture
 from shiftaddvit_jax.analysis.report import ENERGY_MODELS, PAPER_MODELS, SHIFT_SHARE
 from shiftaddvit_jax.analysis.subject import Subject, distinct_names, example_pixels, load_subject
-from shiftaddvit_jax.cli.arguments import Commands, add_command, add_images, add_subject, check_folders
+from shiftaddvit_jax.cli.arguments import (
+    Commands,
+    add_command,
+    add_images,
+    add_precision,
+    add_subject,
+    check_folders,
+)
 from shiftaddvit_jax.command import table_console
 from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.models import create_model, model_arguments
@@ -146,6 +153,7 @@ def add_measure_latency(commands: Commands) -> None:
         default="float",
         help="of shift experts; default: %(default)s",
     )
+    add_precision(command)
     command.add_argument(
         "--implementation", choices=IMPLEMENTATIONS, help="default: the kernels where they run"
     )
@@ -163,9 +171,8 @@ def measure_experts(arguments: argparse.Namespace) -> None:
     if arguments.plot:
         check_picture(arguments.plot)
     subject = _reported_subject(arguments)
-    settings = {"implementation": arguments.implementation}
-    if arguments.activations:
-        settings["activations"] = arguments.activations
+    names = ("implementation", "activations", "precision")
+    settings = {name: getattr(arguments, name) for name in names}
     primitives = dataclasses.replace(subject.model.primitives, **settings)
     subject = dataclasses.replace(subject, model=subject.model.clone(primitives=primitives))
     model, variables = (

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shiftaddvit_jax.command import Parser
+from shiftaddvit_jax.ops.precision import PRECISIONS
 
 Commands = argparse._SubParsersAction  # what `add_subparsers` returns
 
@@ -36,7 +37,18 @@ def add_kinds(command: argparse.ArgumentParser) -> None:
         default="float",
         help="of shift layers; default: %(default)s",
     )
+    add_precision(command)
     command.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")
+
+
+def add_precision(command: argparse.ArgumentParser) -> None:
+    """The number format of what is multiplied."""
+    command.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="of what dense layers multiply; default: %(default)s",
+    )
 
 
 def add_subject(command: argparse.ArgumentParser, **settings) -> None:

@@ -77,6 +77,7 @@ def bench(arguments: argparse.Namespace) -> None:
                 batch=arguments.batch,
                 image_size=arguments.image_size,
                 activations=arguments.activations,
+                precision=arguments.precision,
                 **kinds,
             )
     elif arguments.kernels:
@@ -91,6 +92,7 @@ def bench(arguments: argparse.Namespace) -> None:
             peers=[peer for peer in arguments.peers.split(",") if peer],
             **kinds,
             activations=arguments.activations,
+            precision=arguments.precision,
         )
     _print_bench(report)
     if arguments.json:

@@ -7,7 +7,7 @@ import warnings
 import jax
 
 from shiftaddvit_jax.checkpoints import load_model, load_pretrained, save_model
-from shiftaddvit_jax.cli.arguments import Commands, add_checkpoint, add_command
+from shiftaddvit_jax.cli.arguments import Commands, add_checkpoint, add_command, add_precision
 from shiftaddvit_jax.models import create_model
 from shiftaddvit_jax.nn import ATTENTION_KINDS, LINEAR_KINDS
 from shiftaddvit_jax.pack import pack
@@ -75,13 +75,15 @@ def add_pack(commands: Commands) -> None:
     command.add_argument(
         "--activations", choices=("float", "int8"), default="float", help="default: %(default)s"
     )
+    add_precision(command)
     command.add_argument("--output", required=True, metavar="DIR", help="where the packed checkpoint goes")
 
 
 def pack_checkpoint(arguments: argparse.Namespace) -> None:
     """A checkpoint for inference, its shift weights as codes."""
     model, variables, description = load_model(arguments.checkpoint)
-    primitives = dataclasses.replace(model.primitives, activations=arguments.activations)
+    formats = {"activations": arguments.activations, "precision": arguments.precision}
+    primitives = dataclasses.replace(model.primitives, **formats)
     model = model.clone(primitives=primitives)
     with warnings.catch_warnings(record=True) as losses:
         packed = pack(model, variables)

@@ -97,6 +97,7 @@ def _kernel_model(arguments):
         image_size=arguments.image_size,
         **{name: parse_kinds(getattr(arguments, name)) for name in ("attention", "mlp", "projections")},
         activations=arguments.activations,
+        precision=arguments.precision,
         implementation="tvm",
     )
 

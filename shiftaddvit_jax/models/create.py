@@ -17,6 +17,7 @@ from shiftaddvit_jax.nn import ATTENTION_KINDS, LINEAR_KINDS, Primitives, ShiftD
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.binarize import Threshold
 from shiftaddvit_jax.ops.implementation import Implementation, check_implementation
+from shiftaddvit_jax.ops.precision import PRECISIONS, Precision
 from shiftaddvit_jax.validation import check_choice
 
 # What runs once: compiling it quickly matters more than how fast it then is.
@@ -79,6 +80,7 @@ def create_model(
     threshold: Threshold = "sample",
     implementation: Implementation = None,
     dtype: Any = None,
+    precision: Precision = "float32",
 ) -> nn.Module:
     """A model by its name, as a Flax module: ``init`` makes its variables, ``apply`` its logits.
 
@@ -100,12 +102,15 @@ def create_model(
       threshold: where queries and keys are binarized: ``"zero"``, ``"sample"`` or ``"tensor"``.
       implementation: ``None``, ``"xla"`` or ``"tvm"``.
       dtype: dtype of the computation, such as ``jnp.bfloat16``; by default float32.
+      precision: number format of what dense layers and convolutions over patches multiply: ``"float32"`` or
+        ``"bfloat16"``, with sums in float32 all the same. Routers stay in float32.
 
     Raises:
       ValueError: an unknown name or kind (with the nearest known ones), or a number out of range.
     """
     check_choice("model", name, list_models())
     check_implementation(implementation)
+    check_choice("precision", precision, PRECISIONS)
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     family = _family(name)
@@ -123,7 +128,7 @@ def create_model(
         dropout=dropout,
         drop_path=drop_path,
         layer_norm_eps=layer_norm_eps,
-        primitives=Primitives(weight_bits, activations, threshold, implementation, dtype),
+        primitives=Primitives(weight_bits, activations, threshold, implementation, dtype, precision),
         **row,
     )
 

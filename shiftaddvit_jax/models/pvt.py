@@ -1,6 +1,6 @@
 """PVT (Wang et al., arXiv 2102.12122): four stages with position embeddings and a class token."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -38,9 +38,10 @@ class Stage(nn.Module):
         self, x: Float[Array, "batch height width channels"]
     ) -> tuple[Float[Array, "batch tokens features"], tuple[int, int]]:
         """The stage's tokens, and their grid."""
-        dtype = self.block["primitives"].dtype or x.dtype
+        primitives = self.block["primitives"]
+        dtype = primitives.dtype or x.dtype
         x = PatchEmbed(
-            self.features, self.patch_size, self.block["layer_norm_eps"], dtype, name="patch_embed"
+            self.features, self.patch_size, self.block["layer_norm_eps"], primitives, name="patch_embed"
         )(x)
         batch, *grid, channels = x.shape
         x = x.reshape(batch, -1, channels)
@@ -67,21 +68,29 @@ class PatchEmbed(nn.Module):
       features: channels of a token.
       patch_size: side of a patch.
       layer_norm_eps: epsilon of the LayerNorm; by default the original's 1e-5.
-      dtype: dtype of the computation.
+      primitives: how products are computed.
     """
 
     features: int
     patch_size: int
     layer_norm_eps: float | None
-    dtype: Any
+    primitives: Primitives
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch rows columns features"]:
         sides = (self.patch_size, self.patch_size)
-        x = nn.Conv(self.features, sides, sides, "VALID", dtype=self.dtype, name="proj")(x)
-        return nn.LayerNorm(self.layer_norm_eps or 1e-5, dtype=self.dtype, name="norm")(x)
+        x = nn.Conv(
+            self.features,
+            sides,
+            sides,
+            "VALID",
+            dtype=self.primitives.dtype,
+            conv_general_dilated=self.primitives.conv_general_dilated,
+            name="proj",
+        )(x)
+        return nn.LayerNorm(self.layer_norm_eps or 1e-5, dtype=self.primitives.dtype, name="norm")(x)
 
 
 class PyramidVisionTransformer(nn.Module):
@@ -154,7 +163,11 @@ class PyramidVisionTransformer(nn.Module):
                 x = x.reshape(x.shape[0], *grid, x.shape[-1])
         x = nn.LayerNorm(self.layer_norm_eps or 1e-6, dtype=dtype, name="norm")(x[:, 0])
         head_init = nn.initializers.truncated_normal(0.02)
-        logits = nn.Dense(self.num_classes, dtype=dtype, kernel_init=head_init, name="head")(x)
+        dot_general = self.primitives.dot_general
+        head = nn.Dense(
+            self.num_classes, dtype=dtype, kernel_init=head_init, dot_general=dot_general, name="head"
+        )
+        logits = head(x)
         return logits.astype(jnp.float32)
 
 

@@ -1,7 +1,5 @@
 """PVTv2 (Wang et al., arXiv 2106.13797): a pyramid of four stages with overlapping patch embeddings."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -23,7 +21,7 @@ class OverlapPatchEmbed(nn.Module):
       patch_size: side of a patch in pixels, odd.
       stride: distance of two patches in pixels.
       layer_norm_eps: epsilon of the LayerNorm; by default the original's 1e-5.
-      dtype: dtype of the computation.
+      primitives: how products are computed.
       use_kernel: whether to leave it to one TVM kernel.
     """
 
@@ -31,7 +29,7 @@ class OverlapPatchEmbed(nn.Module):
     patch_size: int
     stride: int
     layer_norm_eps: float | None
-    dtype: Any
+    primitives: Primitives
     use_kernel: bool = False
 
     @nn.compact
@@ -49,15 +47,17 @@ class OverlapPatchEmbed(nn.Module):
             (self.stride,) * 2,
             [(self.patch_size // 2,) * 2] * 2,
             kernel_init=init,
-            dtype=self.dtype,
+            dtype=self.primitives.dtype,
+            conv_general_dilated=self.primitives.conv_general_dilated,
             name="proj",
         )(x)
-        return nn.LayerNorm(self.layer_norm_eps or 1e-5, dtype=self.dtype, name="norm")(x)
+        return nn.LayerNorm(self.layer_norm_eps or 1e-5, dtype=self.primitives.dtype, name="norm")(x)
 
     def _fused(self, x):
         _, height, width, channels = x.shape
         epsilon = self.layer_norm_eps or 1e-5
-        projection = Linear("dense", self.patch_size**2 * channels, self.features)
+        inputs, precision = self.patch_size**2 * channels, self.primitives.precision
+        projection = Linear("dense", inputs, self.features, precision=precision)
         embed = PatchEmbed(projection, height, width, channels, self.patch_size, self.stride, epsilon)
         reference = self.clone(parent=None, use_kernel=False)
 
@@ -90,16 +90,15 @@ class Stage(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch rows columns features"]:
-        dtype, epsilon = self.block["primitives"].dtype, self.block["layer_norm_eps"]
+        primitives, epsilon = self.block["primitives"], self.block["layer_norm_eps"]
         unsupported = "features are no multiple of 16" if self.features % 16 else None
-        implementation = self.block["primitives"].implementation
-        kernels = runs_on_kernels(self, x, implementation, self.block["train"], unsupported)
+        kernels = runs_on_kernels(self, x, primitives.implementation, self.block["train"], unsupported)
         x = OverlapPatchEmbed(
             self.features,
             self.patch_size,
             self.stride,
             epsilon,
-            dtype,
+            primitives,
             kernels,
             name="patch_embed",
         )(x)
@@ -107,7 +106,7 @@ class Stage(nn.Module):
         x = x.reshape(batch, -1, channels)
         for index, rate in enumerate(self.drop_path):
             x = Block(**self.block, drop_path=rate, name=f"block{index + 1}")(x, tuple(grid))
-        norm = nn.LayerNorm(epsilon or 1e-6, dtype=dtype, name="norm")
+        norm = nn.LayerNorm(epsilon or 1e-6, dtype=primitives.dtype, name="norm")
         x = normalize(norm, self.variables["params"]["norm"], x) if kernels else norm(x)
         return x.reshape(batch, *grid, channels)
 
@@ -180,9 +179,15 @@ class PyramidVisionTransformerV2(nn.Module):
             )(x)
         x = jnp.mean(x, axis=(1, 2))
         head_init = nn.initializers.truncated_normal(0.02)
-        head = nn.Dense(self.num_classes, dtype=self.primitives.dtype, kernel_init=head_init, name="head")
+        head = nn.Dense(
+            self.num_classes,
+            dtype=self.primitives.dtype,
+            kernel_init=head_init,
+            dot_general=self.primitives.dot_general,
+            name="head",
+        )
         if runs_on_kernels(self, x, self.primitives.implementation, train):
-            return project(head, self.variables["params"]["head"], x)
+            return project(head, self.variables["params"]["head"], x, self.primitives.precision)
         logits = head(x)
         return logits.astype(jnp.float32)
 

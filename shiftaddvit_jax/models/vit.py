@@ -1,5 +1,6 @@
 """ViT (Dosovitskiy et al., arXiv 2010.11929) and DeiT (Touvron et al., arXiv 2012.12877), patch size 16."""
 
+from functools import partial
 from typing import ClassVar
 
 import flax.linen as nn
@@ -74,9 +75,15 @@ class VisionTransformer(nn.Module):
         dtype = self.primitives.dtype or jnp.float32
         init = nn.initializers.truncated_normal(0.02)
         sides = (PATCH_SIZE, PATCH_SIZE)
-        x = nn.Conv(self.embed_dim, sides, sides, "VALID", dtype=dtype, name="patch_embed")(
-            images.astype(dtype)
-        )
+        x = nn.Conv(
+            self.embed_dim,
+            sides,
+            sides,
+            "VALID",
+            dtype=dtype,
+            conv_general_dilated=self.primitives.conv_general_dilated,
+            name="patch_embed",
+        )(images.astype(dtype))
         batch, *grid, channels = x.shape
         ahead = [self.param("cls_token", init, (channels,))]
         if self.distilled:
@@ -101,10 +108,16 @@ class VisionTransformer(nn.Module):
                 name=f"block{index + 1}",
             )(x, tuple(grid))
         x = nn.LayerNorm(self.layer_norm_eps or 1e-6, dtype=dtype, name="norm")(x)
-        logits = nn.Dense(self.num_classes, dtype=dtype, kernel_init=init, name="head")(x[:, 0])
+        head = partial(
+            nn.Dense,
+            self.num_classes,
+            dtype=dtype,
+            kernel_init=init,
+            dot_general=self.primitives.dot_general,
+        )
+        logits = head(name="head")(x[:, 0])
         if self.distilled:
-            distilled = nn.Dense(self.num_classes, dtype=dtype, kernel_init=init, name="head_dist")(x[:, 1])
-            logits = (logits + distilled) / 2
+            logits = (logits + head(name="head_dist")(x[:, 1])) / 2
         return logits.astype(jnp.float32)
 
 

@@ -165,7 +165,15 @@ class SpatialReductionAttention(Attention):
     ) -> Float[Array, "batch rows columns channels"]:
         """A convolution over windows that do not overlap, then a LayerNorm."""
         sides = (window, window)
-        x = nn.Conv(x.shape[-1], sides, sides, "VALID", dtype=self.primitives.dtype, name="sr")(x)
+        x = nn.Conv(
+            x.shape[-1],
+            sides,
+            sides,
+            "VALID",
+            dtype=self.primitives.dtype,
+            conv_general_dilated=self.primitives.conv_general_dilated,
+            name="sr",
+        )(x)
         return nn.LayerNorm(self.layer_norm_eps, dtype=self.primitives.dtype, name="norm")(x)
 
 

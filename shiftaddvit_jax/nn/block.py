@@ -148,6 +148,7 @@ class Block(nn.Module):
                 outputs,
                 primitives.activations,
                 primitives.implementation,
+                primitives.precision,
             )
             for name, outputs in (("qkv", 3 * channels), ("proj", channels))
         )
@@ -177,6 +178,7 @@ class Block(nn.Module):
             norm.epsilon,
             primitives.activations,
             primitives.implementation,
+            primitives.precision,
         )
 
         def forward(x, params):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, PyTree
@@ -14,6 +15,7 @@ from shiftaddvit_jax.ops.custom_call import on_gpu, with_xla_gradient
 from shiftaddvit_jax.ops.fused import fused_layer_norm, fused_linear
 from shiftaddvit_jax.ops.implementation import Implementation, float32_only, uses_tvm
 from shiftaddvit_jax.ops.packing import check_packed, packed_bits
+from shiftaddvit_jax.ops.precision import Precision
 
 Params = Mapping[str, PyTree]
 
@@ -61,10 +63,10 @@ def normalize(norm: nn.LayerNorm, params: Params, x: Float[Array, "*batch channe
     return with_xla_gradient(forward, lambda x, params: alone.apply({"params": params}, x))(x, params)
 
 
-def project(dense: nn.Dense, params: Params, x: Float[Array, "*batch inputs"]) -> Array:
+def project(dense: nn.Dense, params: Params, x: Float[Array, "*batch inputs"], precision: Precision) -> Array:
     """A dense layer by its kernel, with the gradient of the module."""
     alone = dense.clone(parent=None)
-    linear = Linear("dense", x.shape[-1], dense.features)
+    linear = Linear("dense", x.shape[-1], dense.features, precision=precision)
 
     def forward(x, params):
         return fused_linear(linear, linear_arrays(linear, params, 5), x)
@@ -79,6 +81,7 @@ def describe_linear(
     outputs: int,
     activations: Activations,
     implementation: Implementation,
+    precision: Precision,
 ) -> Linear:
     """The kernel's description of a linear layer.
 
@@ -92,8 +95,10 @@ def describe_linear(
         check_packed(packed, activations)
         bits = packed.bits
     if kind == "dense":
-        return Linear(kind, inputs, outputs)
-    return Linear(kind, inputs, outputs, bits, activations, implementation == "tvm_shift")
+        return Linear(kind, inputs, outputs, precision=precision)
+    # What a shift layer has no use for is left alone: one kernel does for both.
+    precision = precision if kind == "moe" else "float32"
+    return Linear(kind, inputs, outputs, bits, activations, implementation == "tvm_shift", precision)
 
 
 def linear_arrays(
@@ -105,7 +110,7 @@ def linear_arrays(
         arrays |= {f"router_{name}": value for name, value in params["router"].items()}
     if linear.kind != "shift":
         dense = params["dense"] if linear.kind == "moe" else params
-        arrays |= {"kernel": dense["kernel"], "bias": _bias(dense, linear)}
+        arrays |= {"kernel": dense_weight(linear, dense["kernel"]), "bias": _bias(dense, linear)}
     if linear.kind != "dense":
         shift = params["shift"] if linear.kind == "moe" else params
         packed = (
@@ -115,6 +120,13 @@ def linear_arrays(
         )
         arrays |= {"codes": packed.codes, "exponent": packed.exponent, "shift_bias": _bias(shift, linear)}
     return {prefix + name: array for name, array in arrays.items()}
+
+
+def dense_weight(linear: Linear, kernel: Float[Array, "inputs outputs"]) -> Array:
+    """The weights of a dense layer as the kernel takes them, those of bfloat16 as their bits."""
+    if linear.precision == "float32":
+        return kernel
+    return jax.lax.bitcast_convert_type(kernel.astype(jnp.bfloat16), jnp.uint16)
 
 
 def _bias(params, linear):
@@ -132,10 +144,11 @@ def describe_mlp(
     epsilon: float,
     activations: Activations,
     implementation: Implementation,
+    precision: Precision,
 ) -> Mlp:
     """The kernel's description of a block's MLP with its LayerNorm; ``params`` are the MLP's."""
-    fc1 = describe_linear(kind, params["fc1"], channels, hidden, activations, implementation)
-    fc2 = describe_linear(kind, params["fc2"], hidden, channels, activations, implementation)
+    fc1 = describe_linear(kind, params["fc1"], channels, hidden, activations, implementation, precision)
+    fc2 = describe_linear(kind, params["fc2"], hidden, channels, activations, implementation, precision)
     return Mlp(fc1, fc2, epsilon, tokens, grid, relu)
 
 
@@ -166,7 +179,9 @@ def attention_arrays(
 def patch_embed_arrays(embed: PatchEmbed, conv: Params, norm: Params) -> dict[str, Array]:
     """The parameters of a patch embedding by the kernel's names."""
     return {
-        "projection_kernel": conv["kernel"].reshape(embed.projection.inputs, -1),
+        "projection_kernel": dense_weight(
+            embed.projection, conv["kernel"].reshape(embed.projection.inputs, -1)
+        ),
         "projection_bias": conv["bias"],
         "norm_scale": norm["scale"],
         "norm_bias": norm["bias"],

@@ -1,5 +1,6 @@
 """The three kinds of linear layer, chosen by name."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from shiftaddvit_jax.nn.shift import ShiftDense, kernel_init
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.binarize import Threshold
 from shiftaddvit_jax.ops.implementation import Implementation
+from shiftaddvit_jax.ops.precision import CONV_GENERAL_DILATED, DOT_GENERAL, Precision
 from shiftaddvit_jax.validation import check_choice
 
 LINEAR_KINDS = ("dense", "shift", "moe")
@@ -17,7 +19,7 @@ LINEAR_KINDS = ("dense", "shift", "moe")
 
 @dataclass(frozen=True)
 class Primitives:
-    """How a model computes its shifts and additions: the same for all its layers.
+    """How a model computes its products, shifts and additions: the same for all its layers.
 
     Attributes:
       weight_bits: bits of a power-of-two weight.
@@ -25,6 +27,7 @@ class Primitives:
       threshold: where queries and keys are binarized, see `shiftaddvit_jax.ops.binarize`.
       implementation: see `shiftaddvit_jax.ops`.
       dtype: dtype of the computation, float32 by default; parameters are float32.
+      precision: number format of what dense layers and convolutions over patches multiply.
     """
 
     weight_bits: int = 5
@@ -32,10 +35,28 @@ class Primitives:
     threshold: Threshold = "sample"
     implementation: Implementation = None
     dtype: Any = None
+    precision: Precision = "float32"
+
+    @property
+    def dot_general(self) -> Callable:
+        """Of dense layers."""
+        return DOT_GENERAL[self.precision]
+
+    @property
+    def conv_general_dilated(self) -> Callable:
+        """Of convolutions over patches."""
+        return CONV_GENERAL_DILATED[self.precision]
 
     def implementation_of_ops(self, train: bool) -> Implementation:
         """``implementation``, with XLA for None in training: kernels are for inference."""
         return "xla" if train and self.implementation is None else self.implementation
+
+
+def multiplies_in_bfloat16(module: nn.Module) -> bool:
+    """Whether a module is a dense layer or a convolution whose factors are rounded to bfloat16."""
+    return (isinstance(module, nn.Dense) and module.dot_general is DOT_GENERAL["bfloat16"]) or (
+        isinstance(module, nn.Conv) and module.conv_general_dilated is CONV_GENERAL_DILATED["bfloat16"]
+    )
 
 
 def make_linear(
@@ -48,7 +69,14 @@ def make_linear(
     """
     check_choice("kind of linear layer", kind, LINEAR_KINDS)
     if kind == "dense":
-        return nn.Dense(features, use_bias, primitives.dtype, kernel_init=kernel_init, name=name)
+        return nn.Dense(
+            features,
+            use_bias,
+            primitives.dtype,
+            kernel_init=kernel_init,
+            dot_general=primitives.dot_general,
+            name=name,
+        )
     settings = {
         "weight_bits": primitives.weight_bits,
         "activations": primitives.activations,
@@ -58,4 +86,4 @@ def make_linear(
     }
     if kind == "shift":
         return ShiftDense(features, use_bias, **settings)
-    return MoEDense(features, use_bias, train, **settings)
+    return MoEDense(features, use_bias, train, precision=primitives.precision, **settings)

@@ -17,6 +17,7 @@ from shiftaddvit_jax.ops import dispatch
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.fused import fused_linear
 from shiftaddvit_jax.ops.implementation import Implementation, uses_tvm, with_gradient
+from shiftaddvit_jax.ops.precision import DOT_GENERAL, Precision
 
 EXPERTS = ("dense", "shift")
 
@@ -42,6 +43,7 @@ class MoEDense(nn.Module):
       activations: the shift expert's number format.
       implementation: see `shiftaddvit_jax.ops`.
       dtype: dtype of the experts; the router always computes in float32.
+      precision: number format of what the dense expert multiplies.
     """
 
     features: int
@@ -52,6 +54,7 @@ class MoEDense(nn.Module):
     activations: Activations = "float"
     implementation: Implementation = None
     dtype: Any = None
+    precision: Precision = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
@@ -102,7 +105,14 @@ class MoEDense(nn.Module):
     @nn.nowrap
     def experts(self) -> tuple[nn.Dense, ShiftDense]:
         """Both experts, in the order of `EXPERTS`."""
-        dense = nn.Dense(self.features, self.use_bias, self.dtype, kernel_init=kernel_init, name="dense")
+        dense = nn.Dense(
+            self.features,
+            self.use_bias,
+            self.dtype,
+            kernel_init=kernel_init,
+            dot_general=DOT_GENERAL[self.precision],
+            name="dense",
+        )
         shift = ShiftDense(
             self.features,
             self.use_bias,
@@ -125,7 +135,13 @@ class MoEDense(nn.Module):
     def _fused(self, tokens):
         params = self.variables["params"]
         linear = describe_linear(
-            "moe", params, tokens.shape[-1], self.features, self.activations, self.implementation
+            "moe",
+            params,
+            tokens.shape[-1],
+            self.features,
+            self.activations,
+            self.implementation,
+            self.precision,
         )
         reference = self.clone(parent=None, implementation="xla")
 

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from shiftaddvit_jax.models.pvt_v2 import OverlapPatchEmbed
+from shiftaddvit_jax.nn import Primitives
 
 
 def variables_and_images(embed, shape):
@@ -40,7 +41,7 @@ def reference(params, x, patch, stride, eps):
     ],
 )
 def test_overlapping_patches_are_their_formula_in_float64(use_kernel, shape, patch, stride):
-    embed = OverlapPatchEmbed(48, patch, stride, 1e-3, None, use_kernel)
+    embed = OverlapPatchEmbed(48, patch, stride, 1e-3, Primitives(), use_kernel)
     variables, x = variables_and_images(embed, shape)
     y = jax.jit(embed.apply)(variables, x)
     expected = reference(variables["params"], x, patch, stride, 1e-3)
