@@ -5,6 +5,7 @@ import re
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -94,6 +95,30 @@ def test_packing_changes_the_weights_of_shift_layers_alone(activations):
     assert after.keys() - before.keys() == made
     for path in before.keys() & after.keys():
         np.testing.assert_array_equal(before[path], after[path])
+
+
+@pytest.mark.parametrize(("name", "kinds"), [("pvt_v2_nano", {"mlp": MIXED}), ("deit_tiny", {})])
+def test_in_bfloat16_packing_rounds_dense_weights_and_no_others(name, kinds):
+    model = sav.create_model(name, num_classes=10, image_size=32, precision="bfloat16", **kinds)
+    before = flat(variable_shapes(model))
+    after = flat(packed_shapes(model))
+    rounded = {path for path, leaf in after.items() if leaf.dtype == jnp.bfloat16}
+    products = {path for path, leaf in before.items() if path[-1] == "kernel" and leaf.ndim in (2, 4)}
+    others = {path for path in products if path[-2] in ("router", "dwconv")}
+    shifts = {(*path[:-1], "kernel") for path in after if path[-1] == "codes"}
+    assert rounded == products - others - shifts
+    assert rounded
+
+
+@pytest.mark.parametrize("implementation", ["xla", "tvm"])
+def test_in_bfloat16_weights_may_be_rounded_before(implementation):
+    model, variables = model_and_variables("float", "dense")
+    formats = {"precision": "bfloat16", "implementation": implementation}
+    model = model.clone(primitives=dataclasses.replace(model.primitives, **formats))
+    packed = sav.pack(model, variables)
+    assert flat(packed)[("head", "kernel")].dtype == jnp.bfloat16
+    early, late = (jax.jit(model.apply)(each, images()) for each in (packed, variables))
+    np.testing.assert_array_equal(early, late)
 
 
 def test_with_float_activations_packing_moves_nothing_and_warns_of_nothing():
@@ -205,6 +230,13 @@ def shapes_of(variables):
 def test_the_shapes_of_packed_variables_are_known_without_packing_them(activations):
     model, _ = model_and_variables(activations, MIXED)
     assert shapes_of(packed_shapes(model)) == shapes_of(packed_variables(activations, MIXED))
+
+
+def test_the_shapes_of_variables_packed_in_bfloat16_are_known_without_packing_them():
+    model, variables = model_and_variables("float", MIXED)
+    primitives = dataclasses.replace(model.primitives, precision="bfloat16")
+    model = model.clone(primitives=primitives)
+    assert shapes_of(packed_shapes(model)) == shapes_of(sav.pack(model, variables))
 
 
 def test_the_shapes_of_variables_are_those_that_initializing_gives():

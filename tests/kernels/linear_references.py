@@ -1,5 +1,6 @@
 """What linear layers compute, in NumPy, and the parameters that their kernels take."""
 
+import ml_dtypes
 import numpy as np
 from scipy.special import expit
 
@@ -29,6 +30,15 @@ def dense_parameters(rng, inputs, outputs):
     return kernel, bias, [np.pad(kernel, ((0, 0), (0, -outputs % 16))), padded(bias)]
 
 
+def in_bfloat16(kernel, bias):
+    """Dense parameters, as kernels take them, rounded to bfloat16: the bits of such numbers."""
+    return [kernel.astype(ml_dtypes.bfloat16).view(np.uint16), bias]
+
+
+def nearest_bfloat16(x):
+    return x.astype(ml_dtypes.bfloat16).astype(np.float64)
+
+
 def whole_tokens(rng, rows, inputs):
     """Whole numbers, some of each row 127 or -127: int8 holds them as they are."""
     x = rng.integers(-127, 128, (rows, inputs))
@@ -44,6 +54,15 @@ def quantized(x):
     return np.rint(x * inverse).astype(np.int64), scale
 
 
+def is_clear(x):
+    """By row, whether all numbers become the same whole ones if a product is not rounded to float32 first.
+
+    A kernel may round it, or not.
+    """
+    inverse = np.float32(127) / np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(1e-30))
+    return np.all(np.rint(x * inverse) == np.rint(x.astype(np.float64) * inverse), axis=1)
+
+
 def int8_product(x, weight):
     """Sums of whole numbers, and only then one float32 product with the scales."""
     whole, scale = quantized(x)
@@ -57,10 +76,13 @@ def assert_near(y, expected):
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
-def mixture(rng, inputs, outputs, activations, router_bias):
+def mixture(rng, inputs, outputs, activations, router_bias, precision="float32"):
     """The parameters of a mixture of experts, and the function that NumPy computes with them."""
     router = rng.normal(size=(inputs, 2)).astype(np.float32)
     kernel, bias, dense = dense_parameters(rng, inputs, outputs)
+    nearest = np.float64
+    if precision == "bfloat16":
+        nearest, dense = nearest_bfloat16, in_bfloat16(*dense)
     shift_bias = rng.normal(size=outputs).astype(np.float32)
     bits = 4 if activations == "int8" else 5
     weight = powers(rng, inputs, outputs, 7) / 2**8
@@ -68,8 +90,8 @@ def mixture(rng, inputs, outputs, activations, router_bias):
     def reference(x):
         logit = x.astype(np.float64) @ (router[:, 0] - router[:, 1]) + (router_bias[0] - router_bias[1])
         shift = int8_product(x, weight) if activations == "int8" else x.astype(np.float64) @ weight
-        chosen = np.where(logit[:, None] >= 0, x.astype(np.float64) @ kernel + bias, shift + shift_bias)
+        chosen = np.where(logit[:, None] >= 0, nearest(x) @ nearest(kernel) + bias, shift + shift_bias)
         return expit(np.abs(logit))[:, None] * chosen
 
     parameters = [router, np.float32(router_bias), *dense, *packed(weight, bits, shift_bias)]
-    return Linear("moe", inputs, outputs, bits, activations), parameters, reference
+    return Linear("moe", inputs, outputs, bits, activations, precision=precision), parameters, reference

@@ -5,8 +5,11 @@ from hypothesis import strategies as st
 from linear_references import (
     assert_near,
     dense_parameters,
+    in_bfloat16,
     int8_product,
+    is_clear,
     mixture,
+    nearest_bfloat16,
     packed,
     powers,
     whole_tokens,
@@ -55,9 +58,7 @@ def test_int8_shift_layers_of_any_tokens_are_numpys_integers_times_their_scales(
     weight = powers(rng, 67, 150, octaves=7)
     linear = Linear("shift", 67, 150, 4, "int8", shifts)
     y = run(run_kernel, target, linear, x, packed(weight, 4))
-    # A product may be rounded to float32 before it is rounded to a whole number, or not.
-    inverse = np.float32(127) / np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(1e-30))
-    clear = np.all(np.rint(x * inverse) == np.rint(x.astype(np.float64) * inverse), axis=1)
+    clear = is_clear(x)
     np.testing.assert_array_equal(y[clear], int8_product(x, weight)[clear])
 
 
@@ -109,18 +110,38 @@ def test_dense_layers_are_numpys_product(run_kernel, tiled_target, inputs, outpu
 
 
 @SIZES
-@pytest.mark.parametrize("activations", ["float", "int8"])
+@settings(max_examples=8)
+@given(rows=ROWS, seed=SEEDS)
+@example(rows=1, seed=0)
+@example(rows=1100, seed=0)
+def test_dense_layers_in_bfloat16_are_numpys_product_of_the_nearest_numbers(
+    run_kernel, tiled_target, inputs, outputs, rows, seed
+):
+    rng = np.random.default_rng(seed)
+    # Of 8 bits after the point bfloat16 holds 7: half of the numbers lie between two.
+    x = rng.choice([-1, 1], (rows, inputs)) * (1 + rng.integers(0, 256, (rows, inputs)) / 256)
+    kernel, bias, parameters = dense_parameters(rng, inputs, outputs)
+    linear = Linear("dense", inputs, outputs, precision="bfloat16")
+    y = run(run_kernel, tiled_target, linear, x.astype(np.float32), in_bfloat16(*parameters))
+    assert_near(y, nearest_bfloat16(x) @ nearest_bfloat16(kernel) + bias)
+
+
+@SIZES
+@pytest.mark.parametrize(
+    ("activations", "precision"), [("float", "float32"), ("int8", "float32"), ("int8", "bfloat16")]
+)
 @settings(max_examples=8)
 @given(rows=ROWS, seed=SEEDS)
 @example(rows=1, seed=0)
 @example(rows=1100, seed=0)
 def test_mixtures_compute_each_row_with_its_expert(
-    run_kernel, target, inputs, outputs, activations, rows, seed
+    run_kernel, target, inputs, outputs, activations, precision, rows, seed
 ):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(rows, inputs)).astype(np.float32)
-    linear, parameters, reference = mixture(rng, inputs, outputs, activations, (0.3, -0.2))
-    assert_near(run(run_kernel, target, linear, x, parameters), reference(x))
+    linear, parameters, reference = mixture(rng, inputs, outputs, activations, (0.3, -0.2), precision)
+    clear = is_clear(x)
+    assert_near(run(run_kernel, target, linear, x, parameters)[clear], reference(x)[clear])
 
 
 @pytest.mark.parametrize("activations", ["float", "int8"])

@@ -1,4 +1,5 @@
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -13,12 +14,16 @@ def variables_and_images(embed, shape):
     return jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes), x
 
 
-def reference(params, x, patch, stride, eps):
+def nearest(x, precision):
+    return x.astype(ml_dtypes.bfloat16 if precision == "bfloat16" else np.float32).astype(np.float64)
+
+
+def reference(params, x, patch, stride, eps, precision):
     """Each token's patch, cut out of the padded image, times the kernel; then the LayerNorm, in float64."""
     margin = patch // 2
-    padded = np.pad(x.astype(np.float64), ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+    padded = np.pad(nearest(x, precision), ((0, 0), (margin, margin), (margin, margin), (0, 0)))
     rows, columns = ((side + 2 * margin - patch) // stride + 1 for side in x.shape[1:3])
-    kernel = params["proj"]["kernel"].astype(np.float64)
+    kernel = nearest(params["proj"]["kernel"], precision)
     y = np.empty((len(x), rows, columns, kernel.shape[-1]))
     for row, column in np.ndindex(rows, columns):
         top, left = row * stride, column * stride
@@ -29,6 +34,7 @@ def reference(params, x, patch, stride, eps):
     return centred / deviation * params["norm"]["scale"] + params["norm"]["bias"]
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("use_kernel", [False, True], ids=["xla", "tvm"])
 @pytest.mark.parametrize(
     ("shape", "patch", "stride"),
@@ -40,9 +46,9 @@ def reference(params, x, patch, stride, eps):
         ((1, 5, 5, 1), 3, 2),
     ],
 )
-def test_overlapping_patches_are_their_formula_in_float64(use_kernel, shape, patch, stride):
-    embed = OverlapPatchEmbed(48, patch, stride, 1e-3, Primitives(), use_kernel)
+def test_overlapping_patches_are_their_formula_in_float64(use_kernel, precision, shape, patch, stride):
+    embed = OverlapPatchEmbed(48, patch, stride, 1e-3, Primitives(precision=precision), use_kernel)
     variables, x = variables_and_images(embed, shape)
     y = jax.jit(embed.apply)(variables, x)
-    expected = reference(variables["params"], x, patch, stride, 1e-3)
+    expected = reference(variables["params"], x, patch, stride, 1e-3, precision)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())

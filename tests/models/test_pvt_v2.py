@@ -119,6 +119,7 @@ def test_wrong_images_are_refused(images_shape, message):
         ("pvt_v2_b0", {"attention": ("msa", "msa")}, "4, one a stage; got 2"),
         ("pvt_v2_b0", {"num_classes": 0}, "num_classes must be at least 1"),
         ("pvt_v2_b0", {"implementation": "tvn"}, "did you mean 'tvm'"),
+        ("pvt_v2_b0", {"precision": "bfloat"}, "did you mean 'bfloat16'"),
     ],
 )
 def test_wrong_arguments_are_refused(name, arguments, message):

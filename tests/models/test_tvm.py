@@ -55,6 +55,16 @@ def test_a_models_int8_logits_are_nearly_xlas():
     np.testing.assert_allclose(logits, reference, rtol=0, atol=2e-3)
 
 
+def test_a_dense_models_logits_in_bfloat16_are_nearly_xlas():
+    model = sav.create_model("pvt_v2_nano", num_classes=10, attention="msa", precision="bfloat16")
+    variables = sav.init_variables(model, jax.random.key(0))
+    logits, reference = (jax.jit(on(model, name).apply)(variables, images(2)) for name in ("tvm", "xla"))
+    np.testing.assert_allclose(logits, reference, rtol=0, atol=2e-3)
+    exact = dataclasses.replace(model.primitives, precision="float32", implementation="xla")
+    apart = np.abs(jax.jit(model.clone(primitives=exact).apply)(variables, images(2)) - reference).max()
+    assert np.abs(logits - reference).max() < apart < 0.1
+
+
 def test_packed_weights_run_on_kernels_by_themselves():
     model, packed = model_and_packed(mlp="shift")
     lowered = jax.jit(lambda x: model.apply(packed, x)).lower(images(1)).as_text()

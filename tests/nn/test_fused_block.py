@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from jax import export
@@ -18,8 +19,11 @@ GRID, CHANNELS, HEADS = (5, 7), 48, 2
 RUNNING = [target.name for target in targets.TARGETS if targets._runs(target)]
 
 
-def block_of(implementation, kind="moe", activations="float", threshold="sample", **arguments):
-    primitives = Primitives(activations=activations, threshold=threshold, implementation=implementation)
+def block_of(
+    implementation, kind="moe", activations="float", threshold="sample", precision="float32", **arguments
+):
+    formats = {"activations": activations, "threshold": threshold, "precision": precision}
+    primitives = Primitives(implementation=implementation, **formats)
     arguments = {"num_heads": HEADS, "attention": "hamming_linear", "depthwise": True} | arguments
     return Block(mlp=kind, projections=kind, primitives=primitives, **arguments)
 
@@ -54,9 +58,15 @@ class Reference:
     def keep_away(self, distance):
         self.margin = np.minimum(self.margin, distance.reshape(len(distance), -1).min(axis=1))
 
+    def factors(self, *arrays):
+        """As a dense layer multiplies them."""
+        is_rounded = self.block.primitives.precision == "bfloat16"
+        return (a.astype(ml_dtypes.bfloat16 if is_rounded else np.float64).astype(np.float64) for a in arrays)
+
     def linear(self, x, params, kind):
         if kind == "dense":
-            return x @ params["kernel"].astype(np.float64) + params["bias"]
+            x, kernel = self.factors(x, params["kernel"])
+            return x @ kernel + params["bias"]
         if kind == "shift":
             weight = powers(params["kernel"])
             if self.block.primitives.activations == "int8":
@@ -64,7 +74,7 @@ class Reference:
                 self.keep_away(np.abs(x / scale % 1 - 0.5) / 127)
                 x = np.round(x / scale) * scale
             return x @ weight + params["bias"]
-        logits = self.linear(x, params["router"], "dense")
+        logits = x @ params["router"]["kernel"].astype(np.float64) + params["router"]["bias"]
         dense, shift = (self.linear(x, params[expert], expert) for expert in ("dense", "shift"))
         self.keep_away(np.abs(logits[..., 0] - logits[..., 1]))
         gates = softmax(logits, axis=-1)
@@ -145,12 +155,13 @@ def kernels_of(function, *arguments):
     return re.findall(r"custom_call @\"?(shiftaddvit\.[\w.-]+)", function.lower(*arguments).as_text())
 
 
-def assert_same(y, expected, activations="float"):
+def assert_same(y, expected, activations="float", precision="float32"):
     error = np.abs(y - expected) / np.abs(expected).max()
-    if activations == "float":
+    if (activations, precision) == ("float", "float32"):
         assert error.max() < 1e-5
     else:
-        # Where rounding takes a number across a half, the next whole number is 1/127 of the largest away.
+        # Where rounding takes a number across a half, the next whole number is 1/127 of the largest away, and
+        # the next number of bfloat16 1/128 of its own size.
         assert error.max() < 0.02
         assert np.median(error) < 1e-5
 
@@ -172,6 +183,22 @@ def test_a_block_is_its_formula_in_float64(implementation, kind, activations, de
     arguments = {"kind": kind, "activations": activations, "depthwise": depthwise}
     variables, x, expected = case(**arguments)
     assert_same(jitted(implementation, **arguments)(variables, x), expected, activations)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "tvm"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"kind": "dense"},
+        {"kind": "dense", "attention": "msa"},
+        {"kind": "moe", "activations": "int8"},
+    ],
+    ids=str,
+)
+def test_a_block_in_bfloat16_is_its_formula_of_rounded_factors(implementation, arguments):
+    variables, x, expected = case(precision="bfloat16", **arguments)
+    y = jitted(implementation, precision="bfloat16", **arguments)(variables, x)
+    assert_same(y, expected, precision="bfloat16")
 
 
 @pytest.mark.parametrize(

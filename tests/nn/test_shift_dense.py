@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 
 from shiftaddvit_jax.nn import LINEAR_KINDS, Primitives, ShiftDense, make_linear
 from shiftaddvit_jax.ops import additive_power_of_two_levels
+from shiftaddvit_jax.ops.precision import DOT_GENERAL
 
 INPUTS, FEATURES = 7, 5
 RNG = np.random.default_rng(0)
@@ -171,6 +173,28 @@ def test_primitives_reach_the_shift_layers(kind):
     layer = make_linear(kind, FEATURES, primitives, name=None)
     for name in ("weight_bits", "activations", "implementation", "dtype"):
         assert getattr(layer, name) == getattr(primitives, name)
+
+
+def test_precision_is_that_of_dense_layers_and_not_of_routers():
+    formats = {}
+
+    def note(call, arguments, keywords, context):
+        if isinstance(context.module, nn.Dense):
+            formats[context.module.name] = context.module.dot_general
+        return call(*arguments, **keywords)
+
+    class Both(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            primitives = Primitives(precision="bfloat16")
+            for kind in ("dense", "moe"):
+                x = make_linear(kind, FEATURES, primitives, name=f"a_{kind}")(x)
+            return x
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(Both().init, jax.random.key(0), tokens(3))
+    bfloat16 = DOT_GENERAL["bfloat16"]
+    assert formats == {"a_dense": bfloat16, "dense": bfloat16, "router": None}
 
 
 def test_an_unknown_kind_of_linear_layer_names_the_nearest():

@@ -1,0 +1,68 @@
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from shiftaddvit_jax.ops.precision import CONV_GENERAL_DILATED, DOT_GENERAL
+
+LAST_WITH_FIRST = (((1,), (0,)), ((), ()))
+IMAGES = ("NHWC", "HWIO", "NHWC")
+
+
+def between_two(rng, *shape):
+    """Numbers from 1 to 2 with 8 bits after the point: bfloat16 holds 7, so half of them lie between two."""
+    return (1 + rng.integers(0, 256, shape) / 256).astype(np.float32)
+
+
+def rounded(x):
+    return x.astype(ml_dtypes.bfloat16).astype(np.float64)
+
+
+def dot(x, weight, precision):
+    return DOT_GENERAL[precision](x, weight, LAST_WITH_FIRST, precision=None)
+
+
+def conv(x, weight, precision):
+    return CONV_GENERAL_DILATED[precision](x, weight, (2, 2), "VALID", dimension_numbers=IMAGES)
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (1, 256, 10), (5, 67, 3), (49, 256, 256)])
+def test_dots_in_bfloat16_are_numpys_of_the_nearest_numbers(rows, inputs, outputs):
+    rng = np.random.default_rng(0)
+    x, weight = between_two(rng, rows, inputs), between_two(rng, inputs, outputs)
+    y = jax.jit(dot, static_argnums=2)(x, weight, "bfloat16")
+    assert y.dtype == jnp.float32
+    np.testing.assert_allclose(y, rounded(x) @ rounded(weight), rtol=1e-6)
+
+
+def test_rounding_survives_what_xla_fuses_it_with():
+    rng = np.random.default_rng(0)
+    x, weight = between_two(rng, 5, 67), between_two(rng, 67, 3)
+    y = jax.jit(lambda x, weight: jnp.tanh(dot(2 * x, weight + 1, "bfloat16") / 400))(x, weight)
+    expected = np.tanh(rounded(2 * x) @ rounded(weight + 1) / 400)
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+
+
+def test_convolutions_in_bfloat16_are_those_of_the_nearest_numbers():
+    rng = np.random.default_rng(0)
+    x, weight = between_two(rng, 2, 9, 7, 5), between_two(rng, 3, 3, 5, 4)
+    y = jax.jit(conv, static_argnums=2)(x, weight, "bfloat16")
+    assert y.dtype == jnp.float32
+    windows = np.lib.stride_tricks.sliding_window_view(rounded(x), (3, 3), axis=(1, 2))[:, ::2, ::2]
+    np.testing.assert_allclose(y, np.einsum("bhwcij,ijco->bhwo", windows, rounded(weight)), rtol=1e-6)
+
+
+def test_gradients_are_those_of_the_product_of_the_nearest_numbers():
+    rng = np.random.default_rng(0)
+    x, weight = between_two(rng, 5, 67), between_two(rng, 67, 3)
+    gradients = jax.jit(jax.grad(lambda x, weight: jnp.sum(dot(x, weight, "bfloat16")), (0, 1)))(x, weight)
+    assert [gradient.dtype for gradient in gradients] == [jnp.float32] * 2
+    expected = np.ones((5, 3)) @ rounded(weight).T, rounded(x).T @ np.ones((5, 3))
+    for gradient, exact in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(gradient, exact, rtol=2**-8)  # a gradient of bfloat16 numbers is one
+
+
+def test_float32_is_jaxs_own_product():
+    assert DOT_GENERAL["float32"] is jax.lax.dot_general
+    assert CONV_GENERAL_DILATED["float32"] is jax.lax.conv_general_dilated
