@@ -12,7 +12,7 @@ from tvm.script.ir_builder import tirx as T
 from kernels_tvm.depthwise_conv import convolve_tokens
 from kernels_tvm.descriptions import LANES, Mlp
 from kernels_tvm.elementary import gelu
-from kernels_tvm.emit import Arguments, constant, kernel, lanes, scratch, split, store_lanes
+from kernels_tvm.emit import Arguments, constant, kernel, lanes, scratch, split, store_lanes, when
 from kernels_tvm.linear import Layer, by_columns, few_rows, prepare_layers
 from kernels_tvm.normalization import load_normalized
 from kernels_tvm.targets import Target
@@ -42,7 +42,11 @@ def _by_columns(target, threads, mlp):
         activated = scratch(limit * hidden)
         if margin:
             with T.parallel(0, images_at_once * padded) as place:
-                _clear_rows(expanded, place, place + 1, hidden)
+                line, column = split(split(place, padded)[1], padded_width)
+                rows = T.Or(line == 0, line == height + margin)
+                columns = T.Or(column == 0, column == width + margin)
+                with when(T.Or(rows, columns)):
+                    _clear_rows(expanded, place, place + 1, hidden)
 
         with T.serial(0, T.ceildiv(images, images_at_once)) as turn:
             first = T.bind(turn * images_at_once)

@@ -23,6 +23,10 @@ def load_function(path: Path) -> Callable:
 def start():
     """The package ``tvm_ffi``, with what kernels call of TVM. Importing ``tvm`` afterwards adds to it."""
     os.environ.setdefault("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")
+    # How often a thread that waits for work looks for it before it sleeps: some 50 microseconds, rather than
+    # TVM's tenth of a second. Each thread of XLA has TVM threads of its own, all on the same cores, and those
+    # of the last image would take turns with those of this one.
+    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "100")
     with _without_torch():
         import tvm_ffi
     # As `tvm` loads it: the kernels' threads and workspaces come from there.
