@@ -141,6 +141,36 @@ class RowTiles:
         return start, T.bind(T.max(T.min(self.size, self.rows - start), 0))
 
 
+class Claims:
+    """The numbers below ``count``, each for the thread that claims it first.
+
+    To be made outside of the parallel loop.
+    """
+
+    def __init__(self, target, count, threads: int):
+        self.count, self.threads = count, threads
+        self.share = T.bind(T.ceildiv(count, threads))
+        self.taken = scratch(count, "int32")
+        with T.serial(0, count) as index:
+            T.buffer_store(self.taken, T.int32(0), [index])
+
+    @contextmanager
+    def of(self, thread) -> Iterator:
+        """What is inside runs for each number that ``thread`` claims."""
+        with T.serial(0, self.threads) as turn:
+            other = T.bind(T.floormod(thread + turn, self.threads))
+            first = T.bind(other * self.share)
+            size = T.bind(T.min(self.count - first, self.share))
+            with T.serial(0, T.max(size, 0)) as step:
+                index = T.bind(first + T.Select(turn > 0, size - 1 - step, step))
+                with when(self.taken[index] == 0):
+                    before = T.call_llvm_intrin(
+                        "int32", "llvm.x86.atomic.bts.i32", T.address_of(self.taken[index]), T.int8(0)
+                    )
+                    with when(T.bind(before) == 0):
+                        yield index
+
+
 def for_each_row(rows, row_bytes: int, threads: int, body: Callable):
     """``body(row)`` for a number of rows known at run time, on all threads."""
     tiles = RowTiles(rows, row_bytes, 1, threads)
