@@ -40,6 +40,11 @@ class Linear:
     shifts: bool = False
 
     @property
+    def experts(self) -> tuple[str, ...]:
+        """The kinds of weights that it has."""
+        return ("dense", "shift") if self.kind == "moe" else (self.kind,)
+
+    @property
     def width(self) -> int:
         """``inputs`` rounded up to whole vectors: the stride of a row in scratch memory."""
         return round_up(self.inputs, LANES)
