@@ -141,6 +141,9 @@ class RowTiles:
         return start, T.bind(T.max(T.min(self.size, self.rows - start), 0))
 
 
+CLAIMS = 32  # for each thread at most: how finely work can move from a slow thread to a fast one
+
+
 class Claims:
     """The numbers below ``count``, each for the thread that claims it first.
 
@@ -148,11 +151,14 @@ class Claims:
     """
 
     def __init__(self, target, count, threads: int):
-        self.count, self.threads = count, threads
-        self.share = T.bind(T.ceildiv(count, threads))
-        self.taken = scratch(count, "int32")
-        with T.serial(0, count) as index:
-            T.buffer_store(self.taken, T.int32(0), [index])
+        self.threads = threads
+        limit = count if isinstance(count, int) else CLAIMS * threads
+        self.count, self.run = count, 1 if isinstance(count, int) else T.bind(T.ceildiv(count, limit))
+        self.claims = T.bind(T.ceildiv(count, self.run))
+        self.share = T.bind(T.ceildiv(self.claims, threads))
+        self.taken = scratch(limit, "int32")
+        with T.serial(0, limit) as claim:
+            T.buffer_store(self.taken, T.int32(0), [claim])
 
     @contextmanager
     def of(self, thread) -> Iterator:
@@ -160,21 +166,27 @@ class Claims:
         with T.serial(0, self.threads) as turn:
             other = T.bind(T.floormod(thread + turn, self.threads))
             first = T.bind(other * self.share)
-            size = T.bind(T.min(self.count - first, self.share))
+            size = T.bind(T.min(self.claims - first, self.share))
             with T.serial(0, T.max(size, 0)) as step:
-                index = T.bind(first + T.Select(turn > 0, size - 1 - step, step))
-                with when(self.taken[index] == 0):
+                claim = T.bind(first + T.Select(turn > 0, size - 1 - step, step))
+                with when(self.taken[claim] == 0):
                     before = T.call_llvm_intrin(
-                        "int32", "llvm.x86.atomic.bts.i32", T.address_of(self.taken[index]), T.int8(0)
+                        "int32", "llvm.x86.atomic.bts.i32", T.address_of(self.taken[claim]), T.int8(0)
                     )
                     with when(T.bind(before) == 0):
-                        yield index
+                        if isinstance(self.run, int):
+                            yield claim
+                        else:
+                            start = T.bind(claim * self.run)
+                            with T.serial(0, T.min(self.run, self.count - start)) as member:
+                                yield T.bind(start + member)
 
 
-def for_each_row(rows, row_bytes: int, threads: int, body: Callable):
+def for_each_row(target, rows, row_bytes: int, threads: int, body: Callable):
     """``body(row)`` for a number of rows known at run time, on all threads."""
     tiles = RowTiles(rows, row_bytes, 1, threads)
-    with T.parallel(0, tiles.count) as tile:
+    claims = Claims(target, tiles.count, threads)
+    with T.parallel(0, threads) as thread, claims.of(thread) as tile:
         start, count = tiles[tile]
         with T.serial(0, count) as row:
             body(T.bind(start + row))

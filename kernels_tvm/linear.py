@@ -209,7 +209,8 @@ def apply_layer(
     layer = Layer(target, linear, buffers)
     prepare_layers([layer], threads)
     tiles = RowTiles(rows, linear.row_bytes, target.float_tile[0], threads)
-    with T.parallel(0, tiles.count) as tile:
+    claims = Claims(target, tiles.count, threads)
+    with T.parallel(0, threads) as thread, claims.of(thread) as tile:
         start, count = tiles[tile]
         layer.tile(tiles.limit, count, *callbacks(start))
 

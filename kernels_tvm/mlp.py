@@ -69,8 +69,9 @@ def _by_columns(target, threads, mlp):
             by_columns(
                 target, threads, mlp.fc1, part(buffers, "fc1_"), limit, count, load_row, store_expanded
             )
-            with T.parallel(0, T.floordiv(count, group)) as turn_:
-                row = T.bind(turn_ * group)
+            claims = Claims(target, T.bind(T.floordiv(count, group)), threads)
+            with T.parallel(0, threads) as thread, claims.of(thread) as number:
+                row = T.bind(number * group)
                 _activate(
                     target, mlp, buffers, expanded, corner(row), group, padded_width, activated, row * hidden
                 )
