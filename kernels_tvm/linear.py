@@ -42,8 +42,8 @@ class Layer:
     """A linear layer in a kernel.
 
     ``buffers`` are its parameters, by the names of `Linear.arguments`. To be made outside of parallel loops;
-    `prepare_layers` comes next, then any number of `tile`. Or it is one of several ``shares``, as in
-    `by_columns`: (number, how many), which cut the outputs among them.
+    `prepare_layers` comes next, then any number of `tile`. Or, as in `by_columns`, one `tile` computes some
+    of the outputs: ``shares`` are contexts that yield numbers of panels, one for each kind of weights.
     """
 
     def __init__(self, target: Target, linear: Linear, buffers: dict, shares: Sequence | None = None):
@@ -144,11 +144,11 @@ class Layer:
 
 
 def prepare_layers(layers: Sequence[Layer], threads: int) -> None:
-    """Decode the weights of all layers, each thread its share of the panels."""
+    """Decode the weights of all layers, each thread the panels that it claims."""
     experts = [expert for layer in layers for expert in layer.experts if expert.panels.needed]
     if not experts:
         return
-    claims = [Claims(expert.target, expert.panels.whole + (expert.panels.rest > 0), threads) for expert in experts]
+    claims = [Claims(expert.target, expert.panels.count, threads) for expert in experts]
     with T.parallel(0, threads) as thread:
         for expert, claim in zip(experts, claims, strict=True):
             _for_each_panel(expert.panels, claim.of(thread), expert.prepare)
@@ -230,7 +230,7 @@ def _for_each_panel(panels, share, body: Callable) -> None:
 
     The number of the panel that is not whole is known at compile time.
     """
-    with share or T.serial(0, panels.whole + (panels.rest > 0)) as panel:
+    with share or T.serial(0, panels.count) as panel:
         if panels.whole:
             with when(panel < panels.whole):
                 body(panel, panels.columns)

@@ -1,8 +1,8 @@
 """The MLP of a block: x + fc2(gelu(depthwise(fc1(norm(x))))).
 
-Where tokens outnumber channels (see `few_rows`), in one pass over the tokens. Each thread walks down a band
-of the grid, a strip of rows at a time: the strip's hidden activations stay in its cache, two rows of them for
-the next strip's convolution. Only at the border between two bands are rows expanded twice.
+Where tokens outnumber channels (see `few_rows`), in one pass over the tokens. Each thread walks down the
+grid, a strip of rows at a time: the strip's hidden activations stay in its cache, two rows of them for the
+next strip's convolution. Only where the strip above is another thread's are rows expanded twice.
 
 Elsewhere weights are what fills the cache, so the outputs of both layers are cut among the threads.
 """
@@ -121,6 +121,10 @@ def _by_strips(target, threads, mlp):
     strip = -(-height // strips)
     group = _group(target, width) if mlp.grid else 1
 
+    def top(number):
+        """The first row of a strip."""
+        return T.bind(T.floordiv(number * height, strips))
+
     def body(arguments: Arguments):
         x = arguments("x", ("images", mlp.tokens, channels), "float32")
         buffers = {name: arguments(name, shape, dtype) for name, shape, dtype in mlp.arguments()}
@@ -133,17 +137,18 @@ def _by_strips(target, threads, mlp):
             between = scratch((strip + 2 * margin) * padded_width * hidden)
             for column in (0, padded_width - 1) if margin else ():
                 _clear_column(between, column, strip + 2 * margin, padded_width, hidden)
-            next_ = local(1, "int32")
-            T.buffer_store(next_, T.int32(0), [0])
+            below = local(1, "int32")  # the strip after the one that is in `between`
+            T.buffer_store(below, T.int32(0), [0])
 
             with claims.of(thread) as claimed:
                 image, number = split(claimed, strips)
-                first = T.bind(T.floordiv(number * height, strips))
+                first, previous = top(number), top(number - 1)
+                rows = T.bind(top(number + 1) - first)
+                # Row `local` of the strip is row `above + local` of the grid.
                 above = T.bind(first - margin)
-                rows = T.bind(T.floordiv((number + 1) * height, strips) - first)
-                kept = T.bind(T.Select(T.And(number > 0, claimed == next_[0]), 2 * margin, 0))
-                T.buffer_store(next_, claimed + 1, [0])
-                _move_rows(between, T.bind(first - T.floordiv((number-1) * height, strips)), kept, padded_width * hidden)
+                kept = T.bind(T.Select(T.And(number > 0, claimed == below[0]), 2 * margin, 0))
+                T.buffer_store(below, claimed + 1, [0])
+                _move_rows(between, T.bind(first - previous), kept, padded_width * hidden)
                 start = T.bind(T.max(kept, 0 - above))
                 stop = T.bind(T.min(rows + 2 * margin, height - above))
                 # Rows above and below the grid.
@@ -186,11 +191,11 @@ def _by_strips(target, threads, mlp):
 
 
 def _strips(target: Target, mlp: Mlp, threads: int) -> int:
-    """Into how many strips of rows the grid is cut, as even as they can be: what the cache holds."""
+    """Into how many strips of rows the grid is cut: each fits the cache, and all threads have as many."""
     height, width = mlp.grid or (mlp.tokens, 1)
     margin = 1 if mlp.grid else 0
     fits = max(1, target.strip_bytes // (4 * (width + 2 * margin) * mlp.fc1.outputs) - 2 * margin)
-    return round_up(-(-height // fits), threads)
+    return min(round_up(-(-height // fits), threads), height)
 
 
 def _group(target: Target, width: int) -> int:
