@@ -16,6 +16,7 @@ from tvm.script.ir_builder import tirx as T
 from kernels_tvm.descriptions import VALUE_TAPS, HammingLinear, image_tiles
 from kernels_tvm.emit import (
     Arguments,
+    Claims,
     bits_of,
     fold,
     kernel,
@@ -60,17 +61,20 @@ def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear
             Layer(target, getattr(attention, name), part(buffers, f"{name}_")) for name in ("qkv", "proj")
         )
         prepare_layers([project, proj], threads)
-        with T.parallel(0, batch * tiles) as index:
+        claims = Claims(target, batch * tiles, threads)
+        with T.parallel(0, threads) as thread, claims.of(thread) as index:
             image, tile, start, count = place(index, tiles, size)
             load_row, store = projection(
                 attention, buffers, lambda row, start=start: (image, T.bind(start + row)), x, qkv
             )
             project.tile(size, count, load_row, store)
             _normalize(attention, qkv, image, tile, start, count, sums)
-        with T.parallel(0, batch * threads) as index:
+        claims = Claims(target, batch * threads, threads)
+        with T.parallel(0, threads) as thread, claims.of(thread) as index:
             image, number, start, count = place(index, threads, chunk)
             _context(attention, qkv, sums, tiles, image, number, start, count, contexts)
-        with T.parallel(0, batch * tiles) as index:
+        claims = Claims(target, batch * tiles, threads)
+        with T.parallel(0, threads) as thread, claims.of(thread) as index:
             image, tile, start, count = place(index, tiles, size)
             mixed = _mix(attention, qkv, sums, tiles, contexts, threads, buffers, image, start, size, count)
 

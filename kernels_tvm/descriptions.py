@@ -42,6 +42,11 @@ class Linear:
     precision: Literal["float32", "bfloat16"] = "float32"
 
     @property
+    def experts(self) -> tuple[str, ...]:
+        """The kinds of weights that it has."""
+        return ("dense", "shift") if self.kind == "moe" else (self.kind,)
+
+    @property
     def width(self) -> int:
         """``inputs`` rounded up to whole vectors: the stride of a row in scratch memory."""
         return round_up(self.inputs, LANES)

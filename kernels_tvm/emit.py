@@ -14,6 +14,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.descriptions import CACHE_BYTES, LANES
+from kernels_tvm.targets import Target
 
 
 class Arguments:
@@ -141,10 +142,70 @@ class RowTiles:
         return start, T.bind(T.max(T.min(self.size, self.rows - start), 0))
 
 
-def for_each_row(rows, row_bytes: int, threads: int, body: Callable):
+CLAIMS = 32  # for each thread, at most: how finely work can move from a slow thread to a fast one
+
+
+class Claims:
+    """The numbers below ``count``, each for the thread that claims it first.
+
+    To be made outside of the parallel loop, which ends with its last thread. Cores are neither equally fast
+    nor free at the same time: one works for other programs, or comes late from other work. Here each thread
+    starts with a share of its own, upwards, since neighbouring numbers have data in common that its cache
+    then holds. When it is through, it takes what others have left, from the ends of their shares: what an
+    owner keeps is still a run of neighbours.
+
+    `lock bts` reads a bit and sets it at once, so of any number of threads one finds it unset. More order
+    isn't needed: the loop begins after what was written before it, and what is written in it can be seen
+    when it has ended. Within the loop, the work of a number must not read what that of another one writes.
+
+    LLVM has such an intrinsic for x86 alone; elsewhere each thread works on its own share.
+    """
+
+    def __init__(self, target: Target, count, threads: int):
+        limit = CLAIMS * threads
+        if isinstance(count, int):
+            limit = min(count, limit)
+        self.count, self.threads = count, threads
+        self.turns = threads if target.claims else 1
+        self.run = T.bind(T.ceildiv(count, limit))  # numbers that are claimed at once
+        self.claims = T.bind(T.ceildiv(count, T.max(self.run, 1)))
+        self.share = T.bind(T.ceildiv(self.claims, threads))
+        if self.turns > 1:
+            self.taken = scratch(limit, "int32")
+            with T.serial(0, limit) as claim:
+                T.buffer_store(self.taken, T.int32(0), [claim])
+
+    @contextmanager
+    def of(self, thread) -> Iterator:
+        """What is inside runs for each number that ``thread`` claims."""
+        with T.serial(0, self.turns) as turn:
+            first = T.bind(T.floormod(thread + turn, self.threads) * self.share)
+            size = T.bind(T.max(T.min(self.claims - first, self.share), 0))
+            with T.serial(0, size) as step:
+                claim = T.bind(first + T.Select(turn == 0, step, size - 1 - step))
+                with self._taking(claim):
+                    start = T.bind(claim * self.run)
+                    with T.serial(0, T.min(self.run, self.count - start)) as member:
+                        yield T.bind(start + member)
+
+    @contextmanager
+    def _taking(self, claim):
+        if self.turns == 1:
+            yield
+            return
+        # Looking first is cheap: a locked instruction takes the claim from the cache of who has it.
+        with when(self.taken[claim] == 0):
+            address = T.address_of(self.taken[claim])
+            taken = T.bind(T.call_llvm_intrin("int32", "llvm.x86.atomic.bts.i32", address, T.int8(0)))
+            with when(taken == 0):
+                yield
+
+
+def for_each_row(target: Target, rows, row_bytes: int, threads: int, body: Callable):
     """``body(row)`` for a number of rows known at run time, on all threads."""
     tiles = RowTiles(rows, row_bytes, 1, threads)
-    with T.parallel(0, tiles.count) as tile:
+    claims = Claims(target, tiles.count, threads)
+    with T.parallel(0, threads) as thread, claims.of(thread) as tile:
         start, count = tiles[tile]
         with T.serial(0, count) as row:
             body(T.bind(start + row))

@@ -13,6 +13,7 @@ from kernels_tvm.decoding import decode_float, decode_int8, decode_shifts, power
 from kernels_tvm.descriptions import LANES, Linear, round_up
 from kernels_tvm.elementary import sigmoid
 from kernels_tvm.emit import (
+    Claims,
     RowTiles,
     accumulate,
     lanes,
@@ -42,21 +43,21 @@ class Layer:
     """A linear layer in a kernel.
 
     ``buffers`` are its parameters, by the names of `Linear.arguments`. To be made outside of parallel loops;
-    `prepare_layers` comes next, then any number of `tile`. Or it is one of several ``shares``, as in
-    `by_columns`: (number, how many), which cut the outputs among them.
+    `prepare_layers` comes next, then any number of `tile`. Or, as in `by_columns`, one `tile` computes some
+    of the outputs: ``shares`` are contexts that yield numbers of panels, one for each kind of weights.
     """
 
-    def __init__(self, target: Target, linear: Linear, buffers: dict, share: tuple | None = None):
-        self.target, self.linear, self.buffers, self.share = target, linear, buffers, share
-        kinds = ("dense", "shift") if linear.kind == "moe" else (linear.kind,)
-        self.experts = [self._expert(kind) for kind in kinds]
+    def __init__(self, target: Target, linear: Linear, buffers: dict, shares: Sequence | None = None):
+        self.target, self.linear, self.buffers = target, linear, buffers
+        shares = shares or [None] * len(linear.experts)
+        self.experts = [self._expert(*each) for each in zip(linear.experts, shares, strict=True)]
 
-    def _expert(self, kind):
+    def _expert(self, kind, share):
         if kind == "dense":
-            return _Dense(self.target, self.linear, self.buffers, self.share)
+            return _Dense(self.target, self.linear, self.buffers, share)
         if self.linear.activations == "float":
-            return _ShiftFloat(self.target, self.linear, self.buffers, self.share)
-        return _ShiftInt8(self.target, self.linear, self.buffers, self.share)
+            return _ShiftFloat(self.target, self.linear, self.buffers, share)
+        return _ShiftInt8(self.target, self.linear, self.buffers, share)
 
     def tile(
         self,
@@ -144,13 +145,14 @@ class Layer:
 
 
 def prepare_layers(layers: Sequence[Layer], threads: int) -> None:
-    """Decode the weights of all layers, each thread its share of the panels."""
+    """Decode the weights of all layers, each thread the panels that it claims."""
     experts = [expert for layer in layers for expert in layer.experts if expert.panels.needed]
     if not experts:
         return
+    claims = [Claims(expert.target, expert.panels.count, threads) for expert in experts]
     with T.parallel(0, threads) as thread:
-        for expert in experts:
-            _for_each_panel(expert.panels, (thread, threads), expert.prepare)
+        for expert, claim in zip(experts, claims, strict=True):
+            _for_each_panel(expert.panels, claim.of(thread), expert.prepare)
 
 
 def few_rows(rows, linear: Linear):
@@ -171,10 +173,13 @@ def by_columns(
 ) -> None:
     """Emit a layer, as `Layer.tile` does, whose outputs are cut among the threads.
 
-    Every thread loads all rows, and decodes panel after panel of its own weights in its cache.
+    Every thread loads all rows, and decodes panel after panel of the weights that it claims in its cache.
     """
+    panels = -(-linear.outputs // min(target.float_tile[1], target.int8_tile[1]))  # of an expert, at most
+    claims = [Claims(target, panels, threads) for _ in linear.experts]
     with T.parallel(0, threads) as thread:
-        Layer(target, linear, buffers, (thread, threads)).tile(limit, count, load_rows, store, group)
+        shares = [claim.of(thread) for claim in claims]
+        Layer(target, linear, buffers, shares).tile(limit, count, load_rows, store, group)
 
 
 def apply_layer(
@@ -205,7 +210,8 @@ def apply_layer(
     layer = Layer(target, linear, buffers)
     prepare_layers([layer], threads)
     tiles = RowTiles(rows, linear.row_bytes, target.float_tile[0], threads)
-    with T.parallel(0, tiles.count) as tile:
+    claims = Claims(target, tiles.count, threads)
+    with T.parallel(0, threads) as thread, claims.of(thread) as tile:
         start, count = tiles[tile]
         layer.tile(tiles.limit, count, *callbacks(start))
 
@@ -220,18 +226,18 @@ def _dot(x, base, y, size):
     return accumulate(size // LANES, product, operator.add)
 
 
-def _for_each_panel(panels, share: tuple | None, body: Callable) -> None:
-    """``body(panel, columns)`` for each panel of a share, (number, how many), or for all.
+def _for_each_panel(panels, share, body: Callable) -> None:
+    """``body(panel, columns)`` for each panel of a share, what yields their numbers, or for all.
 
     The number of the panel that is not whole is known at compile time.
     """
-    number, shares = share or (T.int32(0), 1)
-    if panels.whole:
-        with T.serial(0, T.ceildiv(T.max(panels.whole - number, 0), shares)) as turn:
-            body(number + turn * shares, panels.columns)
-    if panels.rest:
-        with when(number == panels.whole % shares):
-            body(panels.whole, panels.rest)
+    with share or T.serial(0, panels.count) as panel:
+        if panels.whole:
+            with when(panel < panels.whole):
+                body(panel, panels.columns)
+        if panels.rest:
+            with when(panel == panels.whole):
+                body(panels.whole, panels.rest)
 
 
 class _Expert:

@@ -1,8 +1,8 @@
 """The MLP of a block: x + fc2(gelu(depthwise(fc1(norm(x))))).
 
-Where tokens outnumber channels (see `few_rows`), in one pass over the tokens. Each thread walks down a band
-of the grid, a strip of rows at a time: the strip's hidden activations stay in its cache, two rows of them for
-the next strip's convolution. Only at the border between two bands are rows expanded twice.
+Where tokens outnumber channels (see `few_rows`), in one pass over the tokens. Each thread walks down the
+grid, a strip of rows at a time: the strip's hidden activations stay in its cache, two rows of them for the
+next strip's convolution. Only where the strip above is another thread's are rows expanded twice.
 
 Elsewhere weights are what fills the cache, so the outputs of both layers are cut among the threads.
 """
@@ -10,9 +10,20 @@ Elsewhere weights are what fills the cache, so the outputs of both layers are cu
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.depthwise_conv import convolve_tokens
-from kernels_tvm.descriptions import LANES, Mlp
+from kernels_tvm.descriptions import LANES, Mlp, round_up
 from kernels_tvm.elementary import gelu
-from kernels_tvm.emit import Arguments, constant, kernel, lanes, scratch, split, store_lanes, when
+from kernels_tvm.emit import (
+    Arguments,
+    Claims,
+    constant,
+    kernel,
+    lanes,
+    local,
+    scratch,
+    split,
+    store_lanes,
+    when,
+)
 from kernels_tvm.linear import Layer, by_columns, few_rows, prepare_layers
 from kernels_tvm.normalization import load_normalized
 from kernels_tvm.targets import Target
@@ -73,8 +84,9 @@ def _by_columns(target, threads, mlp):
             by_columns(
                 target, threads, mlp.fc1, part(buffers, "fc1_"), limit, count, load_row, store_expanded
             )
-            with T.parallel(0, T.floordiv(count, group)) as turn_:
-                row = T.bind(turn_ * group)
+            claims = Claims(target, T.bind(T.floordiv(count, group)), threads)
+            with T.parallel(0, threads) as thread, claims.of(thread) as number:
+                row = T.bind(number * group)
                 _activate(
                     target, mlp, buffers, expanded, corner(row), group, padded_width, activated, row * hidden
                 )
@@ -119,10 +131,14 @@ def _by_strips(target, threads, mlp):
     channels, hidden = mlp.fc1.inputs, mlp.fc1.outputs
     height, width = mlp.grid or (mlp.tokens, 1)
     margin = 1 if mlp.grid else 0  # rows and columns of neighbours
-    band = -(-height // threads)
     padded_width = width + 2 * margin
-    strip = _strip(target, mlp, band)
+    strips = _strips(target, mlp, threads)
+    strip = -(-height // strips)
     group = _group(target, width) if mlp.grid else 1
+
+    def top(number):
+        """The first row of a strip."""
+        return T.bind(T.floordiv(number * height, strips))
 
     def body(arguments: Arguments):
         x = arguments("x", ("images", mlp.tokens, channels), "float32")
@@ -131,24 +147,28 @@ def _by_strips(target, threads, mlp):
 
         fc1, fc2 = (Layer(target, getattr(mlp, name), part(buffers, f"{name}_")) for name in ("fc1", "fc2"))
         prepare_layers([fc1, fc2], threads)
-        with T.parallel(0, arguments.symbols["images"] * threads) as task:
-            image, thread = split(task, threads)
-            top = T.bind(thread * band)
-            bottom = T.bind(T.min(top + band, height))
+        claims = Claims(target, arguments.symbols["images"] * strips, threads)
+        with T.parallel(0, threads) as thread:
             between = scratch((strip + 2 * margin) * padded_width * hidden)
             for column in (0, padded_width - 1) if margin else ():
                 _clear_column(between, column, strip + 2 * margin, padded_width, hidden)
+            below = local(1, "int32")  # the strip after the one that is in `between`
+            T.buffer_store(below, T.int32(0), [0])
 
-            with T.serial(0, T.ceildiv(T.max(bottom - top, 0), strip)) as number:
+            with claims.of(thread) as claimed:
+                image, number = split(claimed, strips)
+                first, previous = top(number), top(number - 1)
+                rows = T.bind(top(number + 1) - first)
                 # Row `local` of the strip is row `above + local` of the grid.
-                above = T.bind(top + number * strip - margin)
-                kept = T.bind(T.Select(number > 0, 2 * margin, 0))
-                _move_rows(between, strip, kept, padded_width * hidden)
+                above = T.bind(first - margin)
+                kept = T.bind(T.Select(T.And(number > 0, claimed == below[0]), 2 * margin, 0))
+                T.buffer_store(below, claimed + 1, [0])
+                _move_rows(between, T.bind(first - previous), kept, padded_width * hidden)
                 start = T.bind(T.max(kept, 0 - above))
-                stop = T.bind(T.min(strip + 2 * margin, T.min(height, bottom + margin) - above))
+                stop = T.bind(T.min(rows + 2 * margin, height - above))
                 # Rows above and below the grid.
                 _clear_rows(between, kept, start, padded_width * hidden)
-                _clear_rows(between, stop, strip + 2 * margin, padded_width * hidden)
+                _clear_rows(between, stop, rows + 2 * margin, padded_width * hidden)
 
                 def load_row(row, buffer, offset):
                     token = T.bind((above + start) * width + row)
@@ -176,26 +196,21 @@ def _by_strips(target, threads, mlp):
                     _activate(target, mlp, buffers, between, place, group, padded_width, buffer, offset)
 
                 def store(row, column, value, lanes_):
-                    token = T.bind((above + margin) * width + row)
+                    token = T.bind(first * width + row)
                     value = value + x[image, token, lanes(column)]
                     store_lanes(y, value, [image, token], column, lanes_)
 
-                fc2.tile(
-                    strip * width,
-                    T.bind(T.min(strip, bottom - above - margin) * width),
-                    load_activated,
-                    store,
-                    group,
-                )
+                fc2.tile(strip * width, T.bind(rows * width), load_activated, store, group)
 
     return kernel(body)
 
 
-def _strip(target: Target, mlp: Mlp, band: int) -> int:
-    """Rows of the grid that a thread works on at once: what the cache holds, in equal parts of a band."""
-    width = mlp.grid[1] + 2 if mlp.grid else 1
-    fits = max(1, target.strip_bytes // (4 * width * mlp.fc1.outputs) - (2 if mlp.grid else 0))
-    return -(-band // -(-band // fits))
+def _strips(target: Target, mlp: Mlp, threads: int) -> int:
+    """Into how many strips of rows the grid is cut: each fits the cache, and all threads have as many."""
+    height, width = mlp.grid or (mlp.tokens, 1)
+    margin = 1 if mlp.grid else 0
+    fits = max(1, target.strip_bytes // (4 * (width + 2 * margin) * mlp.fc1.outputs) - 2 * margin)
+    return min(round_up(-(-height // fits), threads), height)
 
 
 def _group(target: Target, width: int) -> int:

@@ -64,6 +64,6 @@ def layer_norm_kernel(target: Target, threads: int, norm: LayerNorm):
                 lambda column, value: T.buffer_store(y, value, [row, lanes(column)]),
             )
 
-        for_each_row(arguments.symbols["rows"], 4 * norm.channels, threads, normalize)
+        for_each_row(target, arguments.symbols["rows"], 4 * norm.channels, threads, normalize)
 
     return kernel(body)

@@ -42,7 +42,7 @@ def patch_embed_kernel(target: Target, threads: int, embed: PatchEmbed):
         few = few_rows(rows * columns, embed.projection)
         parameters = part(buffers, "projection_")
         apply_layer(target, threads, embed.projection, parameters, total, load_row, store, few)
-        for_each_row(total, 4 * features, threads, normalize)
+        for_each_row(target, total, 4 * features, threads, normalize)
 
     return kernel(body)
 

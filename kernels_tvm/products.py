@@ -28,7 +28,8 @@ class _Panels:
         self.columns, self.one = columns, one
         self.whole, rest = divmod(outputs, columns)
         self.rest = round_up(rest, LANES)
-        self.held = 1 if one else self.whole + (self.rest > 0)
+        self.count = self.whole + (self.rest > 0)
+        self.held = 1 if one else self.count
         self.needed = True
 
     def slot(self, panel):

@@ -10,6 +10,7 @@ from kernels_tvm.descriptions import LANES, SoftmaxAttention, round_up
 from kernels_tvm.elementary import exp
 from kernels_tvm.emit import (
     Arguments,
+    Claims,
     constant,
     fold,
     kernel,
@@ -55,7 +56,8 @@ def softmax_attention_kernel(target: Target, threads: int, attention: SoftmaxAtt
             apply_layer(target, threads, layer, part(buffers, name), rows, load_row, store, few)
 
         apply(attention.qkv, "qkv_", *projection(attention, buffers, lambda row: split(row, tokens), x, qkv))
-        with T.parallel(0, arguments.symbols["batch"] * heads) as task:
+        claims = Claims(target, arguments.symbols["batch"] * heads, threads)
+        with T.parallel(0, threads) as thread, claims.of(thread) as task:
             image, head = split(task, heads)
             _attend(attention, qkv, image, head, mixed)
         apply(attention.proj, "proj_", load_mixed, store)

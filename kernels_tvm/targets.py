@@ -46,6 +46,11 @@ class Target:
         """What is added to int8 activations: x86 multiplies unsigned numbers by signed ones."""
         return 0 if self.dot == "sdot_128" else 128
 
+    @property
+    def claims(self) -> bool:
+        """Whether threads can claim work from each other, see `emit.Claims`."""
+        return self.machine == "x86_64"
+
 
 _AVX2 = frozenset({"avx2", "fma", "bmi2", "f16c"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}

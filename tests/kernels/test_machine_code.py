@@ -93,6 +93,13 @@ def test_mixtures_compile_to_the_targets_own_products(kernel, target, instructio
         assert "%zmm" not in code
 
 
+@EVERY_TARGET
+def test_threads_claim_work_by_one_instruction_where_llvm_names_it(target):
+    # It sets a bit and returns the old one, in one step for all threads.
+    claims = re.search(r"lock\s+bts", assembly(MLP, target))
+    assert bool(claims) == target.claims == (target.machine == "x86_64")
+
+
 # The counter: an inner loop is what a backward jump repeats and no other backward jump is in. A jump back to
 # where the function returns repeats nothing.
 MULTIPLICATION = re.compile(

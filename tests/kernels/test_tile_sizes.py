@@ -80,6 +80,16 @@ def test_strips_of_any_height_are_convolved_across_their_borders(run_kernel, tar
 
 
 @pytest.mark.parametrize("target", RUNNING, ids=lambda target: target.name)
+def test_strips_give_the_same_numbers_whoever_claims_them(run_kernel, target):
+    # Which of two threads finds the rows above a strip in its own memory differs from run to run.
+    target = dataclasses.replace(target, strip_bytes=4 * (GRID[1] + 2) * HIDDEN * 4)
+    case = MlpCase(images=7)
+    alone = case.run(run_kernel, target, threads=1)
+    for threads in (2, 2, 2, 5):
+        np.testing.assert_array_equal(case.run(run_kernel, target, threads), alone)
+
+
+@pytest.mark.parametrize("target", RUNNING, ids=lambda target: target.name)
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("at_once", [1, 2, 9])
 def test_few_tokens_are_computed_by_columns_however_many_images_at_once(run_kernel, target, threads, at_once):
