@@ -77,6 +77,17 @@ def local(size: int, dtype: str = "float32"):
     return T.alloc_buffer((size,), dtype, scope="local")
 
 
+def opaque(value):
+    """An int32 that TVM does not look into.
+
+    Its simplifier puts what a variable is bound to in the place of each use; of sizes that follow from each
+    other that makes expressions without end.
+    """
+    place = local(1, "int32")
+    T.buffer_store(place, value, [0])
+    return T.bind(place[0])
+
+
 def scratch(size: int, dtype: str = "float32"):
     """A buffer of the thread that runs the enclosing iteration."""
     return T.alloc_buffer((size,), dtype, scope="global")
@@ -186,7 +197,7 @@ class Claims:
                 with self._taking(claim):
                     start = T.bind(claim * self.run)
                     with T.serial(0, T.min(self.run, self.count - start)) as member:
-                        yield T.bind(start + member)
+                        yield opaque(start + member)
 
     @contextmanager
     def _taking(self, claim):
