@@ -1,9 +1,10 @@
+import os
 import platform
 import re
 
 import pytest
 
-from kernels_tvm import targets
+from kernels_tvm import runtime, targets
 from kernels_tvm.targets import TARGETS, named_target
 
 AVX2 = {"avx2", "fma", "bmi2", "f16c"}
@@ -91,3 +92,13 @@ def test_by_default_there_is_a_thread_for_each_cpu_of_the_process(monkeypatch):
     monkeypatch.delenv("TVM_NUM_THREADS", raising=False)
     monkeypatch.setattr(targets.os, "sched_getaffinity", lambda pid: {0, 2, 5})
     assert targets.thread_count.__wrapped__() == 3
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "100"), ("7", "7")])
+def test_waiting_threads_sleep_soon_unless_told_otherwise(monkeypatch, given, used):
+    name = "TVM_THREAD_POOL_SPIN_COUNT"
+    monkeypatch.setenv(name, given or "")
+    if given is None:
+        monkeypatch.delenv(name)
+    runtime.start.__wrapped__()
+    assert os.environ[name] == used
