@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from shiftaddvit_jax.models.position import Interpolation, resize_position_embeddings
 from shiftaddvit_jax.models.pyramid import SIDES, SR_RATIOS, STAGES, check_size, reductions, stage_arguments
-from shiftaddvit_jax.nn import Block, Primitives
+from shiftaddvit_jax.nn import Block, Primitives, make_linear, make_patch_conv
 from shiftaddvit_jax.validation import check_images
 
 
@@ -80,16 +80,7 @@ class PatchEmbed(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch rows columns features"]:
-        sides = (self.patch_size, self.patch_size)
-        x = nn.Conv(
-            self.features,
-            sides,
-            sides,
-            "VALID",
-            dtype=self.primitives.dtype,
-            conv_general_dilated=self.primitives.conv_general_dilated,
-            name="proj",
-        )(x)
+        x = make_patch_conv(self.features, self.patch_size, self.primitives, name="proj")(x)
         return nn.LayerNorm(self.layer_norm_eps or 1e-5, dtype=self.primitives.dtype, name="norm")(x)
 
 
@@ -162,12 +153,7 @@ class PyramidVisionTransformer(nn.Module):
             if not last:
                 x = x.reshape(x.shape[0], *grid, x.shape[-1])
         x = nn.LayerNorm(self.layer_norm_eps or 1e-6, dtype=dtype, name="norm")(x[:, 0])
-        head_init = nn.initializers.truncated_normal(0.02)
-        dot_general = self.primitives.dot_general
-        head = nn.Dense(
-            self.num_classes, dtype=dtype, kernel_init=head_init, dot_general=dot_general, name="head"
-        )
-        logits = head(x)
+        logits = make_linear("dense", self.num_classes, self.primitives, name="head")(x)
         return logits.astype(jnp.float32)
 
 

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from kernels_tvm.descriptions import Linear, PatchEmbed
 from shiftaddvit_jax.models.pyramid import SIDES, SR_RATIOS, STAGES, check_size, reductions, stage_arguments
-from shiftaddvit_jax.nn import Block, Primitives
+from shiftaddvit_jax.nn import Block, Primitives, make_linear
 from shiftaddvit_jax.nn.kernels import normalize, patch_embed_arrays, project, runs_on_kernels
 from shiftaddvit_jax.ops.custom_call import with_xla_gradient
 from shiftaddvit_jax.ops.fused import fused_patch_embed
@@ -178,14 +178,7 @@ class PyramidVisionTransformerV2(nn.Module):
                 **arguments,
             )(x)
         x = jnp.mean(x, axis=(1, 2))
-        head_init = nn.initializers.truncated_normal(0.02)
-        head = nn.Dense(
-            self.num_classes,
-            dtype=self.primitives.dtype,
-            kernel_init=head_init,
-            dot_general=self.primitives.dot_general,
-            name="head",
-        )
+        head = make_linear("dense", self.num_classes, self.primitives, name="head")
         if runs_on_kernels(self, x, self.primitives.implementation, train):
             return project(head, self.variables["params"]["head"], x, self.primitives.precision)
         logits = head(x)

@@ -1,6 +1,5 @@
 """ViT (Dosovitskiy et al., arXiv 2010.11929) and DeiT (Touvron et al., arXiv 2012.12877), patch size 16."""
 
-from functools import partial
 from typing import ClassVar
 
 import flax.linen as nn
@@ -9,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from shiftaddvit_jax.models.position import Interpolation, resize_position_embeddings
-from shiftaddvit_jax.nn import Block, Primitives
+from shiftaddvit_jax.nn import Block, Primitives, make_linear, make_patch_conv
 from shiftaddvit_jax.validation import check_images
 
 PATCH_SIZE = 16
@@ -74,16 +73,8 @@ class VisionTransformer(nn.Module):
                 )
         dtype = self.primitives.dtype or jnp.float32
         init = nn.initializers.truncated_normal(0.02)
-        sides = (PATCH_SIZE, PATCH_SIZE)
-        x = nn.Conv(
-            self.embed_dim,
-            sides,
-            sides,
-            "VALID",
-            dtype=dtype,
-            conv_general_dilated=self.primitives.conv_general_dilated,
-            name="patch_embed",
-        )(images.astype(dtype))
+        patch_embed = make_patch_conv(self.embed_dim, PATCH_SIZE, self.primitives, name="patch_embed")
+        x = patch_embed(images.astype(dtype))
         batch, *grid, channels = x.shape
         ahead = [self.param("cls_token", init, (channels,))]
         if self.distilled:
@@ -108,16 +99,10 @@ class VisionTransformer(nn.Module):
                 name=f"block{index + 1}",
             )(x, tuple(grid))
         x = nn.LayerNorm(self.layer_norm_eps or 1e-6, dtype=dtype, name="norm")(x)
-        head = partial(
-            nn.Dense,
-            self.num_classes,
-            dtype=dtype,
-            kernel_init=init,
-            dot_general=self.primitives.dot_general,
-        )
-        logits = head(name="head")(x[:, 0])
+        logits = make_linear("dense", self.num_classes, self.primitives, name="head")(x[:, 0])
         if self.distilled:
-            logits = (logits + head(name="head_dist")(x[:, 1])) / 2
+            head = make_linear("dense", self.num_classes, self.primitives, name="head_dist")
+            logits = (logits + head(x[:, 1])) / 2
         return logits.astype(jnp.float32)
 
 

@@ -2,7 +2,7 @@
 
 from shiftaddvit_jax.nn.attention import ATTENTION_KINDS, make_attention
 from shiftaddvit_jax.nn.block import Block, DropPath
-from shiftaddvit_jax.nn.linear import LINEAR_KINDS, Primitives, make_linear
+from shiftaddvit_jax.nn.linear import LINEAR_KINDS, Primitives, make_linear, make_patch_conv
 from shiftaddvit_jax.nn.mlp import Mlp
 from shiftaddvit_jax.nn.moe import MoEDense, latency_aware_loss, load_probabilities, routing_loss
 from shiftaddvit_jax.nn.shift import ShiftDense
@@ -20,5 +20,6 @@ __all__ = [
     "load_probabilities",
     "make_attention",
     "make_linear",
+    "make_patch_conv",
     "routing_loss",
 ]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from shiftaddvit_jax.nn.linear import Primitives, make_linear
+from shiftaddvit_jax.nn.linear import Primitives, make_linear, make_patch_conv
 from shiftaddvit_jax.ops import (
     KernelHash,
     binarize,
@@ -164,16 +164,7 @@ class SpatialReductionAttention(Attention):
         self, x: Float[Array, "batch height width channels"], window: int
     ) -> Float[Array, "batch rows columns channels"]:
         """A convolution over windows that do not overlap, then a LayerNorm."""
-        sides = (window, window)
-        x = nn.Conv(
-            x.shape[-1],
-            sides,
-            sides,
-            "VALID",
-            dtype=self.primitives.dtype,
-            conv_general_dilated=self.primitives.conv_general_dilated,
-            name="sr",
-        )(x)
+        x = make_patch_conv(x.shape[-1], window, self.primitives, name="sr")(x)
         return nn.LayerNorm(self.layer_norm_eps, dtype=self.primitives.dtype, name="norm")(x)
 
 

@@ -52,6 +52,19 @@ class Primitives:
         return "xla" if train and self.implementation is None else self.implementation
 
 
+def make_patch_conv(features: int, side: int, primitives: Primitives, *, name: str) -> nn.Conv:
+    """A convolution over patches of ``side`` x ``side`` that do not overlap."""
+    return nn.Conv(
+        features,
+        (side, side),
+        (side, side),
+        "VALID",
+        dtype=primitives.dtype,
+        conv_general_dilated=primitives.conv_general_dilated,
+        name=name,
+    )
+
+
 def multiplies_in_bfloat16(module: nn.Module) -> bool:
     """Whether a module is a dense layer or a convolution whose factors are rounded to bfloat16."""
     return (isinstance(module, nn.Dense) and module.dot_general is DOT_GENERAL["bfloat16"]) or (
