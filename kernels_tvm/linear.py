@@ -18,7 +18,6 @@ from kernels_tvm.emit import (
     accumulate,
     lanes,
     local,
-    otherwise,
     scratch,
     splat,
     when,
@@ -37,6 +36,8 @@ from kernels_tvm.products import (
     shift_product,
 )
 from kernels_tvm.targets import Target
+
+ROUTED_BYTES = 16 * 1024  # of rows that are routed together
 
 
 class Layer:
@@ -78,10 +79,10 @@ class Layer:
         # The last block of a product reads as many rows as registers hold.
         capacity = limit + max(self.target.float_tile[0], self.target.int8_tile[0])
         rows = [expert.rows(capacity) for expert in self.experts]
-        arriving = scratch(group * self.linear.width)
         if len(self.experts) == 2:
-            counts, stores = self._route(rows, arriving, capacity, count, load_rows, store, group, place)
+            counts, stores = self._route(rows, capacity, count, load_rows, store, group, place)
         else:
+            arriving = scratch(group * self.linear.width)
             with T.serial(0, T.floordiv(count, group)) as first:
                 load_rows(first * group, arriving, 0)
                 with T.serial(0, group) as member:
@@ -96,8 +97,12 @@ class Layer:
         if self.target.dot == "amx":
             amx_end()
 
-    def _route(self, expert_rows, arriving, capacity, count, load_rows, store, group, place):
-        """Sort rows by expert as they arrive, so that each expert sees its own, one after the other."""
+    def _route(self, expert_rows, capacity, count, load_rows, store, group, place):
+        """Sort rows by expert as they arrive, so that each expert sees its own, one after the other.
+
+        What a router chooses can't be foreseen, and a CPU that foresees the wrong branch starts again. So
+        the choices of some rows together become two queues, without a branch.
+        """
         width, router = self.linear.width, scratch(self.linear.width)
         for column in range(self.linear.inputs, width):
             T.buffer_store(router, T.float32(0), [column])
@@ -108,28 +113,35 @@ class Layer:
 
         slots = round_up(capacity, LANES)
         places, gates = ([scratch(slots, dtype) for _ in range(2)] for dtype in ("int32", "float32"))
-        taken = local(2, "int32")
+        together = group * max(1, ROUTED_BYTES // (group * self.linear.row_bytes))
+        arriving, logits = scratch(together * width), scratch(together)
+        queues = [scratch(together, "int32") for _ in range(2)]
+        taken, queued = local(2, "int32"), local(2, "int32")
         for expert in range(2):
             T.buffer_store(taken, T.int32(0), [expert])
 
-        def take(expert, row, base, logit):
-            slot = T.bind(taken[expert])
-            T.buffer_store(places[expert], place(row), [slot])
-            T.buffer_store(gates[expert], logit, [slot])
-            expert_rows[expert].put(arriving, base, slot)
-            T.buffer_store(taken, slot + 1, [expert])
-
-        with T.serial(0, T.floordiv(count, group)) as first:
-            load_rows(first * group, arriving, 0)
-            with T.serial(0, group) as member:
-                row, base = T.bind(first * group + member), T.bind(member * width)
-                logit = T.bind(_dot(arriving, base, router, width) + bias)
+        with T.serial(0, T.ceildiv(count, together)) as turn:
+            first = T.bind(turn * together)
+            present = T.bind(T.min(count - first, together))
+            with T.serial(0, T.floordiv(present, group)) as number:
+                load_rows(T.bind(first + number * group), arriving, T.bind(number * (group * width)))
+            for expert in range(2):
+                T.buffer_store(queued, T.int32(0), [expert])
+            with T.serial(0, present) as member:
+                logit = T.bind(_dot(arriving, member * width, router, width) + bias)
+                T.buffer_store(logits, logit, [member])
                 # Of equal logits the first expert wins, as in `jax.lax.top_k`.
-                is_dense = T.bind(logit >= T.float32(0))
-                with when(is_dense):
-                    take(0, row, base, logit)
-                with otherwise(is_dense):
-                    take(1, row, base, T.float32(0) - logit)
+                is_dense = T.bind(T.Cast("int32", logit >= T.float32(0)))
+                for expert, chosen in enumerate((is_dense, 1 - is_dense)):
+                    T.buffer_store(queues[expert], member, [queued[expert]])
+                    T.buffer_store(queued, queued[expert] + chosen, [expert])
+            for expert, sign in enumerate((1, -1)):
+                with T.serial(0, queued[expert]) as turn_:
+                    member, slot = T.bind(queues[expert][turn_]), T.bind(taken[expert] + turn_)
+                    T.buffer_store(places[expert], place(T.bind(first + member)), [slot])
+                    T.buffer_store(gates[expert], T.float32(sign) * logits[member], [slot])
+                    expert_rows[expert].put(arriving, T.bind(member * width), slot)
+                T.buffer_store(taken, taken[expert] + queued[expert], [expert])
         counts = [T.bind(taken[expert]) for expert in range(2)]
         for expert in range(2):
             with T.serial(0, T.ceildiv(counts[expert], LANES)) as vector:
