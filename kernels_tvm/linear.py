@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from tvm.script.ir_builder import tirx as T
 
+from kernels_tvm.bfloat16 import from_bfloat16
 from kernels_tvm.decoding import decode_float, decode_int8, decode_shifts, power_of_two
 from kernels_tvm.descriptions import LANES, Linear, round_up
 from kernels_tvm.elementary import sigmoid
@@ -31,7 +32,6 @@ from kernels_tvm.products import (
     amx_begin,
     amx_end,
     float_product,
-    from_bfloat16,
     int8_product,
     shift_product,
 )

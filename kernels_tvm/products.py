@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from tvm.script.ir_builder import tirx as T
 
+from kernels_tvm.bfloat16 import bfloat16_pairs, exact_pairs, rounded_pairs, rounded_to_bfloat16
 from kernels_tvm.decoding import quantize_row
 from kernels_tvm.descriptions import LANES, round_up
 from kernels_tvm.emit import constant, lanes, local, otherwise, scratch, splat, when
@@ -56,7 +57,7 @@ class FloatPanels(_Panels):
             self.pairs = round_up(inputs, AMX_BF16_INPUTS) // 2
             size = self.held * self.pairs * self.columns
             self.parts = [scratch(size, "uint32") for _ in range(1 if exact else 2)]
-            self.split = _exact_pairs if exact else _bfloat16_pairs
+            self.split = exact_pairs if exact else bfloat16_pairs
         elif self.needed:
             self.parts = [scratch(self.held * inputs * self.columns)]
 
@@ -183,9 +184,9 @@ class FloatRows:
         if not self.amx:
             with T.serial(0, vectors) as vector:
                 value = load(vector)
-                store(vector, [_rounded_to_bfloat16(value) if self.rounded else value])
+                store(vector, [rounded_to_bfloat16(value) if self.rounded else value])
             return
-        split = _rounded_pairs if self.rounded else _bfloat16_pairs
+        split = rounded_pairs if self.rounded else bfloat16_pairs
         with T.serial(0, vectors // 2) as pair:
             store(pair, split(load(2 * pair), load(2 * pair + 1)))
         if vectors % 2:
@@ -204,61 +205,6 @@ class Int8Rows:
     def put(self, x, base, slot) -> None:
         """Write row ``slot`` from the float32 numbers of ``x`` from ``base`` on."""
         quantize_row(self.target, x, base, self.width, self.whole, slot * self.width, self.scale, slot)
-
-
-def _bits(x):
-    return T.reinterpret(f"uint32x{LANES}", x)
-
-
-def from_bfloat16(bits):
-    """A vector of bfloat16 numbers, given as uint16 bits, as float32."""
-    wide = T.shift_left(T.Cast(f"uint32x{LANES}", bits), splat(T.uint32(16)))
-    return T.reinterpret(f"float32x{LANES}", wide)
-
-
-def _upper_half(bits):
-    return T.bitwise_and(bits, splat(T.uint32(0xFFFF0000)))
-
-
-def _pair(low, high):
-    """The upper halves of two vectors of bits, in a lane each."""
-    return T.bitwise_or(T.shift_right(low, splat(T.uint32(16))), _upper_half(high))
-
-
-def _nearest(x):
-    """Bits whose upper half is the bfloat16 number nearest to ``x``; of two, the even one."""
-    bits = T.bind(_bits(x))
-    odd = T.bitwise_and(T.shift_right(bits, splat(T.uint32(16))), splat(T.uint32(1)))
-    return T.bind(bits + (odd + splat(T.uint32(0x7FFF))))
-
-
-def _rounded_to_bfloat16(x):
-    return T.reinterpret(f"float32x{LANES}", _upper_half(_nearest(x)))
-
-
-def _exact_pairs(first, second):
-    """Numbers of bfloat16, two in a lane of uint32: the ``first`` low."""
-    return (_pair(_bits(first), _bits(second)),)
-
-
-def _rounded_pairs(first, second):
-    """The nearest numbers of bfloat16, two in a lane of uint32: the ``first`` low."""
-    return (_pair(_nearest(first), _nearest(second)),)
-
-
-def _bfloat16_pairs(first, second):
-    """The two bfloat16 numbers that sum to each value, two values in a lane of uint32: the ``first`` low."""
-
-    def shifted_up(x):
-        """As `_nearest`, in one addition: which of two equally near ones matters not, there is the rest."""
-        return T.bind(_bits(x) + splat(T.uint32(0x8000)))
-
-    def rest(x, bits):
-        return T.bind(x - T.reinterpret(f"float32x{LANES}", _upper_half(bits)))
-
-    bits = shifted_up(first), shifted_up(second)
-    rests = (shifted_up(rest(x, b)) for x, b in zip((first, second), bits, strict=True))
-    return _pair(*bits), _pair(*rests)
 
 
 def float_product(

@@ -153,6 +153,15 @@ def test_one_expert_may_take_all_rows(run_kernel, target, activations, bias):
     assert_near(run(run_kernel, target, linear, x, parameters), reference(x))
 
 
+@pytest.mark.parametrize("inputs", [700, 4200], ids=["a few together", "one by one"])
+def test_rows_are_routed_whatever_their_width(run_kernel, target, inputs):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(29, inputs)).astype(np.float32)
+    linear, parameters, reference = mixture(rng, inputs, 19, "int8", (0.3, -0.2))
+    clear = is_clear(x)
+    assert_near(run(run_kernel, target, linear, x, parameters)[clear], reference(x)[clear])
+
+
 @pytest.mark.parametrize("threads", [1, 3, 16])
 @pytest.mark.parametrize("rows", [1, 40, 1100])
 def test_any_number_of_threads_computes_the_same(run_kernel, target, threads, rows):
