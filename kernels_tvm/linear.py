@@ -103,15 +103,8 @@ class Layer:
         What a router chooses can't be foreseen, and a CPU that foresees the wrong branch starts again. So
         the choices of some rows together become two queues, without a branch.
         """
-        width, router = self.linear.width, scratch(self.linear.width)
-        for column in range(self.linear.inputs, width):
-            T.buffer_store(router, T.float32(0), [column])
-        with T.serial(0, self.linear.inputs) as k:
-            kernel = self.buffers["router_kernel"]
-            T.buffer_store(router, kernel[k, 0] - kernel[k, 1], [k])
-        bias = T.bind(self.buffers["router_bias"][0] - self.buffers["router_bias"][1])
-
-        slots = round_up(capacity, LANES)
+        width, slots = self.linear.width, round_up(capacity, LANES)
+        router, bias = self._router()
         places, gates = ([scratch(slots, dtype) for _ in range(2)] for dtype in ("int32", "float32"))
         together = group * max(1, ROUTED_BYTES // (group * self.linear.row_bytes))
         arriving, logits = scratch(together * width), scratch(together)
@@ -123,8 +116,8 @@ class Layer:
         with T.serial(0, T.ceildiv(count, together)) as turn:
             first = T.bind(turn * together)
             present = T.bind(T.min(count - first, together))
-            with T.serial(0, T.floordiv(present, group)) as number:
-                load_rows(T.bind(first + number * group), arriving, T.bind(number * (group * width)))
+            with T.serial(0, T.floordiv(present, group)) as part:
+                load_rows(T.bind(first + part * group), arriving, T.bind(part * (group * width)))
             for expert in range(2):
                 T.buffer_store(queued, T.int32(0), [expert])
             with T.serial(0, present) as member:
@@ -136,8 +129,8 @@ class Layer:
                     T.buffer_store(queues[expert], member, [queued[expert]])
                     T.buffer_store(queued, queued[expert] + chosen, [expert])
             for expert, sign in enumerate((1, -1)):
-                with T.serial(0, queued[expert]) as turn_:
-                    member, slot = T.bind(queues[expert][turn_]), T.bind(taken[expert] + turn_)
+                with T.serial(0, queued[expert]) as number:
+                    member, slot = T.bind(queues[expert][number]), T.bind(taken[expert] + number)
                     T.buffer_store(places[expert], place(T.bind(first + member)), [slot])
                     T.buffer_store(gates[expert], T.float32(sign) * logits[member], [slot])
                     expert_rows[expert].put(arriving, T.bind(member * width), slot)
@@ -154,6 +147,15 @@ class Layer:
             )
 
         return counts, [gated(expert) for expert in range(2)]
+
+    def _router(self):
+        """Weights and bias of the first logit less the second."""
+        weights, kernel = scratch(self.linear.width), self.buffers["router_kernel"]
+        for column in range(self.linear.inputs, self.linear.width):
+            T.buffer_store(weights, T.float32(0), [column])
+        with T.serial(0, self.linear.inputs) as k:
+            T.buffer_store(weights, kernel[k, 0] - kernel[k, 1], [k])
+        return weights, T.bind(self.buffers["router_bias"][0] - self.buffers["router_bias"][1])
 
 
 def prepare_layers(layers: Sequence[Layer], threads: int) -> None:
