@@ -29,7 +29,7 @@ from kernels_tvm.emit import (
     store_lanes,
     when,
 )
-from kernels_tvm.linear import Layer, prepare_layers
+from kernels_tvm.linear import Layer
 from kernels_tvm.mlp import part
 from kernels_tvm.normalization import load_normalized
 from kernels_tvm.targets import Target
@@ -57,38 +57,43 @@ def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear
             start = T.bind(number * length)
             return image, number, start, T.bind(T.max(T.min(tokens - start, length), 0))
 
-        project, proj = (
-            Layer(target, getattr(attention, name), part(buffers, f"{name}_")) for name in ("qkv", "proj")
-        )
-        prepare_layers([project, proj], threads)
+        def layer(name):
+            return Layer(target, getattr(attention, name), part(buffers, f"{name}_"), keep=tiles > threads)
+
         claims = Claims(target, batch * tiles, threads)
-        with T.parallel(0, threads) as thread, claims.of(thread) as index:
-            image, tile, start, count = place(index, tiles, size)
-            load_row, store = projection(
-                attention, buffers, lambda row, start=start: (image, T.bind(start + row)), x, qkv
-            )
-            project.tile(size, count, load_row, store)
-            _normalize(attention, qkv, image, tile, start, count, sums)
+        with T.parallel(0, threads) as thread:
+            project = layer("qkv")
+            with claims.of(thread) as index:
+                image, tile, start, count = place(index, tiles, size)
+                load_row, store = projection(
+                    attention, buffers, lambda row, start=start: (image, T.bind(start + row)), x, qkv
+                )
+                project.tile(size, count, load_row, store)
+                _normalize(attention, qkv, image, tile, start, count, sums)
         claims = Claims(target, batch * threads, threads)
         with T.parallel(0, threads) as thread, claims.of(thread) as index:
             image, number, start, count = place(index, threads, chunk)
             _context(attention, qkv, sums, tiles, image, number, start, count, contexts)
         claims = Claims(target, batch * tiles, threads)
-        with T.parallel(0, threads) as thread, claims.of(thread) as index:
-            image, tile, start, count = place(index, tiles, size)
-            mixed = _mix(attention, qkv, sums, tiles, contexts, threads, buffers, image, start, size, count)
+        with T.parallel(0, threads) as thread:
+            proj = layer("proj")
+            with claims.of(thread) as index:
+                image, tile, start, count = place(index, tiles, size)
+                mixed = _mix(
+                    attention, qkv, sums, tiles, contexts, threads, buffers, image, start, size, count
+                )
 
-            def load_row(row, buffer, offset):
-                with T.serial(0, channels // 16) as vector:
-                    T.buffer_store(
-                        buffer, mixed[lanes(row * channels + vector * 16)], [lanes(offset + vector * 16)]
-                    )
+                def load_row(row, buffer, offset):
+                    with T.serial(0, channels // 16) as vector:
+                        T.buffer_store(
+                            buffer, mixed[lanes(row * channels + vector * 16)], [lanes(offset + vector * 16)]
+                        )
 
-            def store(row, column, value, lanes_):
-                token = start + row
-                store_lanes(y, value + x[image, token, lanes(column)], [image, token], column, lanes_)
+                def store(row, column, value, lanes_):
+                    token = start + row
+                    store_lanes(y, value + x[image, token, lanes(column)], [image, token], column, lanes_)
 
-            proj.tile(size, count, load_row, store)
+                proj.tile(size, count, load_row, store)
 
     return kernel(body)
 

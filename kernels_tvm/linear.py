@@ -1,7 +1,8 @@
 """A linear layer of any kind, for tiles of rows: multiplications, shifts, or a mixture of both.
 
 The kernels that contain linear layers emit them from here: they say where rows come from and where results
-go. Packed weights are decoded once a call, by all threads, into the form that the products read.
+go. Each thread decodes the weights that it multiplies into the form that the products read, for itself: to
+fetch what another core has just written takes longer than to decode it again.
 """
 
 import operator
@@ -43,22 +44,22 @@ ROUTED_BYTES = 16 * 1024  # of rows that are routed together
 class Layer:
     """A linear layer in a kernel.
 
-    ``buffers`` are its parameters, by the names of `Linear.arguments`. To be made outside of parallel loops;
-    `prepare_layers` comes next, then any number of `tile`. Or, as in `by_columns`, one `tile` computes some
-    of the outputs: ``shares`` are contexts that yield numbers of panels, one for each kind of weights.
+    ``buffers`` are its parameters, by the names of `Linear.arguments`. To be made by each thread, for any
+    number of `tile`: the first one decodes the weights, and if the layer is to ``keep`` them the others find
+    them decoded. Where ``shares`` are given, `tile` computes some of the outputs: they are contexts that
+    yield numbers of panels, one for each kind of weights.
     """
 
-    def __init__(self, target: Target, linear: Linear, buffers: dict, shares: Sequence | None = None):
-        self.target, self.linear, self.buffers = target, linear, buffers
+    def __init__(
+        self, target: Target, linear: Linear, buffers: dict, keep: bool, shares: Sequence | None = None
+    ):
+        self.target, self.linear, self.buffers, self.keep = target, linear, buffers, keep
         shares = shares or [None] * len(linear.experts)
         self.experts = [self._expert(*each) for each in zip(linear.experts, shares, strict=True)]
 
     def _expert(self, kind, share):
-        if kind == "dense":
-            return _Dense(self.target, self.linear, self.buffers, share)
-        if self.linear.activations == "float":
-            return _ShiftFloat(self.target, self.linear, self.buffers, share)
-        return _ShiftInt8(self.target, self.linear, self.buffers, share)
+        kinds = {"dense": _Dense, "shift": _ShiftFloat if self.linear.activations == "float" else _ShiftInt8}
+        return kinds[kind](self.target, self.linear, self.buffers, self.keep, share)
 
     def tile(
         self,
@@ -158,20 +159,9 @@ class Layer:
         return weights, T.bind(self.buffers["router_bias"][0] - self.buffers["router_bias"][1])
 
 
-def prepare_layers(layers: Sequence[Layer], threads: int) -> None:
-    """Decode the weights of all layers, each thread the panels that it claims."""
-    experts = [expert for layer in layers for expert in layer.experts if expert.panels.needed]
-    if not experts:
-        return
-    claims = [Claims(expert.target, expert.panels.count, threads) for expert in experts]
-    with T.parallel(0, threads) as thread:
-        for expert, claim in zip(experts, claims, strict=True):
-            _for_each_panel(expert.panels, claim.of(thread), expert.prepare)
-
-
 def few_rows(rows, linear: Linear):
     """Whether `by_columns` suits a layer better than tiles of rows: its weights are what fills the cache."""
-    return rows < 2 * min(linear.inputs, linear.outputs)
+    return rows < min(linear.inputs, linear.outputs)
 
 
 def by_columns(
@@ -193,7 +183,7 @@ def by_columns(
     claims = [Claims(target, panels, threads) for _ in linear.experts]
     with T.parallel(0, threads) as thread:
         shares = [claim.of(thread) for claim in claims]
-        Layer(target, linear, buffers, shares).tile(limit, count, load_rows, store, group)
+        Layer(target, linear, buffers, False, shares).tile(limit, count, load_rows, store, group)
 
 
 def apply_layer(
@@ -221,13 +211,13 @@ def apply_layer(
             count = T.bind(T.min(limit, rows - start))
             by_columns(target, threads, linear, buffers, limit, count, *callbacks(start))
         return
-    layer = Layer(target, linear, buffers)
-    prepare_layers([layer], threads)
     tiles = RowTiles(rows, linear.row_bytes, target.float_tile[0], threads)
     claims = Claims(target, tiles.count, threads)
-    with T.parallel(0, threads) as thread, claims.of(thread) as tile:
-        start, count = tiles[tile]
-        layer.tile(tiles.limit, count, *callbacks(start))
+    with T.parallel(0, threads) as thread:
+        layer = Layer(target, linear, buffers, keep=True)
+        with claims.of(thread) as tile:
+            start, count = tiles[tile]
+            layer.tile(tiles.limit, count, *callbacks(start))
 
 
 def _dot(x, base, y, size):
@@ -255,19 +245,22 @@ def _for_each_panel(panels, share, body: Callable) -> None:
 
 
 class _Expert:
-    """What the kinds of weights share: ``panels``, of which a share decodes its own as it multiplies."""
+    """What the kinds of weights share: ``panels``, each decoded right before it is multiplied."""
 
     def __init__(self, target, linear, buffers, share, panels):
         self.target, self.linear, self.buffers = target, linear, buffers
         self.share, self.panels = share, panels
+        self.decoded = local(1, "int32")
+        T.buffer_store(self.decoded, T.int32(0), [0])
 
     def multiply(self, rows, count, store):
         """``store`` takes the results of ``count`` rows, see `Layer.tile`."""
 
         def multiply(panel, columns):
             first = panel * self.panels.columns
-            if self.share is not None and self.panels.needed:
-                self.prepare(panel, columns)
+            if self.panels.needed:
+                with when(self.decoded[0] == 0):
+                    self.prepare(panel, columns)
 
             def finish(row, vector, sums):
                 column = first + vector * LANES
@@ -277,15 +270,17 @@ class _Expert:
             self.product(rows, count, panel, columns, finish)
 
         _for_each_panel(self.panels, self.share, multiply)
+        if self.panels.kept:
+            T.buffer_store(self.decoded, T.int32(1), [0])
 
 
 class _Dense(_Expert):
-    def __init__(self, target, linear, buffers, share, packed=False):
+    def __init__(self, target, linear, buffers, keep, share, packed=False):
         given = None if packed else self.weights
         self.rounded = linear.precision == "bfloat16" and not packed
         # A power of two is a bfloat16 number.
         exact = packed or self.rounded
-        panels = FloatPanels(target, linear.inputs, linear.outputs, share is not None, exact, given)
+        panels = FloatPanels(target, linear.inputs, linear.outputs, keep, exact, given)
         super().__init__(target, linear, buffers, share, panels)
 
     def weights(self, first):
@@ -309,8 +304,9 @@ class _Dense(_Expert):
 
 
 class _ShiftFloat(_Dense):
-    def __init__(self, target, linear, buffers, share):
-        super().__init__(target, linear, buffers | {"bias": buffers["shift_bias"]}, share, packed=True)
+    def __init__(self, target, linear, buffers, keep, share):
+        buffers = buffers | {"bias": buffers["shift_bias"]}
+        super().__init__(target, linear, buffers, keep, share, packed=True)
 
     def prepare(self, panel, columns):
         decoded = scratch(round_up(self.linear.inputs, 4) * columns)
@@ -319,9 +315,9 @@ class _ShiftFloat(_Dense):
 
 
 class _ShiftInt8(_Expert):
-    def __init__(self, target, linear, buffers, share):
+    def __init__(self, target, linear, buffers, keep, share):
         panels = ShiftPanels if linear.shifts else Int8Panels
-        panels = panels(target, linear.inputs, linear.outputs, share is not None)
+        panels = panels(target, linear.inputs, linear.outputs, keep)
         super().__init__(target, linear, buffers, share, panels)
 
     def prepare(self, panel, columns):

@@ -24,7 +24,7 @@ from kernels_tvm.emit import (
     store_lanes,
     when,
 )
-from kernels_tvm.linear import Layer, by_columns, few_rows, prepare_layers
+from kernels_tvm.linear import Layer, by_columns, few_rows
 from kernels_tvm.normalization import load_normalized
 from kernels_tvm.targets import Target
 
@@ -145,10 +145,12 @@ def _by_strips(target, threads, mlp):
         buffers = {name: arguments(name, shape, dtype) for name, shape, dtype in mlp.arguments()}
         y = arguments("y", ("images", mlp.tokens, channels), "float32")
 
-        fc1, fc2 = (Layer(target, getattr(mlp, name), part(buffers, f"{name}_")) for name in ("fc1", "fc2"))
-        prepare_layers([fc1, fc2], threads)
         claims = Claims(target, arguments.symbols["images"] * strips, threads)
         with T.parallel(0, threads) as thread:
+            fc1, fc2 = (
+                Layer(target, getattr(mlp, name), part(buffers, f"{name}_"), keep=strips > threads)
+                for name in ("fc1", "fc2")
+            )
             between = scratch((strip + 2 * margin) * padded_width * hidden)
             for column in (0, padded_width - 1) if margin else ():
                 _clear_column(between, column, strip + 2 * margin, padded_width, hidden)

@@ -22,20 +22,20 @@ AMX_BF16_INPUTS, AMX_INT8_INPUTS = 32, 64  # that one instruction sums over
 class _Panels:
     """How outputs are cut into panels: ``whole`` ones of ``columns``, one of ``rest`` columns if any.
 
-    Memory is for all of them, or for ``one`` after the other.
+    Memory is for all of them, if they are to be ``kept``, or for one after the other.
     """
 
-    def __init__(self, outputs: int, columns: int, one: bool):
-        self.columns, self.one = columns, one
+    def __init__(self, outputs: int, columns: int, kept: bool):
+        self.columns, self.kept = columns, kept
         self.whole, rest = divmod(outputs, columns)
         self.rest = round_up(rest, LANES)
         self.count = self.whole + (self.rest > 0)
-        self.held = 1 if one else self.count
+        self.held = self.count if kept else 1
         self.needed = True
 
     def slot(self, panel):
         """Which of the panels in memory a panel is."""
-        return 0 if self.one else panel
+        return panel if self.kept else 0
 
 
 class FloatPanels(_Panels):
@@ -48,9 +48,9 @@ class FloatPanels(_Panels):
     """
 
     def __init__(
-        self, target: Target, inputs: int, outputs: int, one: bool, exact: bool, given: Callable | None
+        self, target: Target, inputs: int, outputs: int, kept: bool, exact: bool, given: Callable | None
     ):
-        super().__init__(outputs, target.float_tile[1], one)
+        super().__init__(outputs, target.float_tile[1], kept)
         self.amx, self.inputs, self.given = target.dot == "amx", inputs, given
         self.needed = self.amx or given is None
         if self.amx:
@@ -111,8 +111,8 @@ class Int8Panels(_Panels):
     ``offsets`` is what each column's sum starts from.
     """
 
-    def __init__(self, target: Target, inputs: int, outputs: int, one: bool):
-        super().__init__(outputs, target.int8_tile[1], one)
+    def __init__(self, target: Target, inputs: int, outputs: int, kept: bool):
+        super().__init__(outputs, target.int8_tile[1], kept)
         self.target = target
         self.inputs = round_up(inputs, AMX_INT8_INPUTS if target.dot == "amx" else 4)
         self.weights = scratch(self.held * self.inputs * self.columns, "int8")
@@ -145,8 +145,8 @@ class ShiftPanels(_Panels):
     ``left`` is how far to shift, ``sign`` -1 where negative, else 0, ``present`` 0 for a zero, else -1.
     """
 
-    def __init__(self, target: Target, inputs: int, outputs: int, one: bool):
-        super().__init__(outputs, target.int8_tile[1], one)
+    def __init__(self, target: Target, inputs: int, outputs: int, kept: bool):
+        super().__init__(outputs, target.int8_tile[1], kept)
         self.inputs = inputs
         size = self.held * round_up(inputs, 4) * self.columns
         self.left, self.sign, self.present = (scratch(size, "int32") for _ in range(3))
