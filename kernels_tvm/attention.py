@@ -41,13 +41,13 @@ SUBSETS = 1 << SUBSET_BITS
 def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear):
     """From x [batch, tokens, channels], the parameters -> the scratch arrays, y [batch, tokens, channels]."""
     tokens, channels = attention.tokens, attention.channels
-    tiles, size = image_tiles(target, attention, threads)
+    tiles, size = image_tiles(attention, threads)
     chunk = -(-tokens // threads)
 
     def body(arguments: Arguments):
         x = arguments("x", ("batch", tokens, channels), "float32")
         buffers = {name: arguments(name, shape, dtype) for name, shape, dtype in attention.arguments()}
-        between = attention.scratch(target, threads)
+        between = attention.scratch(threads)
         qkv, sums, contexts = (arguments(name, ("batch", *shape), "float32") for name, shape in between)
         y = arguments("y", ("batch", tokens, channels), "float32")
         batch = arguments.symbols["batch"]

@@ -4,16 +4,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kernels_tvm.packing import packed_shape
-from kernels_tvm.targets import Target
 
 LANES = 16  # of a vector, on every target
 CACHE_BYTES = 128 * 1024  # a tile of rows that a thread works on at once
+TILE_ROWS = 512  # at most: more share the weights no better, and threads less evenly
 VALUE_TAPS = 9  # tokens that the convolution of the values spans
 
 
 def round_up(value: int, multiple: int) -> int:
     """The smallest multiple that is no smaller than ``value``."""
     return -(-value // multiple) * multiple
+
+
+def rows_at_once(row_bytes: int) -> int:
+    """How many rows a tile has at most."""
+    return max(1, min(TILE_ROWS, CACHE_BYTES // row_bytes))
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ class SoftmaxAttention:
         norm = [("norm_scale", (self.channels,), "float32"), ("norm_bias", (self.channels,), "float32")]
         return norm + _prefixed("qkv", self.qkv) + _prefixed("proj", self.proj)
 
-    def scratch(self, target: Target, threads: int) -> list[tuple[str, tuple[int, ...]]]:
+    def scratch(self, threads: int) -> list[tuple[str, tuple[int, ...]]]:
         """Name and shape, without the batch axis, of what goes from pass to pass, all float32."""
         return [("qkv", (self.tokens, 3 * self.channels)), ("mixed", (self.tokens, self.channels))]
 
@@ -179,9 +184,9 @@ class HammingLinear:
         values = [("value_kernel", (VALUE_TAPS, self.heads), "float32")]
         return norm + _prefixed("qkv", self.qkv) + values + _prefixed("proj", self.proj)
 
-    def scratch(self, target: Target, threads: int) -> list[tuple[str, tuple[int, ...]]]:
+    def scratch(self, threads: int) -> list[tuple[str, tuple[int, ...]]]:
         """Name and shape, without the batch axis, of what goes from pass to pass, all float32."""
-        tiles, _ = image_tiles(target, self, threads)
+        tiles, _ = image_tiles(self, threads)
         return [
             ("qkv", (self.tokens, 3 * self.channels)),
             ("sums", (tiles, 2 * self.heads)),
@@ -189,13 +194,11 @@ class HammingLinear:
         ]
 
 
-def image_tiles(target: Target, attention: HammingLinear, threads: int) -> tuple[int, int]:
+def image_tiles(attention: HammingLinear, threads: int) -> tuple[int, int]:
     """Into how many tiles each image's tokens are cut, and how many tokens a tile has."""
-    multiple = target.float_tile[0]
-    limit = max(multiple, min(512, CACHE_BYTES // attention.qkv.row_bytes))
+    limit = rows_at_once(attention.qkv.row_bytes)
     count = round_up(-(-attention.tokens // limit), threads)
-    size = round_up(-(-attention.tokens // count), multiple)
-    return count, size
+    return count, -(-attention.tokens // count)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import CACHE_BYTES, LANES
+from kernels_tvm.descriptions import LANES, rows_at_once
 from kernels_tvm.targets import Target
 
 
@@ -140,12 +140,11 @@ class RowTiles:
       limit: rows that a tile has at most, known at compile time.
     """
 
-    def __init__(self, rows, row_bytes: int, multiple: int, threads: int):
-        self.rows = rows
-        self.limit = max(multiple, min(512, CACHE_BYTES // row_bytes) // multiple * multiple)
+    def __init__(self, rows, row_bytes: int, threads: int):
+        self.rows, self.limit = rows, rows_at_once(row_bytes)
         per_thread = T.ceildiv(T.ceildiv(rows, self.limit), threads)
         self.count = T.bind(T.max(per_thread, 1) * threads)
-        self.size = T.bind(T.ceildiv(T.ceildiv(rows, self.count), multiple) * multiple)
+        self.size = T.bind(T.ceildiv(rows, self.count))
 
     def __getitem__(self, tile):
         """The first row of a tile and how many it has."""
@@ -214,7 +213,7 @@ class Claims:
 
 def for_each_row(target: Target, rows, row_bytes: int, threads: int, body: Callable):
     """``body(row)`` for a number of rows known at run time, on all threads."""
-    tiles = RowTiles(rows, row_bytes, 1, threads)
+    tiles = RowTiles(rows, row_bytes, threads)
     claims = Claims(target, tiles.count, threads)
     with T.parallel(0, threads) as thread, claims.of(thread) as tile:
         start, count = tiles[tile]

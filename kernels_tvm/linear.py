@@ -211,7 +211,7 @@ def apply_layer(
             count = T.bind(T.min(limit, rows - start))
             by_columns(target, threads, linear, buffers, limit, count, *callbacks(start))
         return
-    tiles = RowTiles(rows, linear.row_bytes, target.float_tile[0], threads)
+    tiles = RowTiles(rows, linear.row_bytes, threads)
     claims = Claims(target, tiles.count, threads)
     with T.parallel(0, threads) as thread:
         layer = Layer(target, linear, buffers, keep=True)

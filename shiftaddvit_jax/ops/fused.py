@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_tvm.descriptions import HammingLinear, LayerNorm, Linear, Mlp, PatchEmbed, SoftmaxAttention
-from kernels_tvm.library import Kernel, kernel_target, thread_count
+from kernels_tvm.library import Kernel, thread_count
 from shiftaddvit_jax.ops.custom_call import call_kernel
 
 Arrays = Mapping[str, Array]
@@ -57,7 +57,7 @@ def fused_attention(
     """Return x + attention(norm(x)), float32."""
     name = "hamming_linear" if isinstance(attention, HammingLinear) else "softmax_attention"
     kernel = Kernel(name, attention)
-    between = attention.scratch(kernel_target(kernel), thread_count())
+    between = attention.scratch(thread_count())
     outputs = [jax.ShapeDtypeStruct((x.shape[0], *shape), jnp.float32) for _, shape in between]
     outputs.append(jax.ShapeDtypeStruct(x.shape, jnp.float32))
     *_, y = call_kernel(kernel, outputs, x, *_in_order(attention, arrays))
