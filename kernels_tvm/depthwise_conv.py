@@ -1,6 +1,6 @@
 """Depthwise convolutions, zero-padded: 3 x 3 over the grid of tokens, or over the tokens as one row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tvm.script.ir_builder import tirx as T
 
@@ -21,22 +21,21 @@ from kernels_tvm.emit import (
 from kernels_tvm.targets import Target
 
 
-def convolve_tokens(
-    x, place, count: int, padded_width: int, channels: int, weights, bias, finish: Callable
-) -> None:
+def convolve_tokens(x, places: Sequence, count: int, channels: int, weights, bias, finish: Callable) -> None:
     """``finish(member, column, vector)`` for ``count`` neighbours' convolutions over 3 x 3 tokens.
 
-    ``x`` is flat, rows of ``padded_width`` tokens with zeros around; ``place`` is the token up and left of
-    the first one. ``weights`` are [9, channels], whole vectors only. Neighbours share what they load.
+    ``x`` is flat, with zeros around; ``places`` are the tokens to the left of the first one, in the line
+    above, its own and the one below. ``weights`` are [9, channels], whole vectors only. Neighbours share
+    what they load.
     """
     with T.serial(0, channels // LANES) as vector:
         column = vector * LANES
         start = T.bind(bias[lanes(column)])
         totals = [start] * count
-        for dy in range(3):
+        for dy, place in enumerate(places):
             row = [T.bind(weights[3 * dy + dx, lanes(column)]) for dx in range(3)]
             for i in range(count + 2):
-                value = T.bind(x[lanes((place + dy * padded_width + i) * channels + column)])
+                value = T.bind(x[lanes((place + i) * channels + column)])
                 for dx in range(3):
                     if 0 <= i - dx < count:
                         totals[i - dx] = T.bind(totals[i - dx] + value * row[dx])

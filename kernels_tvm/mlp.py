@@ -67,18 +67,19 @@ def _by_columns(target, threads, mlp):
                 image, token = split(row, mlp.tokens)
                 return T.bind(first + image), token
 
-            def corner(row):
-                """The place up and left of a token among those padded with zeros."""
+            def around(row):
+                """The places left of a token, above and below that, among those padded with zeros."""
                 image, token = split(row, mlp.tokens)
                 line, column = split(token, width)
-                return T.bind(image * padded + line * padded_width + column)
+                above = T.bind(image * padded + line * padded_width + column)
+                return [T.bind(above + dy * padded_width) for dy in range(1 + 2 * margin)]
 
             def load_row(row, buffer, offset):
                 load_normalized(x, *place(row), channels, buffers, mlp.epsilon, buffer, offset)
 
             def store_expanded(row, column, value, lanes_):
                 value = T.max(value, constant(0)) if mlp.relu else value
-                at = T.bind(corner(row) + margin * (padded_width + 1))
+                at = T.bind(around(row)[margin] + margin)
                 T.buffer_store(expanded, value, [lanes(at * hidden + column)])
 
             by_columns(
@@ -87,9 +88,7 @@ def _by_columns(target, threads, mlp):
             claims = Claims(target, T.bind(T.floordiv(count, group)), threads)
             with T.parallel(0, threads) as thread, claims.of(thread) as number:
                 row = T.bind(number * group)
-                _activate(
-                    target, mlp, buffers, expanded, corner(row), group, padded_width, activated, row * hidden
-                )
+                _activate(target, mlp, buffers, expanded, around(row), group, activated, row * hidden)
 
             def load_activated(row, buffer, offset):
                 with T.serial(0, hidden // LANES) as vector:
@@ -105,19 +104,18 @@ def _by_columns(target, threads, mlp):
     return kernel(body)
 
 
-def _activate(target, mlp, buffers, expanded, place, group, padded_width, buffer, offset):
-    """GELU of ``group`` neighbours from ``place`` on, after the convolution, if any."""
+def _activate(target, mlp, buffers, expanded, places, group, buffer, offset):
+    """GELU of ``group`` neighbours after the convolution with what is around ``places``, or of one place."""
     hidden = mlp.fc1.outputs
     if not mlp.grid:
         with T.serial(0, hidden // LANES) as vector:
-            value = expanded[lanes(place * hidden + vector * LANES)]
+            value = expanded[lanes(places[0] * hidden + vector * LANES)]
             T.buffer_store(buffer, gelu(target, value), [lanes(offset + vector * LANES)])
         return
     convolve_tokens(
         expanded,
-        place,
+        places,
         group,
-        padded_width,
         hidden,
         buffers["conv_kernel"],
         buffers["conv_bias"],
@@ -134,6 +132,7 @@ def _by_strips(target, threads, mlp):
     padded_width = width + 2 * margin
     strips = _strips(target, mlp, threads)
     strip = -(-height // strips)
+    held = strip + 2 * margin  # rows of hidden activations
     group = _group(target, width) if mlp.grid else 1
 
     def top(number):
@@ -151,26 +150,32 @@ def _by_strips(target, threads, mlp):
                 Layer(target, getattr(mlp, name), part(buffers, f"{name}_"), keep=strips > threads)
                 for name in ("fc1", "fc2")
             )
-            between = scratch((strip + 2 * margin) * padded_width * hidden)
+            between = scratch(held * padded_width * hidden)
             for column in (0, padded_width - 1) if margin else ():
-                _clear_column(between, column, strip + 2 * margin, padded_width, hidden)
+                _clear_column(between, column, held, padded_width, hidden)
             below = local(1, "int32")  # the strip after the one that is in `between`
             T.buffer_store(below, T.int32(0), [0])
 
             with claims.of(thread) as claimed:
                 image, number = split(claimed, strips)
-                first, previous = top(number), top(number - 1)
+                first = top(number)
                 rows = T.bind(top(number + 1) - first)
                 # Row `local` of the strip is row `above + local` of the grid.
                 above = T.bind(first - margin)
                 kept = T.bind(T.Select(T.And(number > 0, claimed == below[0]), 2 * margin, 0))
                 T.buffer_store(below, claimed + 1, [0])
-                _move_rows(between, T.bind(first - previous), kept, padded_width * hidden)
                 start = T.bind(T.max(kept, 0 - above))
                 stop = T.bind(T.min(rows + 2 * margin, height - above))
+
+                def place(line):
+                    """Where a row of the strip begins: rows of the grid stay in their places while held."""
+                    return T.bind(T.floormod(first + line, held) * padded_width)
+
                 # Rows above and below the grid.
-                _clear_rows(between, kept, start, padded_width * hidden)
-                _clear_rows(between, stop, rows + 2 * margin, padded_width * hidden)
+                for begin, end in ((kept, start), (stop, T.bind(rows + 2 * margin))):
+                    with T.serial(0, T.max(end - begin, 0)) as outside:
+                        at = place(T.bind(begin + outside))
+                        _clear_rows(between, at, at + padded_width, hidden)
 
                 def load_row(row, buffer, offset):
                     token = T.bind((above + start) * width + row)
@@ -178,7 +183,7 @@ def _by_strips(target, threads, mlp):
 
                 def place_hidden(row):
                     line, beside = split(row, width)
-                    return T.bind((start + line) * padded_width + beside + margin)
+                    return T.bind(place(T.bind(start + line)) + beside + margin)
 
                 def store_hidden(place, column, value, lanes_):
                     value = T.max(value, constant(0)) if mlp.relu else value
@@ -194,8 +199,8 @@ def _by_strips(target, threads, mlp):
 
                 def load_activated(row, buffer, offset):
                     line, beside = split(row, width)
-                    place = T.bind(line * padded_width + beside)
-                    _activate(target, mlp, buffers, between, place, group, padded_width, buffer, offset)
+                    places = [T.bind(place(T.bind(line + dy)) + beside) for dy in range(1 + 2 * margin)]
+                    _activate(target, mlp, buffers, between, places, group, buffer, offset)
 
                 def store(row, column, value, lanes_):
                     token = T.bind(first * width + row)
@@ -228,13 +233,6 @@ def _clear_column(buffer, column, rows, width, channels):
 def _clear_rows(buffer, start, stop, row_size):
     with T.serial(0, T.max(stop - start, 0) * (row_size // LANES)) as vector:
         T.buffer_store(buffer, constant(0), [lanes(start * row_size + vector * LANES)])
-
-
-def _move_rows(buffer, start, count, row_size):
-    """Rows from ``start`` on to the front."""
-    with T.serial(0, count * (row_size // LANES)) as vector:
-        at = vector * LANES
-        T.buffer_store(buffer, buffer[lanes(start * row_size + at)], [lanes(at)])
 
 
 def part(buffers: dict, prefix: str) -> dict:
