@@ -46,8 +46,9 @@ class Layer:
 
     ``buffers`` are its parameters, by the names of `Linear.arguments`. To be made by each thread, for any
     number of `tile`: the first one decodes the weights, and if the layer is to ``keep`` them the others find
-    them decoded. Where ``shares`` are given, `tile` computes some of the outputs: they are contexts that
-    yield numbers of panels, one for each kind of weights.
+    them decoded. For one tile an image they are better not kept: a panel that is decoded where the last one
+    was stays in the nearest cache. Where ``shares`` are given, `tile` computes some of the outputs: they are
+    contexts that yield numbers of panels, one for each kind of weights.
     """
 
     def __init__(
@@ -160,7 +161,7 @@ class Layer:
 
 
 def few_rows(rows, linear: Linear):
-    """Whether `by_columns` suits a layer better than tiles of rows: its weights are what fills the cache."""
+    """Whether `by_columns` suits a layer better than tiles of rows, where each thread decodes all weights."""
     return rows < min(linear.inputs, linear.outputs)
 
 
@@ -183,7 +184,8 @@ def by_columns(
     claims = [Claims(target, panels, threads) for _ in linear.experts]
     with T.parallel(0, threads) as thread:
         shares = [claim.of(thread) for claim in claims]
-        Layer(target, linear, buffers, False, shares).tile(limit, count, load_rows, store, group)
+        layer = Layer(target, linear, buffers, keep=False, shares=shares)
+        layer.tile(limit, count, load_rows, store, group)
 
 
 def apply_layer(

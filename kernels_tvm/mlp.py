@@ -190,7 +190,7 @@ def _by_strips(target, threads, mlp):
                     T.buffer_store(between, value, [lanes(place * hidden + column)])
 
                 fc1.tile(
-                    (strip + 2 * margin) * width,
+                    held * width,
                     T.bind(T.max(stop - start, 0) * width),
                     load_row,
                     store_hidden,
