@@ -21,12 +21,14 @@ from kernels_tvm.emit import (
 from kernels_tvm.targets import Target
 
 
-def convolve_tokens(x, places: Sequence, count: int, channels: int, weights, bias, finish: Callable) -> None:
+def convolve_tokens(
+    x, places: Sequence, count: int, channels: int, width: int, weights, bias, finish: Callable
+) -> None:
     """``finish(member, column, vector)`` for ``count`` neighbours' convolutions over 3 x 3 tokens.
 
-    ``x`` is flat, with zeros around; ``places`` are the tokens to the left of the first one, in the line
-    above, its own and the one below. ``weights`` are [9, channels], whole vectors only. Neighbours share
-    what they load.
+    ``x`` is flat, with zeros around; each line of it is [channels / LANES, width, LANES]: what is loaded
+    together lies together. ``places`` are the tokens to the left of the first one, in the line above, its own
+    and the one below. ``weights`` are [9, channels], whole vectors only. Neighbours share what they load.
     """
     with T.serial(0, channels // LANES) as vector:
         column = vector * LANES
@@ -35,7 +37,7 @@ def convolve_tokens(x, places: Sequence, count: int, channels: int, weights, bia
         for dy, place in enumerate(places):
             row = [T.bind(weights[3 * dy + dx, lanes(column)]) for dx in range(3)]
             for i in range(count + 2):
-                value = T.bind(x[lanes((place + i) * channels + column)])
+                value = T.bind(x[lanes(place + column * width + i * LANES)])
                 for dx in range(3):
                     if 0 <= i - dx < count:
                         totals[i - dx] = T.bind(totals[i - dx] + value * row[dx])

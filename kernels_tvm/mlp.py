@@ -19,6 +19,7 @@ from kernels_tvm.emit import (
     kernel,
     lanes,
     local,
+    otherwise,
     scratch,
     split,
     store_lanes,
@@ -52,12 +53,14 @@ def _by_columns(target, threads, mlp):
         expanded = scratch(images_at_once * padded * hidden)
         activated = scratch(limit * hidden)
         if margin:
-            with T.parallel(0, images_at_once * padded) as place:
-                line, column = split(split(place, padded)[1], padded_width)
-                rows = T.Or(line == 0, line == height + margin)
-                columns = T.Or(column == 0, column == width + margin)
-                with when(T.Or(rows, columns)):
-                    _clear_rows(expanded, place, place + 1, hidden)
+            lines = height + 2 * margin
+            with T.parallel(0, images_at_once * lines) as number:
+                line, start = T.bind(T.floormod(number, lines)), T.bind(number * (padded_width * hidden))
+                outside = T.bind(T.Or(line == 0, line == height + margin))
+                with when(outside):
+                    _clear_line(expanded, start, padded_width, hidden)
+                with otherwise(outside):
+                    _clear_sides(expanded, start, padded_width, hidden)
 
         with T.serial(0, T.ceildiv(images, images_at_once)) as turn:
             first = T.bind(turn * images_at_once)
@@ -71,16 +74,16 @@ def _by_columns(target, threads, mlp):
                 """The places left of a token, above and below that, among those padded with zeros."""
                 image, token = split(row, mlp.tokens)
                 line, column = split(token, width)
-                above = T.bind(image * padded + line * padded_width + column)
-                return [T.bind(above + dy * padded_width) for dy in range(1 + 2 * margin)]
+                above = T.bind((image * padded + line * padded_width) * hidden + column * LANES)
+                return [T.bind(above + dy * padded_width * hidden) for dy in range(1 + 2 * margin)]
 
             def load_row(row, buffer, offset):
                 load_normalized(x, *place(row), channels, buffers, mlp.epsilon, buffer, offset)
 
             def store_expanded(row, column, value, lanes_):
                 value = T.max(value, constant(0)) if mlp.relu else value
-                at = T.bind(around(row)[margin] + margin)
-                T.buffer_store(expanded, value, [lanes(at * hidden + column)])
+                at = T.bind(around(row)[margin] + margin * LANES)
+                T.buffer_store(expanded, value, [lanes(at + column * padded_width)])
 
             by_columns(
                 target, threads, mlp.fc1, part(buffers, "fc1_"), limit, count, load_row, store_expanded
@@ -109,7 +112,7 @@ def _activate(target, mlp, buffers, expanded, places, group, buffer, offset):
     hidden = mlp.fc1.outputs
     if not mlp.grid:
         with T.serial(0, hidden // LANES) as vector:
-            value = expanded[lanes(places[0] * hidden + vector * LANES)]
+            value = expanded[lanes(places[0] + vector * LANES)]
             T.buffer_store(buffer, gelu(target, value), [lanes(offset + vector * LANES)])
         return
     convolve_tokens(
@@ -117,6 +120,7 @@ def _activate(target, mlp, buffers, expanded, places, group, buffer, offset):
         places,
         group,
         hidden,
+        mlp.grid[1] + 2,
         buffers["conv_kernel"],
         buffers["conv_bias"],
         lambda member, column, value: T.buffer_store(
@@ -151,8 +155,9 @@ def _by_strips(target, threads, mlp):
                 for name in ("fc1", "fc2")
             )
             between = scratch(held * padded_width * hidden)
-            for column in (0, padded_width - 1) if margin else ():
-                _clear_column(between, column, held, padded_width, hidden)
+            if margin:
+                with T.serial(0, held) as line:
+                    _clear_sides(between, line * (padded_width * hidden), padded_width, hidden)
             below = local(1, "int32")  # the strip after the one that is in `between`
             T.buffer_store(below, T.int32(0), [0])
 
@@ -169,13 +174,12 @@ def _by_strips(target, threads, mlp):
 
                 def place(line):
                     """Where a row of the strip begins: rows of the grid stay in their places while held."""
-                    return T.bind(T.floormod(first + line, held) * padded_width)
+                    return T.bind(T.floormod(first + line, held) * (padded_width * hidden))
 
                 # Rows above and below the grid.
                 for begin, end in ((kept, start), (stop, T.bind(rows + 2 * margin))):
                     with T.serial(0, T.max(end - begin, 0)) as outside:
-                        at = place(T.bind(begin + outside))
-                        _clear_rows(between, at, at + padded_width, hidden)
+                        _clear_line(between, place(T.bind(begin + outside)), padded_width, hidden)
 
                 def load_row(row, buffer, offset):
                     token = T.bind((above + start) * width + row)
@@ -183,11 +187,11 @@ def _by_strips(target, threads, mlp):
 
                 def place_hidden(row):
                     line, beside = split(row, width)
-                    return T.bind(place(T.bind(start + line)) + beside + margin)
+                    return T.bind(place(T.bind(start + line)) + (beside + margin) * LANES)
 
                 def store_hidden(place, column, value, lanes_):
                     value = T.max(value, constant(0)) if mlp.relu else value
-                    T.buffer_store(between, value, [lanes(place * hidden + column)])
+                    T.buffer_store(between, value, [lanes(place + column * padded_width)])
 
                 fc1.tile(
                     held * width,
@@ -199,7 +203,9 @@ def _by_strips(target, threads, mlp):
 
                 def load_activated(row, buffer, offset):
                     line, beside = split(row, width)
-                    places = [T.bind(place(T.bind(line + dy)) + beside) for dy in range(1 + 2 * margin)]
+                    places = [
+                        T.bind(place(T.bind(line + dy)) + beside * LANES) for dy in range(1 + 2 * margin)
+                    ]
                     _activate(target, mlp, buffers, between, places, group, buffer, offset)
 
                 def store(row, column, value, lanes_):
@@ -225,14 +231,16 @@ def _group(target: Target, width: int) -> int:
     return max(size for size in range(1, target.convolved_tokens + 1) if width % size == 0)
 
 
-def _clear_column(buffer, column, rows, width, channels):
-    with T.serial(0, rows) as row, T.serial(0, channels // LANES) as vector:
-        T.buffer_store(buffer, constant(0), [lanes((row * width + column) * channels + vector * LANES)])
+def _clear_line(buffer, start, width, hidden):
+    with T.serial(0, width * hidden // LANES) as vector:
+        T.buffer_store(buffer, constant(0), [lanes(start + vector * LANES)])
 
 
-def _clear_rows(buffer, start, stop, row_size):
-    with T.serial(0, T.max(stop - start, 0) * (row_size // LANES)) as vector:
-        T.buffer_store(buffer, constant(0), [lanes(start * row_size + vector * LANES)])
+def _clear_sides(buffer, start, width, hidden):
+    """The first and the last token of a line."""
+    with T.serial(0, hidden // LANES) as block:
+        for column in (0, width - 1):
+            T.buffer_store(buffer, constant(0), [lanes(start + (block * width + column) * LANES)])
 
 
 def part(buffers: dict, prefix: str) -> dict:
