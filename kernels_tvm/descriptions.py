@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from kernels_tvm.packing import packed_shape
+from kernels_tvm.packing import blocked_shape, packed_shape
 
 LANES = 16  # of a vector, on every target
 CACHE_BYTES = 128 * 1024  # a tile of rows that a thread works on at once
@@ -68,7 +68,10 @@ class Linear:
         """
         width = round_up(self.outputs, LANES)
         weights = "uint16" if self.precision == "bfloat16" else "float32"
-        dense = [("kernel", (self.inputs, width), weights), ("bias", (width,), "float32")]
+        dense = [
+            ("blocks", blocked_shape(self.inputs, self.outputs), weights),
+            ("bias", (width,), "float32"),
+        ]
         shift = [
             ("codes", packed_shape(self.inputs, self.outputs, self.bits), "uint8"),
             ("exponent", (width,), "int8"),

@@ -79,7 +79,7 @@ class Layer:
         ``place`` is asked once for a row that is routed.
         """
         # The last block of a product reads as many rows as registers hold.
-        capacity = limit + max(self.target.float_tile[0], self.target.int8_tile[0])
+        capacity = limit + max(self.target.float_sums // LANES, self.target.int8_tile[0])
         rows = [expert.rows(capacity) for expert in self.experts]
         if len(self.experts) == 2:
             counts, stores = self._route(rows, capacity, count, load_rows, store, group, place)
@@ -287,7 +287,7 @@ class _Dense(_Expert):
 
     def weights(self, first):
         def load(k, vector):
-            weights = self.buffers["kernel"][k, lanes(first + vector * LANES)]
+            weights = self.buffers["blocks"][T.floordiv(first, LANES) + vector, k, lanes(0)]
             return from_bfloat16(weights) if self.rounded else weights
 
         return load

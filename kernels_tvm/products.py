@@ -43,7 +43,7 @@ class FloatPanels(_Panels):
 
     Pair p of 32 inputs holds inputs p and p + 16: rows are then paired by whole vectors, see `FloatRows`.
     A float32 number is its nearest bfloat16 number plus a rest that is rounded to bfloat16 too; ``exact``
-    numbers of bfloat16 have no rest. Weights that lie in memory row by row are read from there without AMX:
+    numbers of bfloat16 have no rest. Weights that lie in memory as numbers are read from there without AMX:
     ``given(first column)`` is then what `weights` is.
     """
 
@@ -192,6 +192,15 @@ class FloatRows:
         if vectors % 2:
             store(vectors // 2, split(load(vectors - 1), constant(0)))
 
+    def clear(self, start, stop) -> None:
+        """Set these rows to 0; not for AMX.
+
+        What memory happens to hold may be denormal numbers: to multiply one takes some CPUs 150 cycles.
+        """
+        (part,) = self.parts
+        with T.serial(0, (stop - start) * (self.width // LANES)) as vector:
+            T.buffer_store(part, constant(0), [lanes(start * self.width + vector * LANES)])
+
 
 class Int8Rows:
     """A tile's rows for `int8_product`: whole numbers plus the target's offset, and each row's scale."""
@@ -219,14 +228,14 @@ def float_product(
     """Rows of ``x`` times a panel.
 
     ``finish(row, vector, sums)`` takes a row's sums for a vector of the panel's columns. Rows are computed
-    as many at a time as registers hold; of the last ones, those past ``count`` are computed on whatever the
-    buffer has there and dropped.
+    as many at a time as registers hold; of the last ones, those past ``count`` are dropped.
     """
     if panels.amx:
         _amx_float_product(x, count, panels, panel, columns, finish)
         return
     (rows_of_x,), stride, weights = x.parts, x.stride, panels.weights(panel, columns)
-    rows, vectors = target.float_tile[0], columns // LANES
+    rows, vectors = target.float_sums // columns, columns // LANES
+    x.clear(count, T.ceildiv(count, rows) * rows)
     with T.serial(0, T.ceildiv(count, rows)) as block:
         first = T.bind(block * rows)
         sums = local(rows * columns)

@@ -21,7 +21,7 @@ class Target:
       machine: what `platform.machine` says on such a CPU.
       features: the flags of /proc/cpuinfo that it needs; more are no harm.
       llvm: TVM's description of the target.
-      float_tile: rows and columns of a float32 product that registers hold.
+      float_tile: rows and columns of a float32 product that registers hold; of fewer columns, more rows.
       int8_tile: the same for an int8 product with int32 sums.
       strip_bytes: hidden activations that a thread keeps in its cache.
       convolved_tokens: how many neighbours a depthwise convolution computes at once.
@@ -40,6 +40,11 @@ class Target:
     convolved_tokens: int
     tables: bool
     dot: Dot
+
+    @property
+    def float_sums(self) -> int:
+        """Of a float32 product, how many registers hold."""
+        return self.float_tile[0] * self.float_tile[1]
 
     @property
     def activation_offset(self) -> int:

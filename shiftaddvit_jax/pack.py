@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -10,18 +11,19 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from shiftaddvit_jax.models.create import variable_shapes
-from shiftaddvit_jax.nn import ShiftDense
+from shiftaddvit_jax.nn import Conv, Dense, ShiftDense
 from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.nn.linear import multiplies_in_bfloat16
 from shiftaddvit_jax.ops import pack_weight, unpack_weight
-from shiftaddvit_jax.ops.packing import packed_bits, packed_weight_shape
+from shiftaddvit_jax.ops.packing import block_weight, packed_bits, packed_weight_shape
 
 
 def pack(model: nn.Module, variables: PyTree) -> PyTree:
-    """``variables`` for inference: each shift layer's weight as 4- or 5-bit codes.
+    """``variables`` for inference: weights of shift layers as 4- or 5-bit codes, of dense ones in blocks.
 
-    ``model.apply`` takes them as it takes ``variables``; all else is unchanged, but that a model of the
-    precision bfloat16 has its dense weights rounded to it here instead of in every call. With float
+    ``model.apply`` takes them as it takes ``variables``. Blocks are the same numbers in the order in which
+    CPU kernels read them, see `kernels_tvm.packing`; a model of the precision bfloat16 has them rounded to
+    it here instead of in every call. With float
     activations a power of two has 5 bits and packing is exact. With int8 activations it has 4: the 7 powers
     of two that an int8 number holds, scaled for each output by its largest weight. What is smaller becomes
     the nearer of the smallest one and 0, and a warning says how many weights did and how far they moved at
@@ -48,20 +50,21 @@ def pack(model: nn.Module, variables: PyTree) -> PyTree:
 
 def packed_shapes(model: nn.Module) -> PyTree:
     """The shapes and dtypes of `pack`'s result for a model."""
-    layers, rounded, variables = _layers_and_shapes(model)
+    layers, multiplying, variables = _layers_and_shapes(model)
     flat, bits = flatten_dict(variables["params"]), packed_bits(model.primitives.activations)
     for path, layer in layers.items():
         _check_packable(path, layer)
-        _replace_weight(flat, path, packed_weight_shape(*flat[(*path, "kernel")].shape, bits))
-    for path in rounded:
-        flat[(*path, "kernel")] = jax.ShapeDtypeStruct(flat[(*path, "kernel")].shape, jnp.bfloat16)
+        _replace_weight(flat, path, packed_weight_shape(*flat[(*path, "kernel")].shape, bits)._asdict())
+    for path, layer in multiplying.items():
+        packed = jax.eval_shape(partial(_pack_factor, layer), flat[(*path, "kernel")])
+        _replace_weight(flat, path, packed)
     return {**variables, "params": unflatten_dict(flat)}
 
 
 def _pack(model, variables):
     """The packed variables, and for each layer how many weights moved, of how many, and how far at most."""
     flat, moved = flatten_dict(variables["params"]), []
-    layers, rounded, _ = _layers_and_shapes(model)
+    layers, multiplying, _ = _layers_and_shapes(model)
     for path, layer in layers.items():
         _check_packable(path, layer)
         weight = layer.apply({"params": _subtree(flat, path)}, method="weight")
@@ -69,16 +72,25 @@ def _pack(model, variables):
         error = jnp.abs(unpack_weight(packed, *weight.shape) - weight)
         largest = jnp.maximum(jnp.max(jnp.abs(weight)), jnp.finfo(jnp.float32).tiny)
         moved.append((jnp.sum(error > 0), weight.size, jnp.max(error) / largest))
-        _replace_weight(flat, path, packed)
-    for path in rounded:
-        flat[(*path, "kernel")] = flat[(*path, "kernel")].astype(jnp.bfloat16)
+        _replace_weight(flat, path, packed._asdict())
+    for path, layer in multiplying.items():
+        _replace_weight(flat, path, _pack_factor(layer, flat[(*path, "kernel")]))
     return {**variables, "params": unflatten_dict(flat)}, moved
+
+
+def _pack_factor(layer, kernel):
+    """The weight of a layer that multiplies, by the name of its parameter."""
+    if multiplies_in_bfloat16(layer):
+        kernel = kernel.astype(jnp.bfloat16)
+    if isinstance(layer, (Conv, Dense)):
+        return {"blocks": block_weight(kernel.reshape(-1, kernel.shape[-1]))}
+    return {"kernel": kernel}
 
 
 def _replace_weight(flat, path, packed):
     for name in ("kernel", "sign", "exponent"):
         flat.pop((*path, name), None)
-    flat |= {(*path, name): value for name, value in packed._asdict().items()}
+    flat |= {(*path, name): value for name, value in packed.items()}
 
 
 def _check_packable(path, layer):
@@ -95,20 +107,20 @@ def shift_layers(model: nn.Module) -> dict[tuple[str, ...], ShiftDense]:
 
 
 def _layers_and_shapes(model):
-    """The shift layers, the paths of layers that multiply in bfloat16, and the shapes of all variables."""
-    layers, rounded = {}, []
+    """The shift layers and those that multiply, by their paths, and the shapes of all variables."""
+    layers, multiplying = {}, {}
 
     def watch(call, arguments, keywords, context):
         if isinstance(context.module, ShiftDense):
             layers[context.module.path] = context.module.clone(parent=None)
-        if multiplies_in_bfloat16(context.module):
-            rounded.append(context.module.path)
+        if isinstance(context.module, (nn.Conv, nn.Dense)):
+            multiplying[context.module.path] = context.module.clone(parent=None)
         return call(*arguments, **keywords)
 
     # Initializing calls every layer on its own, whatever computes it later.
     with nn.intercept_methods(watch):
         shapes = variable_shapes(model)
-    return layers, rounded, shapes
+    return layers, multiplying, shapes
 
 
 def _subtree(flat: Mapping, path):

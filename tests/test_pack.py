@@ -86,15 +86,42 @@ def test_packed_variables_give_the_logits_of_those_that_were_packed(activations,
 
 
 @ACTIVATIONS
-def test_packing_changes_the_weights_of_shift_layers_alone(activations):
+def test_packing_changes_the_weights_of_linear_layers_alone(activations):
     _, variables = model_and_variables(activations, MIXED)
     before, after = flat(variables), flat(packed_variables(activations, MIXED))
     layers = shift_kernels(variables)
     made = {(*path, name) for path in layers for name in ("codes", "exponent")}
-    assert before.keys() - after.keys() == {(*path, "kernel") for path in layers}
-    assert after.keys() - before.keys() == made
+    blocks = {path for path in after if path[-1] == "blocks"}
+    assert after.keys() - before.keys() == made | blocks
+    replaced = {(*path, "kernel") for path in layers} | {(*path[:-1], "kernel") for path in blocks}
+    assert before.keys() - after.keys() == replaced
     for path in before.keys() & after.keys():
         np.testing.assert_array_equal(before[path], after[path])
+
+
+def test_blocks_hold_a_dense_weight_16_outputs_after_another():
+    _, variables = model_and_variables("float", MIXED)
+    before, after = flat(variables), flat(packed_variables("float", MIXED))
+    for path in (("head",), ("stage1", "patch_embed", "proj"), ("stage2", "block1", "mlp", "fc1", "dense")):
+        kernel, blocks = before[(*path, "kernel")], np.asarray(after[(*path, "blocks")])
+        inputs, outputs = math.prod(kernel.shape[:-1]), kernel.shape[-1]
+        expected = np.zeros((inputs, 16 * len(blocks)), np.float32)
+        expected[:, :outputs] = kernel.reshape(inputs, outputs)
+        for block, start in zip(blocks, range(0, expected.shape[1], 16), strict=True):
+            np.testing.assert_array_equal(block, expected[:, start : start + 16])
+
+
+@pytest.mark.parametrize("implementation", ["xla", "tvm", None])
+@pytest.mark.parametrize("name", ["pvt_v2_nano", "deit_tiny"])
+def test_a_dense_model_computes_the_same_packed(name, implementation):
+    model = sav.create_model(name, num_classes=10, image_size=32, implementation=implementation)
+    rng = np.random.default_rng(0)
+    shapes = variable_shapes(model)
+    variables = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
+    expected = model.clone(primitives=dataclasses.replace(model.primitives, implementation="xla"))
+    expected = jax.jit(expected.apply)(variables, images())
+    result = jax.jit(model.apply)(sav.pack(model, variables), images())
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(("name", "kinds"), [("pvt_v2_nano", {"mlp": MIXED}), ("deit_tiny", {})])
@@ -103,10 +130,10 @@ def test_in_bfloat16_packing_rounds_dense_weights_and_no_others(name, kinds):
     before = flat(variable_shapes(model))
     after = flat(packed_shapes(model))
     rounded = {path for path, leaf in after.items() if leaf.dtype == jnp.bfloat16}
-    products = {path for path, leaf in before.items() if path[-1] == "kernel" and leaf.ndim in (2, 4)}
-    others = {path for path in products if path[-2] in ("router", "dwconv")}
-    shifts = {(*path[:-1], "kernel") for path in after if path[-1] == "codes"}
-    assert rounded == products - others - shifts
+    products = {path[:-1] for path, leaf in before.items() if path[-1] == "kernel" and leaf.ndim in (2, 4)}
+    others = {path for path in products if path[-1] in ("router", "dwconv")}
+    shifts = {path[:-1] for path in after if path[-1] == "codes"}
+    assert {path[:-1] for path in rounded} == products - others - shifts
     assert rounded
 
 
@@ -116,7 +143,7 @@ def test_in_bfloat16_weights_may_be_rounded_before(implementation):
     formats = {"precision": "bfloat16", "implementation": implementation}
     model = model.clone(primitives=dataclasses.replace(model.primitives, **formats))
     packed = sav.pack(model, variables)
-    assert flat(packed)[("head", "kernel")].dtype == jnp.bfloat16
+    assert flat(packed)[("head", "blocks")].dtype == jnp.bfloat16
     early, late = (jax.jit(model.apply)(each, images()) for each in (packed, variables))
     np.testing.assert_array_equal(early, late)
 

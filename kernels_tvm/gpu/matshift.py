@@ -27,9 +27,9 @@ from kernels_tvm.gpu.tiles import (
     Block,
     Rows,
     float_weight,
+    load_blocks,
     load_floats,
     load_int8_weights,
-    load_kernel,
     load_rows,
     load_weights,
 )
@@ -149,7 +149,7 @@ def _launch_dense(linear, x, buffers, results):
     def compute(block, rows):
         def load(x_tile, w_tile, first):
             load_floats(block, x_tile, x, rows, first)
-            load_kernel(block, w_tile, buffers["kernel"], first)
+            load_blocks(block, w_tile, buffers["blocks"], first)
 
         finish = results.store(block, rows, buffers["bias"])
         outer_product(block, linear.inputs, FLOATS, load, finish)

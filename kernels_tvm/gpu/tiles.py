@@ -99,18 +99,19 @@ def load_floats(block: Block, tile, x, rows: Rows, first_input, convert=lambda v
     load_rows(block, tile, rows.count, width, lambda column: first_input + column < inputs, read)
 
 
-def load_kernel(block: Block, tile, kernel, first_input) -> None:
-    """Fill a tile [inputs, columns] with float32 weights [inputs, padded outputs]."""
-    inputs, outputs = (size.value for size in kernel.shape)
+def load_blocks(block: Block, tile, blocks, first_input) -> None:
+    """Fill a tile [inputs, columns] with float32 weights in blocks, see `kernels_tvm.packing`."""
+    count, inputs, outputs = (size.value for size in blocks.shape)
     depth, columns = _shape(tile)
     vectors = columns // WORD_LANES
 
     def load(number):
         k, column = T.bind(number // vectors), T.bind(number % vectors * WORD_LANES)
         source = T.bind(first_input + k), T.bind(block.first_column + column)
-        with T.If(T.And(source[0] < inputs, source[1] < outputs)):
+        with T.If(T.And(source[0] < inputs, source[1] < count * outputs)):
             with T.Then():
-                T.buffer_store(tile, kernel[source[0], quad(source[1])], [k, quad(column)])
+                at = [source[1] // outputs, source[0], quad(source[1] % outputs)]
+                T.buffer_store(tile, blocks[at], [k, quad(column)])
             with T.Else():
                 T.buffer_store(tile, T.broadcast(T.float32(0), WORD_LANES), [k, quad(column)])
 

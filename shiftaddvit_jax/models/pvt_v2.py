@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from kernels_tvm.descriptions import Linear, PatchEmbed
 from shiftaddvit_jax.models.pyramid import SIDES, SR_RATIOS, STAGES, check_size, reductions, stage_arguments
-from shiftaddvit_jax.nn import Block, Primitives, make_linear
+from shiftaddvit_jax.nn import Block, Conv, Primitives, make_linear
 from shiftaddvit_jax.nn.kernels import normalize, patch_embed_arrays, project, runs_on_kernels
 from shiftaddvit_jax.ops.custom_call import with_xla_gradient
 from shiftaddvit_jax.ops.fused import fused_patch_embed
@@ -41,7 +41,7 @@ class OverlapPatchEmbed(nn.Module):
         sides = (self.patch_size,) * 2
         # He initialisation for the fan-out, as in the original.
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-        x = nn.Conv(
+        x = Conv(
             self.features,
             sides,
             (self.stride,) * 2,

@@ -2,6 +2,7 @@
 
 from shiftaddvit_jax.nn.attention import ATTENTION_KINDS, make_attention
 from shiftaddvit_jax.nn.block import Block, DropPath
+from shiftaddvit_jax.nn.dense import Conv, Dense
 from shiftaddvit_jax.nn.linear import LINEAR_KINDS, Primitives, make_linear, make_patch_conv
 from shiftaddvit_jax.nn.mlp import Mlp
 from shiftaddvit_jax.nn.moe import MoEDense, latency_aware_loss, load_probabilities, routing_loss
@@ -11,6 +12,8 @@ __all__ = [
     "ATTENTION_KINDS",
     "LINEAR_KINDS",
     "Block",
+    "Conv",
+    "Dense",
     "DropPath",
     "Mlp",
     "MoEDense",

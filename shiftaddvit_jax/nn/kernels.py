@@ -14,15 +14,15 @@ from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.custom_call import on_gpu, with_xla_gradient
 from shiftaddvit_jax.ops.fused import fused_layer_norm, fused_linear
 from shiftaddvit_jax.ops.implementation import Implementation, float32_only, uses_tvm
-from shiftaddvit_jax.ops.packing import check_packed, packed_bits
+from shiftaddvit_jax.ops.packing import block_weight, check_packed, packed_bits
 from shiftaddvit_jax.ops.precision import Precision
 
 Params = Mapping[str, PyTree]
 
 
 def is_packed(params: Params) -> bool:
-    """Whether there are packed weights among the parameters."""
-    return any(path[-1] == "codes" for path in flatten_dict(params))
+    """Whether there are packed weights among the parameters, see `shiftaddvit_jax.pack`."""
+    return any(path[-1] in ("codes", "blocks") for path in flatten_dict(params))
 
 
 def why_no_kernel(x: Array, kinds: tuple[str, ...], weight_bits: int, activations: Activations) -> str | None:
@@ -110,7 +110,7 @@ def linear_arrays(
         arrays |= {f"router_{name}": value for name, value in params["router"].items()}
     if linear.kind != "shift":
         dense = params["dense"] if linear.kind == "moe" else params
-        arrays |= {"kernel": dense_weight(linear, dense["kernel"]), "bias": _bias(dense, linear)}
+        arrays |= {"blocks": dense_blocks(linear, dense), "bias": _bias(dense, linear)}
     if linear.kind != "dense":
         shift = params["shift"] if linear.kind == "moe" else params
         packed = (
@@ -122,11 +122,15 @@ def linear_arrays(
     return {prefix + name: array for name, array in arrays.items()}
 
 
-def dense_weight(linear: Linear, kernel: Float[Array, "inputs outputs"]) -> Array:
+def dense_blocks(linear: Linear, params: Params) -> Array:
     """The weights of a dense layer as the kernel takes them, those of bfloat16 as their bits."""
+    if "blocks" in params:
+        blocks = params["blocks"]
+    else:
+        blocks = block_weight(params["kernel"].reshape(linear.inputs, linear.outputs))
     if linear.precision == "float32":
-        return kernel
-    return jax.lax.bitcast_convert_type(kernel.astype(jnp.bfloat16), jnp.uint16)
+        return blocks
+    return jax.lax.bitcast_convert_type(blocks.astype(jnp.bfloat16), jnp.uint16)
 
 
 def _bias(params, linear):
@@ -179,9 +183,7 @@ def attention_arrays(
 def patch_embed_arrays(embed: PatchEmbed, conv: Params, norm: Params) -> dict[str, Array]:
     """The parameters of a patch embedding by the kernel's names."""
     return {
-        "projection_kernel": dense_weight(
-            embed.projection, conv["kernel"].reshape(embed.projection.inputs, -1)
-        ),
+        "projection_blocks": dense_blocks(embed.projection, conv),
         "projection_bias": conv["bias"],
         "norm_scale": norm["scale"],
         "norm_bias": norm["bias"],

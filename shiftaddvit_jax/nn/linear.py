@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from shiftaddvit_jax.nn.dense import Dense
 from shiftaddvit_jax.nn.moe import MoEDense
 from shiftaddvit_jax.nn.shift import ShiftDense, kernel_init
 from shiftaddvit_jax.ops.activations import Activations
@@ -82,7 +83,7 @@ def make_linear(
     """
     check_choice("kind of linear layer", kind, LINEAR_KINDS)
     if kind == "dense":
-        return nn.Dense(
+        return Dense(
             features,
             use_bias,
             primitives.dtype,

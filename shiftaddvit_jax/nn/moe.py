@@ -11,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, PyTree
 
+from shiftaddvit_jax.nn.dense import Dense
 from shiftaddvit_jax.nn.kernels import describe_linear, is_packed, linear_arrays, why_no_kernel
 from shiftaddvit_jax.nn.shift import ShiftDense, kernel_init
 from shiftaddvit_jax.ops import dispatch
@@ -103,9 +104,9 @@ class MoEDense(nn.Module):
         return y.reshape(*x.shape[:-1], self.features)
 
     @nn.nowrap
-    def experts(self) -> tuple[nn.Dense, ShiftDense]:
+    def experts(self) -> tuple[Dense, ShiftDense]:
         """Both experts, in the order of `EXPERTS`."""
-        dense = nn.Dense(
+        dense = Dense(
             self.features,
             self.use_bias,
             self.dtype,

@@ -1,6 +1,6 @@
-"""Power-of-two weights as 4- or 5-bit codes: what inference keeps of a shift layer.
+"""Weights as inference keeps them: power-of-two ones as 4- or 5-bit codes, dense ones in blocks.
 
-What the bytes mean is said in `kernels_tvm.packing`.
+What the arrays mean is said in `kernels_tvm.packing`.
 """
 
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from kernels_tvm.packing import (
     TILE_BYTES,
     TILE_INPUTS,
     TILE_OUTPUTS,
+    blocked_shape,
     packed_shape,
 )
 from shiftaddvit_jax.ops.activations import Activations, straight_through
@@ -84,6 +85,18 @@ def pack_weight(weight: Float[Array, "inputs outputs"], bits: int) -> PackedWeig
         packed = jnp.concatenate([packed, jnp.packbits(negative, axis=-1, bitorder="little")], axis=-1)
     padding = (0, shape[0] * TILE_OUTPUTS - outputs)
     return PackedWeight(packed, jnp.pad(channel, padding).astype(jnp.int8))
+
+
+def block_weight(weight: Float[Array, "inputs outputs"]) -> Float[Array, "blocks inputs 16"]:
+    """Cut a dense weight into blocks of 16 outputs."""
+    blocks, inputs, size = blocked_shape(*weight.shape)
+    padded = jnp.pad(weight, ((0, 0), (0, blocks * size - weight.shape[1])))
+    return padded.reshape(inputs, blocks, size).transpose(1, 0, 2)
+
+
+def unblock_weight(blocks: Float[Array, "blocks inputs 16"], outputs: int) -> Float[Array, "inputs outputs"]:
+    """The weight that `block_weight` cut."""
+    return blocks.transpose(1, 0, 2).reshape(blocks.shape[1], -1)[:, :outputs]
 
 
 def round_to_octaves(weight: Float[Array, "inputs outputs"]) -> Float[Array, "inputs outputs"]:

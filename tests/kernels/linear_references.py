@@ -24,10 +24,16 @@ def packed(weight, bits, bias=None):
     return [*(np.asarray(part) for part in pack_weight(weight, bits)), padded(bias)]
 
 
+def blocks(kernel):
+    """A dense layer's weight, as kernels take it."""
+    whole = np.pad(kernel, ((0, 0), (0, -kernel.shape[1] % 16)))
+    return np.stack(np.split(whole, whole.shape[1] // 16, axis=1))
+
+
 def dense_parameters(rng, inputs, outputs):
     kernel = rng.normal(0, 0.3, (inputs, outputs)).astype(np.float32)
     bias = rng.normal(size=outputs).astype(np.float32)
-    return kernel, bias, [np.pad(kernel, ((0, 0), (0, -outputs % 16))), padded(bias)]
+    return kernel, bias, [blocks(kernel), padded(bias)]
 
 
 def in_bfloat16(kernel, bias):

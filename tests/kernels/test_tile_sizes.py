@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from linear_references import blocks
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.special import expit, ndtr
 
@@ -66,7 +67,9 @@ class MlpCase:
         fc1, fc2 = Linear("dense", self.channels, HIDDEN), Linear("dense", HIDDEN, self.channels)
         mlp = Mlp(fc1, fc2, 1e-6, self.x.shape[1], self.grid)
         output = self.x.shape, "float32"
-        return run_kernel(Kernel("mlp", mlp), target, [self.x, *self.parameters], output, threads=threads)
+        scale, shift, kernel1, *between, kernel2, bias2 = self.parameters
+        arrays = [self.x, scale, shift, blocks(kernel1), *between, blocks(kernel2), bias2]
+        return run_kernel(Kernel("mlp", mlp), target, arrays, output, threads=threads)
 
 
 @pytest.mark.parametrize("target", RUNNING[-1:], ids=lambda target: target.name)
@@ -103,9 +106,8 @@ def test_few_tokens_are_computed_by_columns_however_many_images_at_once(run_kern
 def test_rows_by_columns_are_cut_into_turns(run_kernel, strip_bytes):
     x, kernel, bias = random(70, 48), random(48, 80), random(80, seed=1)
     target = dataclasses.replace(RUNNING[-1], strip_bytes=strip_bytes)
-    y = run_kernel(
-        Kernel("linear", Linear("dense", 48, 80)), target, [x, kernel, bias], ((70, 80), "float32")
-    )
+    arrays = [x, blocks(kernel), bias]
+    y = run_kernel(Kernel("linear", Linear("dense", 48, 80)), target, arrays, ((70, 80), "float32"))
     assert_near(y, x.astype(np.float64) @ kernel + bias)
 
 
@@ -122,7 +124,7 @@ def test_a_mixture_is_its_formula_with_every_tile_size_that_is_tried(run_kernel,
     x[:, 0] = 127
     router, bias, kernel = random(35, 2), np.float32([0.1, 0]), random(35, 150)
     weight = (rng.choice([-1, 1], (35, 150)) * 2.0 ** rng.integers(-6, 1, (35, 150))).astype(np.float32)
-    dense = [np.pad(kernel, ((0, 0), (0, 10))), np.zeros(160, np.float32)]
+    dense = [blocks(kernel), np.zeros(160, np.float32)]
     packed = [*map(np.asarray, pack_weight(weight, 4)), np.zeros(160, np.float32)]
     linear = Kernel("linear", Linear("moe", 35, 150, 4, "int8"))
     y = run_kernel(linear, variant, [x, router, bias, *dense, *packed], ((101, 150), "float32"))

@@ -1,0 +1,25 @@
+"""Flax's layers that multiply, whose weights may be packed."""
+
+import flax.linen as nn
+from jaxtyping import Array
+
+from shiftaddvit_jax.ops.packing import unblock_weight
+
+
+class _Packable:
+    """A layer whose parameter ``kernel`` [..., outputs] is ``blocks`` once packed, see `block_weight`."""
+
+    @nn.nowrap
+    def param(self, name, init, shape, *args, **settings) -> Array:
+        """The parameter of a name, as `flax.linen.Module.param`; a kernel that is packed is unpacked."""
+        if name == "kernel" and self.has_variable("params", "blocks"):
+            return unblock_weight(self.get_variable("params", "blocks"), shape[-1]).reshape(shape)
+        return super().param(name, init, shape, *args, **settings)
+
+
+class Dense(_Packable, nn.Dense):
+    """A dense layer."""
+
+
+class Conv(_Packable, nn.Conv):
+    """A convolution."""
