@@ -84,11 +84,7 @@ class Layer:
         if len(self.experts) == 2:
             counts, stores = self._route(rows, capacity, count, load_rows, store, group, place)
         else:
-            arriving = scratch(group * self.linear.width)
-            with T.serial(0, T.floordiv(count, group)) as first:
-                load_rows(first * group, arriving, 0)
-                with T.serial(0, group) as member:
-                    rows[0].put(arriving, member * self.linear.width, first * group + member)
+            self._load(rows[0], count, load_rows, group)
             counts = [count]
             stores = [lambda row, column, value, lanes_: store(place(row), column, value, lanes_)]
         for expert, rows_, count_, store_ in zip(self.experts, rows, counts, stores, strict=True):
@@ -98,6 +94,19 @@ class Layer:
                 expert.multiply(rows_, count_, store_)
         if self.target.dot == "amx":
             amx_end()
+
+    def _load(self, rows, count, load_rows, group):
+        """All rows to the only expert."""
+        width = self.linear.width
+        if isinstance(rows, FloatRows) and rows.plain:
+            with T.serial(0, T.floordiv(count, group)) as first:
+                load_rows(T.bind(first * group), rows.parts[0], T.bind(first * (group * width)))
+            return
+        arriving = scratch(group * width)
+        with T.serial(0, T.floordiv(count, group)) as first:
+            load_rows(first * group, arriving, 0)
+            with T.serial(0, group) as member:
+                rows.put(arriving, member * width, first * group + member)
 
     def _route(self, expert_rows, capacity, count, load_rows, store, group, place):
         """Sort rows by expert as they arrive, so that each expert sees its own, one after the other.

@@ -169,6 +169,11 @@ class FloatRows:
         dtype, parts = ("uint32", 1 if rounded else 2) if self.amx else ("float32", 1)
         self.parts = [scratch(capacity * self.stride, dtype) for _ in range(parts)]
 
+    @property
+    def plain(self) -> bool:
+        """Whether rows lie there as they are."""
+        return not self.amx and not self.rounded
+
     def put(self, x, base, slot) -> None:
         """Write row ``slot`` from the float32 numbers of ``x`` from ``base`` on."""
 
@@ -234,10 +239,10 @@ def float_product(
         _amx_float_product(x, count, panels, panel, columns, finish)
         return
     (rows_of_x,), stride, weights = x.parts, x.stride, panels.weights(panel, columns)
-    rows, vectors = target.float_sums // columns, columns // LANES
-    x.clear(count, T.ceildiv(count, rows) * rows)
-    with T.serial(0, T.ceildiv(count, rows)) as block:
-        first = T.bind(block * rows)
+    vectors = columns // LANES
+
+    def compute(first, rows):
+        x.clear(T.min(first + rows, count), first + rows)
         sums = local(rows * columns)
         for i in range(rows * vectors):
             T.buffer_store(sums, constant(0), [lanes(i * LANES)])
@@ -249,6 +254,8 @@ def float_product(
                     at = lanes((i * vectors + j) * LANES)
                     T.buffer_store(sums, sums[at] + value * weight[j], [at])
         _finish_rows(rows, vectors, first, count, sums, finish)
+
+    _for_each_block(count, target.float_sums // columns, compute)
 
 
 def int8_product(
@@ -263,9 +270,9 @@ def int8_product(
     if target.dot == "amx":
         _amx_int8_product(x, count, panels, start, offset, columns, finish)
         return
-    rows, vectors = target.int8_tile[0], columns // LANES
-    with T.serial(0, T.ceildiv(count, rows)) as block:
-        first = T.bind(block * rows)
+    vectors = columns // LANES
+
+    def compute(first, rows):
         sums = local(rows * columns, "int32")
         for j in range(vectors):
             value = T.bind(offset(j))
@@ -278,6 +285,8 @@ def int8_product(
                     at, place = (i * vectors + j) * LANES, start + (group * vectors + j) * 4 * LANES
                     dot4(target, sums, at, four, panels.weights, place)
         _finish_rows(rows, vectors, first, count, sums, finish)
+
+    _for_each_block(count, target.int8_tile[0], compute)
 
 
 def shift_product(
@@ -306,6 +315,16 @@ def _shift_block(target, x, count, panels, start, first, vector, columns, finish
     for i in range(SHIFTED_ROWS):
         with when(first + i < count):
             finish(first + i, vector, sums[lanes(i * LANES)])
+
+
+def _for_each_block(count, rows: int, compute: Callable) -> None:
+    """``compute(first, rows)`` for blocks of that many rows; the last ones are half a block if they fit."""
+    half = max(1, rows // 2)
+    whole = T.bind(T.ceildiv(T.max(count - half, 0), rows))
+    with T.serial(0, whole) as block:
+        compute(T.bind(block * rows), rows)
+    with when(whole * rows < count):
+        compute(T.bind(whole * rows), half)
 
 
 def _finish_rows(rows, vectors, first, count, sums, finish):
