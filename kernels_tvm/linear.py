@@ -330,9 +330,14 @@ class _ShiftInt8(_Expert):
         panels = ShiftPanels if linear.shifts else Int8Panels
         panels = panels(target, linear.inputs, linear.outputs, keep)
         super().__init__(target, linear, buffers, share, panels)
+        self.scales = scratch(round_up(linear.outputs, LANES))  # 2^exponent of each output
 
     def prepare(self, panel, columns):
         first = panel * self.panels.columns
+        for vector in range(columns // LANES):
+            at = lanes(first + vector * LANES)
+            exponent = T.Cast(f"int32x{LANES}", self.buffers["exponent"][at])
+            T.buffer_store(self.scales, power_of_two(exponent), [at])
         if self.linear.shifts:
             decode_shifts(self.linear, self.buffers["codes"], first, columns, self.panels, panel)
         else:
@@ -348,6 +353,5 @@ class _ShiftInt8(_Expert):
 
     def result(self, rows, row, column, sums):
         at = lanes(column)
-        exponent = T.Cast(f"int32x{LANES}", self.buffers["exponent"][at])
-        scale = power_of_two(exponent) * splat(rows.scale[row])
+        scale = self.scales[at] * splat(rows.scale[row])
         return T.Cast(f"float32x{LANES}", sums) * scale + self.buffers["shift_bias"][at]
