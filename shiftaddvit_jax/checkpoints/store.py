@@ -85,7 +85,10 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Mod
             variables = checkpointer.restore(path / "variables", target)
         except (FileNotFoundError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"{path}/variables does not hold what model.json describes: {reason}") from None
+            advice = "; if an earlier version packed it, pack the original again" if packed else ""
+            raise ValueError(
+                f"{path}/variables does not hold what model.json describes{advice}: {reason}"
+            ) from None
     if model is not None and packed and packed_shapes(model) != target:
         raise ValueError(f"{path} is packed for another model than the one expected; pack that one's own")
     if model is not None and not packed:
