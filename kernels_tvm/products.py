@@ -210,6 +210,8 @@ class FloatRows:
 class Int8Rows:
     """A tile's rows for `int8_product`: whole numbers plus the target's offset, and each row's scale."""
 
+    plain = False
+
     def __init__(self, target: Target, capacity: int, width: int):
         self.target, self.width = target, width
         # A matrix register reads 64 numbers of a row, whatever follows it.

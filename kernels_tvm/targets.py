@@ -22,7 +22,7 @@ class Target:
       features: the flags of /proc/cpuinfo that it needs; more are no harm.
       llvm: TVM's description of the target.
       float_tile: rows and columns of a float32 product that registers hold; of fewer columns, more rows.
-      int8_tile: the same for an int8 product with int32 sums.
+      int8_tile: rows and columns of an int8 product with int32 sums; of fewer columns, as many rows.
       strip_bytes: hidden activations that a thread keeps in its cache.
       convolved_tokens: how many neighbours a depthwise convolution computes at once.
       tables: whether an instruction looks numbers up in a table of 32 that two registers hold.

@@ -22,12 +22,11 @@ def pack(model: nn.Module, variables: PyTree) -> PyTree:
     """``variables`` for inference: weights of shift layers as 4- or 5-bit codes, of dense ones in blocks.
 
     ``model.apply`` takes them as it takes ``variables``. Blocks are the same numbers in the order in which
-    CPU kernels read them, see `kernels_tvm.packing`; a model of the precision bfloat16 has them rounded to
-    it here instead of in every call. With float
-    activations a power of two has 5 bits and packing is exact. With int8 activations it has 4: the 7 powers
-    of two that an int8 number holds, scaled for each output by its largest weight. What is smaller becomes
-    the nearer of the smallest one and 0, and a warning says how many weights did and how far they moved at
-    most.
+    CPU kernels read them, see `kernels_tvm.packing`; a model of the precision bfloat16 has them rounded to it
+    here instead of in every call. With float activations a power of two has 5 bits and packing is exact. With
+    int8 activations it has 4: the 7 powers of two that an int8 number holds, scaled for each output by its
+    largest weight. What is smaller becomes the nearer of the smallest one and 0, and a warning says how many
+    weights did and how far they moved at most.
 
     Raises:
       ValueError: weights that are not single powers of two or have more than 5 bits, or variables that are
