@@ -13,16 +13,20 @@ from collections.abc import Callable
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import VALUE_TAPS, HammingLinear, image_tiles
+from kernels_tvm.descriptions import LANES, VALUE_TAPS, HammingLinear, image_tiles, rows_together
 from kernels_tvm.emit import (
     Arguments,
     Claims,
     bits_of,
+    constant,
+    element,
     fold,
+    fold_rows,
     kernel,
     lanes,
     local,
     otherwise,
+    row_lanes,
     scratch,
     splat,
     split,
@@ -42,6 +46,7 @@ def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear
     """From x [batch, tokens, channels], the parameters -> the scratch arrays, y [batch, tokens, channels]."""
     tokens, channels = attention.tokens, attention.channels
     tiles, size = image_tiles(attention, threads)
+    together = rows_together(tokens)
     chunk = -(-tokens // threads)
 
     def body(arguments: Arguments):
@@ -65,10 +70,10 @@ def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear
             project = layer("qkv")
             with claims.of(thread) as index:
                 image, tile, start, count = place(index, tiles, size)
-                load_row, store = projection(
+                load_rows, store = projection(
                     attention, buffers, lambda row, start=start: (image, T.bind(start + row)), x, qkv
                 )
-                project.tile(size, count, load_row, store)
+                project.tile(size, count, load_rows, store, together)
                 _normalize(attention, qkv, image, tile, start, count, sums)
         claims = Claims(target, batch * threads, threads)
         with T.parallel(0, threads) as thread, claims.of(thread) as index:
@@ -83,33 +88,36 @@ def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear
                     attention, qkv, sums, tiles, contexts, threads, buffers, image, start, size, count
                 )
 
-                def load_row(row, buffer, offset):
-                    with T.serial(0, channels // 16) as vector:
-                        T.buffer_store(
-                            buffer, mixed[lanes(row * channels + vector * 16)], [lanes(offset + vector * 16)]
-                        )
+                def load_mixed(row, buffer, offset):
+                    with T.serial(0, together * channels // LANES) as vector:
+                        value = mixed[lanes(row * channels + vector * LANES)]
+                        T.buffer_store(buffer, value, [lanes(offset + vector * LANES)])
 
                 def store(row, column, value, lanes_):
                     token = start + row
                     store_lanes(y, value + x[image, token, lanes(column)], [image, token], column, lanes_)
 
-                proj.tile(size, count, load_row, store)
+                proj.tile(size, count, load_mixed, store, together)
 
     return kernel(body)
 
 
 def projection(attention, buffers, place: Callable, x, qkv) -> tuple[Callable, Callable]:
-    """What `Layer.tile` needs for queries, keys and values; ``place(row)`` is a row's image and token."""
+    """What `Layer.tile` needs for queries, keys and values; ``place(row)`` is a row's image and token.
 
-    def load_row(row, buffer, offset):
+    It loads as many rows as `rows_together` says.
+    """
+    together, channels = rows_together(attention.tokens), attention.channels
+
+    def load_rows(row, buffer, offset):
         image, token = place(row)
-        load_normalized(x, image, token, attention.channels, buffers, attention.epsilon, buffer, offset)
+        load_normalized(together, x, image, token, channels, buffers, attention.epsilon, buffer, offset)
 
     def store(row, column, value, lanes_):
         image, token = place(row)
         store_lanes(qkv, value, [image, token], column, lanes_)
 
-    return load_row, store
+    return load_rows, store
 
 
 def _vectors(attention):
@@ -121,21 +129,25 @@ def _vectors(attention):
 def _normalize(attention, qkv, image, tile, start, count, sums):
     """Queries and keys over their norms, in place, and the sums of the results by head."""
     width, vectors = _vectors(attention)
+    together = rows_together(attention.tokens)
     with T.serial(0, 2 * attention.heads) as index:
         total = local(width)
         T.buffer_store(total, T.broadcast(T.float32(0), width), [lanes(0, width)])
-        with T.serial(0, count) as row:
-            token = T.bind(start + row)
+        with T.serial(0, T.floordiv(count, together)) as block:
+            token = T.bind(start + block * together)
 
             def at(vector):
                 return lanes(index * attention.head_dim + vector * width, width)
 
-            values = [T.bind(qkv[image, token, at(vector)]) for vector in range(vectors)]
-            inverse = T.bind(_inverse_norm(values, width))
-            normalized = [T.bind(value * splat(inverse, width)) for value in values]
-            for vector, value in enumerate(normalized):
-                T.buffer_store(qkv, value, [image, token, at(vector)])
-            T.buffer_store(total, total[lanes(0, width)] + _add_up(normalized), [lanes(0, width)])
+            rows = [
+                [T.bind(qkv[image, token + row, at(v)]) for v in range(vectors)] for row in range(together)
+            ]
+            normalized = _normalized(rows, width)
+            for row, values in enumerate(normalized):
+                for vector, value in enumerate(values):
+                    T.buffer_store(qkv, value, [image, token + row, at(vector)])
+            added = _add_up([value for values in normalized for value in values])
+            T.buffer_store(total, total[lanes(0, width)] + added, [lanes(0, width)])
         T.buffer_store(sums, fold(total[lanes(0, width)], operator.add, count=width), [image, tile, index])
 
 
@@ -147,12 +159,22 @@ def _add_up(vectors):
     return _add_up(vectors[:half]) + _add_up(vectors[half:])
 
 
-def _inverse_norm(values, width):
-    """1 / the norm of the vectors together, 0 where its square is below 1e-30."""
-    square = fold(_add_up([value * value for value in values]), operator.add, count=width)
-    positive = square > T.float32(1e-30)
-    root = T.sqrt(T.Select(positive, square, T.float32(1)))
-    return T.Select(positive, T.float32(1) / root, T.float32(0))
+def _normalized(rows, width):
+    """Rows, each a list of vectors, over their norms; 0 where the square of a norm is below 1e-30."""
+
+    def each(value):
+        return constant(value, row_lanes(len(rows)))
+
+    squares = [T.bind(_add_up([value * value for value in values])) for values in rows]
+    square = fold_rows(squares, operator.add, width)
+    positive = square > each(1e-30)
+    root = T.sqrt(T.Select(positive, square, each(1)))
+    inverse = T.bind(T.Select(positive, each(1) / root, each(0)))
+    normalized = []
+    for row, values in enumerate(rows):
+        factor = T.bind(splat(element(inverse, row), width))
+        normalized.append([T.bind(value * factor) for value in values])
+    return normalized
 
 
 def _threshold(attention, sums, tiles, image, index):
@@ -241,29 +263,42 @@ def _mix(attention, qkv, sums, tiles, contexts, chunks, buffers, image, start, l
     """The attention's output for a tile, [rows, channels], flat."""
     width, vectors = _vectors(attention)
     head_dim = attention.head_dim
+    together = rows_together(attention.tokens)
     mixed = scratch(limit * attention.channels)
     table = scratch(head_dim // SUBSET_BITS * SUBSETS * head_dim)
     with T.serial(0, attention.heads) as head:
         threshold = _threshold(attention, sums, tiles, image, head)
         _sum_subsets(attention, contexts, chunks, image, head, table)
-        with T.serial(0, count) as row:
-            token = T.bind(start + row)
+        column = T.bind(2 * attention.channels + head * head_dim)
+
+        def mix(token):
+            """V / 2 + q context / pi."""
             numbers = _numbers(attention, qkv, image, token, T.bind(head * head_dim), threshold)
-            total = [
-                _add_up(
+            mixture = []
+            for v in range(vectors):
+                total = _add_up(
                     [
                         table[lanes((group * SUBSETS + subset) * head_dim + v * width, width)]
                         for group, subset in enumerate(numbers)
                     ]
                 )
-                for v in range(vectors)
-            ]
-            _finish_token(attention, qkv, buffers, image, token, head, total, mixed, row)
+                value = qkv[image, token, lanes(column + v * width, width)]
+                halves = value * constant(0.5, width) + total * constant(1 / math.pi, width)
+                mixture.append(T.bind(halves))
+            return mixture
+
+        with T.serial(0, T.floordiv(count, together)) as block:
+            first = T.bind(block * together)
+            tokens = [T.bind(start + first + row) for row in range(together)]
+            normalized = _normalized([mix(token) for token in tokens], width)
+            for row, (token, values) in enumerate(zip(tokens, normalized, strict=True)):
+                at = T.bind((first + row) * attention.channels + head * head_dim)
+                _add_convolved(attention, qkv, buffers, image, token, head, values, mixed, at)
     return mixed
 
 
-def _finish_token(attention, qkv, buffers, image, token, head, total, mixed, row):
-    """V / 2 + q context / pi over its norm, plus the convolution of the values over the tokens."""
+def _add_convolved(attention, qkv, buffers, image, token, head, added, mixed, place):
+    """Write a head's values, convolved over the tokens, plus what is ``added``, to ``place``."""
     width, vectors = _vectors(attention)
     head_dim, channels = attention.head_dim, attention.channels
     column = T.bind(2 * channels + head * head_dim)
@@ -271,14 +306,6 @@ def _finish_token(attention, qkv, buffers, image, token, head, total, mixed, row
     def values(shift, v):
         return qkv[image, token + shift, lanes(column + v * width, width)]
 
-    summed = [
-        T.bind(
-            values(0, v) * T.broadcast(T.float32(0.5), width)
-            + total[v] * T.broadcast(T.float32(1 / math.pi), width)
-        )
-        for v in range(vectors)
-    ]
-    inverse = T.bind(_inverse_norm(summed, width))
     convolved = local(head_dim)
     for v in range(vectors):
         T.buffer_store(convolved, T.broadcast(T.float32(0), width), [lanes(v * width, width)])
@@ -300,5 +327,5 @@ def _finish_token(attention, qkv, buffers, image, token, head, total, mixed, row
             with when(T.And(token + shift >= 0, token + shift < attention.tokens)):
                 tap(shift)
     for v in range(vectors):
-        result = convolved[lanes(v * width, width)] + summed[v] * splat(inverse, width)
-        T.buffer_store(mixed, result, [lanes(row * channels + head * head_dim + v * width, width)])
+        result = convolved[lanes(v * width, width)] + added[v]
+        T.buffer_store(mixed, result, [lanes(place + v * width, width)])

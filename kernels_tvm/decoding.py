@@ -3,7 +3,7 @@
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.descriptions import LANES
-from kernels_tvm.emit import accumulate, constant, lanes, local, splat
+from kernels_tvm.emit import accumulate_rows, constant, element, lanes, local, splat
 from kernels_tvm.packing import SIGNS_OFFSET, TILE_INPUTS, TILE_OUTPUTS
 from kernels_tvm.targets import Target
 
@@ -129,12 +129,12 @@ def quantize_row(target: Target, x, base, width: int, whole, offset, scale, slot
     scale = max |x| / 127, or 1 for a row of zeros; the numbers are x * (127 / max |x|), rounded to even.
     """
 
-    def magnitude(vector):
+    def magnitude(_, vector):
         # As whole numbers, magnitudes have the same order, and their maximum is one instruction.
         bits = T.reinterpret(f"int32x{LANES}", x[lanes(base + vector * LANES)])
         return T.bitwise_and(bits, splat(T.int32(0x7FFFFFFF)))
 
-    largest = accumulate(width // LANES, magnitude, T.max, "int32")
+    largest = element(accumulate_rows(1, width // LANES, magnitude, T.max, "int32"), 0)
     peak = T.bind(T.reinterpret("float32", largest))
     some = T.bind(peak > T.float32(0))
     inverse = T.bind(T.Select(some, T.float32(127) / T.max(peak, T.float32(1e-30)), T.float32(0)))

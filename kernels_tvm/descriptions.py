@@ -8,6 +8,7 @@ from kernels_tvm.packing import blocked_shape, packed_shape
 LANES = 16  # of a vector, on every target
 CACHE_BYTES = 128 * 1024  # a tile of rows that a thread works on at once
 TILE_ROWS = 512  # at most: more share the weights no better, and threads less evenly
+TOGETHER = 8  # rows at most whose sums are folded into one vector
 VALUE_TAPS = 9  # tokens that the convolution of the values spans
 
 
@@ -19,6 +20,11 @@ def round_up(value: int, multiple: int) -> int:
 def rows_at_once(row_bytes: int) -> int:
     """How many rows a tile has at most."""
     return max(1, min(TILE_ROWS, CACHE_BYTES // row_bytes))
+
+
+def rows_together(rows: int) -> int:
+    """How many neighbours among ``rows`` are reduced together, see `emit.fold_rows`: a divisor of them."""
+    return max(size for size in range(1, TOGETHER + 1) if rows % size == 0)
 
 
 @dataclass(frozen=True)
@@ -198,10 +204,10 @@ class HammingLinear:
 
 
 def image_tiles(attention: HammingLinear, threads: int) -> tuple[int, int]:
-    """Into how many tiles each image's tokens are cut, and how many tokens a tile has."""
-    limit = rows_at_once(attention.qkv.row_bytes)
+    """Into how many tiles each image's tokens are cut, and how many tokens a tile has: whole groups."""
+    limit, group = rows_at_once(attention.qkv.row_bytes), rows_together(attention.tokens)
     count = round_up(-(-attention.tokens // limit), threads)
-    return count, -(-attention.tokens // count)
+    return count, round_up(-(-attention.tokens // count), group)
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,15 @@ registers that there are, and the tiles in `kernels_tvm.targets` keep what is cu
 """
 
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import LANES, rows_at_once
+from kernels_tvm.descriptions import LANES, round_up, rows_at_once
 from kernels_tvm.targets import Target
 
 
@@ -104,21 +105,78 @@ def fold(vector, combine: Callable, dtype: str = "float32", count: int = LANES):
     return T.bind(combine(buffer[0], buffer[1]))
 
 
+def fold_rows(vectors: Sequence, combine: Callable, count: int = LANES):
+    """A vector whose lane r is what ``combine`` makes of all ``count`` lanes of ``vectors[r]``.
+
+    It has `row_lanes` lanes. Two vectors become one that has half as many partial results of each, and so on,
+    so that a row takes a few instructions instead of a fold of its own.
+    """
+    size = row_lanes(len(vectors))
+    padding = size - len(vectors)
+    held = [(vector, [row]) for row, vector in enumerate(vectors)]
+    held += held[-1:] * padding
+    width = count  # lanes that a vector has for each of its rows
+    while len(held) > 1:
+        width //= 2
+        pairs = zip(held[::2], held[1::2], strict=True)
+        held = [_merge(first, second, width, count, combine) for first, second in pairs]
+    ((total, rows),) = held
+    while width > 1:
+        width //= 2
+        total = T.bind(combine(total, T.Shuffle([total], [lane ^ width for lane in range(count)])))
+    lanes_ = [rows.index(row) * (count // size) for row in range(len(vectors))]
+    return T.bind(T.Shuffle([total], lanes_ + [0] * padding))
+
+
+def row_lanes(rows: int) -> int:
+    """Lanes of a vector with a number of each of ``rows``: a power of two."""
+    return max(2, 1 << (rows - 1).bit_length())
+
+
+def _merge(first, second, width: int, count: int, combine: Callable):
+    """Of two vectors and their rows, one with ``width`` lanes for each row, and the order of these."""
+    starts = range(0, 2 * count, 2 * width)
+    if width < 4:
+        # Numbers stay in their quarter of a register, within which shuffles are faster.
+        starts = [
+            start
+            for quarter in range(0, count, 4)
+            for base in (quarter, count + quarter)
+            for start in range(base, base + 4, 2 * width)
+        ]
+    (a, rows_of_a), (b, rows_of_b) = first, second
+    halves = [[start + at + lane for start in starts for lane in range(width)] for at in (0, width)]
+    total = T.bind(combine(*(T.Shuffle([a, b], indices) for indices in halves)))
+    return total, [(rows_of_a + rows_of_b)[start // (2 * width)] for start in starts]
+
+
 ACCUMULATORS = 4  # at once: each waits for its last addition
 
 
-def accumulate(count: int, load: Callable, combine: Callable, dtype: str = "float32"):
-    """The scalar that ``combine`` makes of all lanes of load(0), ... load(count - 1), starting from 0."""
-    chains = max(number for number in range(1, ACCUMULATORS + 1) if count % number == 0)
-    totals = local(chains * LANES, dtype)
-    for chain in range(chains):
-        T.buffer_store(totals, splat(getattr(T, dtype)(0)), [lanes(chain * LANES)])
+def accumulate_rows(rows: int, count: int, load: Callable, combine: Callable, dtype: str = "float32"):
+    """A vector as of `fold_rows` for ``load(row, 0)``, ... ``load(row, count - 1)``, starting from 0."""
+    chains = max(number for number in range(1, max(1, ACCUMULATORS // rows) + 1) if count % number == 0)
+    totals = local(rows * chains * LANES, dtype)
+
+    def at(row, chain):
+        return lanes((row * chains + chain) * LANES)
+
+    each = list(itertools.product(range(rows), range(chains)))
+    for row, chain in each:
+        T.buffer_store(totals, splat(getattr(T, dtype)(0)), [at(row, chain)])
     with T.serial(0, count // chains) as block:
-        for chain in range(chains):
-            at = lanes(chain * LANES)
-            T.buffer_store(totals, combine(totals[at], load(block * chains + chain)), [at])
-    vectors = [totals[lanes(chain * LANES)] for chain in range(chains)]
-    return fold(functools.reduce(combine, vectors), combine, dtype)
+        for row, chain in each:
+            value = combine(totals[at(row, chain)], load(row, block * chains + chain))
+            T.buffer_store(totals, value, [at(row, chain)])
+    vectors = [
+        functools.reduce(combine, [totals[at(row, chain)] for chain in range(chains)]) for row in range(rows)
+    ]
+    return fold_rows([T.bind(vector) for vector in vectors], combine)
+
+
+def element(vector, lane: int):
+    """The number in a lane of a vector."""
+    return T.Shuffle([vector], [lane])
 
 
 def bits_of(mask, count: int):
@@ -135,16 +193,18 @@ def split(index, size: int):
 class RowTiles:
     """A number of rows known at run time, cut into tiles of about equal size, as many as threads divide.
 
+    Rows and the sizes of tiles are multiples of ``group``.
+
     Attributes:
       count: how many tiles there are; some may be empty.
       limit: rows that a tile has at most, known at compile time.
     """
 
-    def __init__(self, rows, row_bytes: int, threads: int):
-        self.rows, self.limit = rows, rows_at_once(row_bytes)
+    def __init__(self, rows, row_bytes: int, threads: int, group: int = 1):
+        self.rows, self.limit = rows, round_up(rows_at_once(row_bytes), group)
         per_thread = T.ceildiv(T.ceildiv(rows, self.limit), threads)
         self.count = T.bind(T.max(per_thread, 1) * threads)
-        self.size = T.bind(T.ceildiv(rows, self.count))
+        self.size = T.bind(T.ceildiv(T.ceildiv(rows, self.count), group) * group)
 
     def __getitem__(self, tile):
         """The first row of a tile and how many it has."""

@@ -17,9 +17,10 @@ from kernels_tvm.elementary import sigmoid
 from kernels_tvm.emit import (
     Claims,
     RowTiles,
-    accumulate,
+    accumulate_rows,
     lanes,
     local,
+    row_lanes,
     scratch,
     splat,
     when,
@@ -118,7 +119,7 @@ class Layer:
         router, bias = self._router()
         places, gates = ([scratch(slots, dtype) for _ in range(2)] for dtype in ("int32", "float32"))
         together = group * max(1, ROUTED_BYTES // (group * self.linear.row_bytes))
-        arriving, logits = scratch(together * width), scratch(together)
+        arriving, logits = scratch(together * width), scratch(together + row_lanes(group))
         queues = [scratch(together, "int32") for _ in range(2)]
         taken, queued = local(2, "int32"), local(2, "int32")
         for expert in range(2):
@@ -128,14 +129,16 @@ class Layer:
             first = T.bind(turn * together)
             present = T.bind(T.min(count - first, together))
             with T.serial(0, T.floordiv(present, group)) as part:
-                load_rows(T.bind(first + part * group), arriving, T.bind(part * (group * width)))
+                start = T.bind(part * group)
+                load_rows(T.bind(first + start), arriving, T.bind(start * width))
+                products = _dot_rows(group, arriving, T.bind(start * width), router, width)
+                at = lanes(start, row_lanes(group))
+                T.buffer_store(logits, products + splat(bias, row_lanes(group)), [at])
             for expert in range(2):
                 T.buffer_store(queued, T.int32(0), [expert])
             with T.serial(0, present) as member:
-                logit = T.bind(_dot(arriving, member * width, router, width) + bias)
-                T.buffer_store(logits, logit, [member])
                 # Of equal logits the first expert wins, as in `jax.lax.top_k`.
-                is_dense = T.bind(T.Cast("int32", logit >= T.float32(0)))
+                is_dense = T.bind(T.Cast("int32", logits[member] >= T.float32(0)))
                 for expert, chosen in enumerate((is_dense, 1 - is_dense)):
                     T.buffer_store(queues[expert], member, [queued[expert]])
                     T.buffer_store(queued, queued[expert] + chosen, [expert])
@@ -203,42 +206,42 @@ def apply_layer(
     linear: Linear,
     buffers: dict,
     rows,
-    load_row: Callable,
+    load_rows: Callable,
     store: Callable,
     few: bool,
+    group: int = 1,
 ) -> None:
-    """Emit a layer for ``rows`` rows, by columns if they are ``few``; callbacks as of `Layer.tile`."""
+    """Emit a layer for ``rows`` rows, by columns if they are ``few``; the rest as of `Layer.tile`."""
 
     def callbacks(start):
         return (
-            lambda row, buffer, offset: load_row(T.bind(start + row), buffer, offset),
+            lambda row, buffer, offset: load_rows(T.bind(start + row), buffer, offset),
             lambda row, column, value, count: store(T.bind(start + row), column, value, count),
         )
 
     if few:
-        limit = max(1, target.strip_bytes // linear.row_bytes)
+        limit = max(1, target.strip_bytes // (group * linear.row_bytes)) * group
         with T.serial(0, T.ceildiv(rows, limit)) as turn:
             start = T.bind(turn * limit)
             count = T.bind(T.min(limit, rows - start))
-            by_columns(target, threads, linear, buffers, limit, count, *callbacks(start))
+            by_columns(target, threads, linear, buffers, limit, count, *callbacks(start), group)
         return
-    tiles = RowTiles(rows, linear.row_bytes, threads)
+    tiles = RowTiles(rows, linear.row_bytes, threads, group)
     claims = Claims(target, tiles.count, threads)
     with T.parallel(0, threads) as thread:
         layer = Layer(target, linear, buffers, keep=True)
         with claims.of(thread) as tile:
             start, count = tiles[tile]
-            layer.tile(tiles.limit, count, *callbacks(start))
+            layer.tile(tiles.limit, count, *callbacks(start), group)
 
 
-def _dot(x, base, y, size):
-    """The product of two rows."""
+def _dot_rows(rows: int, x, base, y, size):
+    """The products of rows of ``x`` with ``y``, as a vector of `accumulate_rows`."""
 
-    def product(vector):
-        at = vector * LANES
-        return x[lanes(base + at)] * y[lanes(at)]
+    def product(row, vector):
+        return x[lanes(base + row * size + vector * LANES)] * y[lanes(vector * LANES)]
 
-    return accumulate(size // LANES, product, operator.add)
+    return accumulate_rows(rows, size // LANES, product, operator.add)
 
 
 def _for_each_panel(panels, share, body: Callable) -> None:

@@ -10,7 +10,7 @@ Elsewhere weights are what fills the cache, so the outputs of both layers are cu
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.depthwise_conv import convolve_tokens
-from kernels_tvm.descriptions import LANES, Mlp, round_up
+from kernels_tvm.descriptions import LANES, Mlp, round_up, rows_together
 from kernels_tvm.elementary import gelu
 from kernels_tvm.emit import (
     Arguments,
@@ -44,6 +44,7 @@ def _by_columns(target, threads, mlp):
     images_at_once = max(1, target.strip_bytes // (4 * padded * hidden))
     limit = images_at_once * mlp.tokens
     group = _group(target, width) if mlp.grid else 1
+    together = rows_together(mlp.tokens)
 
     def body(arguments: Arguments):
         x = arguments("x", ("images", mlp.tokens, channels), "float32")
@@ -77,16 +78,17 @@ def _by_columns(target, threads, mlp):
                 above = T.bind((image * padded + line * padded_width) * hidden + column * LANES)
                 return [T.bind(above + dy * padded_width * hidden) for dy in range(1 + 2 * margin)]
 
-            def load_row(row, buffer, offset):
-                load_normalized(x, *place(row), channels, buffers, mlp.epsilon, buffer, offset)
+            def load_rows(row, buffer, offset):
+                load_normalized(together, x, *place(row), channels, buffers, mlp.epsilon, buffer, offset)
 
             def store_expanded(row, column, value, lanes_):
                 value = T.max(value, constant(0)) if mlp.relu else value
                 at = T.bind(around(row)[margin] + margin * LANES)
                 T.buffer_store(expanded, value, [lanes(at + column * padded_width)])
 
+            parameters = part(buffers, "fc1_")
             by_columns(
-                target, threads, mlp.fc1, part(buffers, "fc1_"), limit, count, load_row, store_expanded
+                target, threads, mlp.fc1, parameters, limit, count, load_rows, store_expanded, together
             )
             claims = Claims(target, T.bind(T.floordiv(count, group)), threads)
             with T.parallel(0, threads) as thread, claims.of(thread) as number:
@@ -94,7 +96,7 @@ def _by_columns(target, threads, mlp):
                 _activate(target, mlp, buffers, expanded, around(row), group, activated, row * hidden)
 
             def load_activated(row, buffer, offset):
-                with T.serial(0, hidden // LANES) as vector:
+                with T.serial(0, together * hidden // LANES) as vector:
                     value = activated[lanes(row * hidden + vector * LANES)]
                     T.buffer_store(buffer, value, [lanes(offset + vector * LANES)])
 
@@ -102,7 +104,8 @@ def _by_columns(target, threads, mlp):
                 image, token = place(row)
                 store_lanes(y, value + x[image, token, lanes(column)], [image, token], column, lanes_)
 
-            by_columns(target, threads, mlp.fc2, part(buffers, "fc2_"), limit, count, load_activated, store)
+            parameters = part(buffers, "fc2_")
+            by_columns(target, threads, mlp.fc2, parameters, limit, count, load_activated, store, together)
 
     return kernel(body)
 
@@ -138,6 +141,7 @@ def _by_strips(target, threads, mlp):
     strip = -(-height // strips)
     held = strip + 2 * margin  # rows of hidden activations
     group = _group(target, width) if mlp.grid else 1
+    together = rows_together(width)
 
     def top(number):
         """The first row of a strip."""
@@ -181,9 +185,9 @@ def _by_strips(target, threads, mlp):
                     with T.serial(0, T.max(end - begin, 0)) as outside:
                         _clear_line(between, place(T.bind(begin + outside)), padded_width, hidden)
 
-                def load_row(row, buffer, offset):
+                def load_rows(row, buffer, offset):
                     token = T.bind((above + start) * width + row)
-                    load_normalized(x, image, token, channels, buffers, mlp.epsilon, buffer, offset)
+                    load_normalized(together, x, image, token, channels, buffers, mlp.epsilon, buffer, offset)
 
                 def place_hidden(row):
                     line, beside = split(row, width)
@@ -196,9 +200,10 @@ def _by_strips(target, threads, mlp):
                 fc1.tile(
                     held * width,
                     T.bind(T.max(stop - start, 0) * width),
-                    load_row,
+                    load_rows,
                     store_hidden,
-                    place=place_hidden,
+                    together,
+                    place_hidden,
                 )
 
                 def load_activated(row, buffer, offset):

@@ -1,48 +1,66 @@
-"""LayerNorm of one row, as the first step of what reads it, or by itself."""
+"""LayerNorm of rows, as the first step of what reads them, or by itself."""
 
 import operator
 
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.descriptions import LANES, LayerNorm
-from kernels_tvm.emit import Arguments, accumulate, for_each_row, kernel, lanes, splat
+from kernels_tvm.emit import (
+    Arguments,
+    accumulate_rows,
+    constant,
+    element,
+    for_each_row,
+    kernel,
+    lanes,
+    row_lanes,
+    splat,
+)
 from kernels_tvm.targets import Target
 
 
-def layer_norm_row(load, channels: int, scale, bias, epsilon: float, write) -> None:
-    """``write(column, vector)`` the normalized row; ``load(column)`` is a vector of it. Whole vectors only.
+def layer_norm_rows(rows: int, load, channels: int, scale, bias, epsilon: float, write) -> None:
+    """``write(row, column, vector)`` the normalized rows, of whole vectors; ``load(row, column)`` is one.
 
     The variance is the mean square less the squared mean, and at least 0, as in Flax.
     """
 
-    def vector(number):
-        return T.bind(load(number * LANES))
+    def vector(row, number):
+        return T.bind(load(row, number * LANES))
 
-    def squared(number):
-        value = vector(number)
+    def squared(row, number):
+        value = vector(row, number)
         return value * value
 
+    def each(value):
+        return constant(value, row_lanes(rows))
+
     mean, mean_square = (
-        T.bind(accumulate(channels // LANES, terms, operator.add) * T.float32(1 / channels))
+        T.bind(accumulate_rows(rows, channels // LANES, terms, operator.add) * each(1 / channels))
         for terms in (vector, squared)
     )
-    variance = T.max(mean_square - mean * mean, T.float32(0))
-    inverse = T.bind(T.float32(1) / T.sqrt(variance + T.float32(epsilon)))
-    with T.serial(0, channels // LANES) as vector:
-        at = lanes(vector * LANES)
-        value = (load(vector * LANES) - splat(mean)) * (splat(inverse) * scale[at]) + bias[at]
-        write(vector * LANES, value)
+    variance = T.max(mean_square - mean * mean, each(0))
+    inverse = T.bind(each(1) / T.sqrt(variance + each(epsilon)))
+    means, inverses = ([T.bind(splat(element(of, row))) for row in range(rows)] for of in (mean, inverse))
+    with T.serial(0, channels // LANES) as number:
+        at = lanes(number * LANES)
+        for row in range(rows):
+            value = (load(row, number * LANES) - means[row]) * (inverses[row] * scale[at]) + bias[at]
+            write(row, number * LANES, value)
 
 
-def load_normalized(x, image, token, channels: int, buffers: dict, epsilon: float, buffer, offset) -> None:
-    """Write a token's row of ``x`` to scratch memory, normalized by the kernel's own LayerNorm."""
-    layer_norm_row(
-        lambda column: x[image, token, lanes(column)],
+def load_normalized(
+    rows: int, x, image, token, channels: int, buffers: dict, epsilon: float, buffer, offset
+) -> None:
+    """Write a token of ``x`` and those after it to scratch memory, normalized by the kernel's LayerNorm."""
+    layer_norm_rows(
+        rows,
+        lambda row, column: x[image, token + row, lanes(column)],
         channels,
         buffers["norm_scale"],
         buffers["norm_bias"],
         epsilon,
-        lambda column, value: T.buffer_store(buffer, value, [lanes(offset + column)]),
+        lambda row, column, value: T.buffer_store(buffer, value, [lanes(offset + row * channels + column)]),
     )
 
 
@@ -55,13 +73,14 @@ def layer_norm_kernel(target: Target, threads: int, norm: LayerNorm):
         y = arguments("y", ("rows", norm.channels), "float32")
 
         def normalize(row):
-            layer_norm_row(
-                lambda column: x[row, lanes(column)],
+            layer_norm_rows(
+                1,
+                lambda _, column: x[row, lanes(column)],
                 norm.channels,
                 scale,
                 bias,
                 norm.epsilon,
-                lambda column, value: T.buffer_store(y, value, [row, lanes(column)]),
+                lambda _, column, value: T.buffer_store(y, value, [row, lanes(column)]),
             )
 
         for_each_row(target, arguments.symbols["rows"], 4 * norm.channels, threads, normalize)

@@ -2,11 +2,11 @@
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import LANES, PatchEmbed
+from kernels_tvm.descriptions import LANES, PatchEmbed, rows_together
 from kernels_tvm.emit import Arguments, for_each_row, kernel, lanes, otherwise, split, when
 from kernels_tvm.linear import apply_layer, few_rows
 from kernels_tvm.mlp import part
-from kernels_tvm.normalization import layer_norm_row
+from kernels_tvm.normalization import layer_norm_rows
 from kernels_tvm.targets import Target
 
 
@@ -14,6 +14,7 @@ def patch_embed_kernel(target: Target, threads: int, embed: PatchEmbed):
     """From x [images, height * width * channels] and the parameters to y [images, tokens, features]."""
     rows, columns = embed.grid
     features = embed.projection.outputs
+    together = rows_together(rows * columns)
 
     def body(arguments: Arguments):
         x = arguments("x", ("images", embed.height * embed.width * embed.channels), "float32")
@@ -28,21 +29,23 @@ def patch_embed_kernel(target: Target, threads: int, embed: PatchEmbed):
             image, token = split(row, rows * columns)
             T.buffer_store(y, value, [image, token, lanes(column)])
 
-        def normalize(row):
-            image, token = split(row, rows * columns)
-            layer_norm_row(
-                lambda column: y[image, token, lanes(column)],
+        def normalize(group):
+            image, first = split(group * together, rows * columns)
+            layer_norm_rows(
+                together,
+                lambda row, column: y[image, first + row, lanes(column)],
                 features,
                 buffers["norm_scale"],
                 buffers["norm_bias"],
                 embed.epsilon,
-                lambda column, value: T.buffer_store(y, value, [image, token, lanes(column)]),
+                lambda row, column, value: T.buffer_store(y, value, [image, first + row, lanes(column)]),
             )
 
         few = few_rows(rows * columns, embed.projection)
         parameters = part(buffers, "projection_")
         apply_layer(target, threads, embed.projection, parameters, total, load_row, store, few)
-        for_each_row(target, total, 4 * features, threads, normalize)
+        groups = T.floordiv(total, together)
+        for_each_row(target, groups, 4 * features * together, threads, normalize)
 
     return kernel(body)
 

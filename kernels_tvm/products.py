@@ -5,13 +5,14 @@ tile of sums in registers; the last one may have fewer.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.bfloat16 import bfloat16_pairs, exact_pairs, rounded_pairs, rounded_to_bfloat16
 from kernels_tvm.decoding import quantize_row
 from kernels_tvm.descriptions import LANES, round_up
-from kernels_tvm.emit import constant, lanes, local, otherwise, scratch, splat, when
+from kernels_tvm.emit import constant, lanes, local, otherwise, scratch, splat, split, when
 from kernels_tvm.targets import Target
 
 SHIFTED_ROWS = 4  # computed together by shifts: their counts, signs and masks take registers too
@@ -243,8 +244,9 @@ def float_product(
     (rows_of_x,), stride, weights = x.parts, x.stride, panels.weights(panel, columns)
     vectors = columns // LANES
 
-    def compute(first, rows):
-        x.clear(T.min(first + rows, count), first + rows)
+    def compute(first, rows, all_present):
+        if not all_present:
+            x.clear(T.min(first + rows, count), first + rows)
         sums = local(rows * columns)
         for i in range(rows * vectors):
             T.buffer_store(sums, constant(0), [lanes(i * LANES)])
@@ -255,7 +257,7 @@ def float_product(
                 for j in range(vectors):
                     at = lanes((i * vectors + j) * LANES)
                     T.buffer_store(sums, sums[at] + value * weight[j], [at])
-        _finish_rows(rows, vectors, first, count, sums, finish)
+        _finish_rows(rows, vectors, first, count, all_present, sums, finish)
 
     _for_each_block(count, target.float_sums // columns, compute)
 
@@ -274,7 +276,7 @@ def int8_product(
         return
     vectors = columns // LANES
 
-    def compute(first, rows):
+    def compute(first, rows, all_present):
         sums = local(rows * columns, "int32")
         for j in range(vectors):
             value = T.bind(offset(j))
@@ -286,7 +288,7 @@ def int8_product(
                 for j in range(vectors):
                     at, place = (i * vectors + j) * LANES, start + (group * vectors + j) * 4 * LANES
                     dot4(target, sums, at, four, panels.weights, place)
-        _finish_rows(rows, vectors, first, count, sums, finish)
+        _finish_rows(rows, vectors, first, count, all_present, sums, finish)
 
     _for_each_block(count, target.int8_tile[0], compute)
 
@@ -320,18 +322,22 @@ def _shift_block(target, x, count, panels, start, first, vector, columns, finish
 
 
 def _for_each_block(count, rows: int, compute: Callable) -> None:
-    """``compute(first, rows)`` for blocks of that many rows; the last ones are half a block if they fit."""
+    """``compute(first, rows, all_present)`` for blocks of that many rows, then for halves of a block.
+
+    Of the last half, some rows may be past ``count``. Elsewhere nothing asks whether a row is there: what
+    only a branch needs, LLVM would compute within that branch.
+    """
     half = max(1, rows // 2)
-    whole = T.bind(T.ceildiv(T.max(count - half, 0), rows))
+    whole, rest = split(count, rows)
     with T.serial(0, whole) as block:
-        compute(T.bind(block * rows), rows)
-    with when(whole * rows < count):
-        compute(T.bind(whole * rows), half)
+        compute(T.bind(block * rows), rows, True)
+    with T.serial(0, T.ceildiv(rest, half)) as block:
+        compute(T.bind(whole * rows + block * half), half, False)
 
 
-def _finish_rows(rows, vectors, first, count, sums, finish):
+def _finish_rows(rows, vectors, first, count, all_present, sums, finish):
     for i in range(rows):
-        with when(first + i < count):
+        with nullcontext() if all_present else when(first + i < count):
             for j in range(vectors):
                 finish(first + i, j, sums[lanes((i * vectors + j) * LANES)])
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.attention import projection
-from kernels_tvm.descriptions import LANES, SoftmaxAttention, round_up
+from kernels_tvm.descriptions import LANES, SoftmaxAttention, round_up, rows_together
 from kernels_tvm.elementary import exp
 from kernels_tvm.emit import (
     Arguments,
@@ -32,6 +32,7 @@ LOWEST = -3e38  # score of what is no token: its exponential is less than any nu
 def softmax_attention_kernel(target: Target, threads: int, attention: SoftmaxAttention):
     """From x [batch, tokens, channels] and the parameters to the scratch arrays and y, like x."""
     tokens, channels, heads = attention.tokens, attention.channels, attention.heads
+    together = rows_together(tokens)
 
     def body(arguments: Arguments):
         x = arguments("x", ("batch", tokens, channels), "float32")
@@ -43,17 +44,19 @@ def softmax_attention_kernel(target: Target, threads: int, attention: SoftmaxAtt
 
         def load_mixed(row, buffer, offset):
             image, token = split(row, tokens)
-            with T.serial(0, channels // LANES) as vector:
-                value = mixed[image, token, lanes(vector * LANES)]
-                T.buffer_store(buffer, value, [lanes(offset + vector * LANES)])
+            for member in range(together):
+                with T.serial(0, channels // LANES) as vector:
+                    value = mixed[image, token + member, lanes(vector * LANES)]
+                    T.buffer_store(buffer, value, [lanes(offset + member * channels + vector * LANES)])
 
         def store(row, column, value, lanes_):
             image, token = split(row, tokens)
             store_lanes(y, value + x[image, token, lanes(column)], [image, token], column, lanes_)
 
-        def apply(layer, name, load_row, store):
+        def apply(layer, name, load_rows, store):
             few = few_rows(tokens, layer)
-            apply_layer(target, threads, layer, part(buffers, name), rows, load_row, store, few)
+            parameters = part(buffers, name)
+            apply_layer(target, threads, layer, parameters, rows, load_rows, store, few, together)
 
         apply(attention.qkv, "qkv_", *projection(attention, buffers, lambda row: split(row, tokens), x, qkv))
         claims = Claims(target, arguments.symbols["batch"] * heads, threads)
