@@ -165,8 +165,8 @@ def _normalized(rows, width):
     def each(value):
         return constant(value, row_lanes(len(rows)))
 
-    squares = [T.bind(_add_up([value * value for value in values])) for values in rows]
-    square = fold_rows(squares, operator.add, width)
+    squares = [_add_up([value * value for value in values]) for values in rows]
+    square = fold_rows(squares, operator.add, count=width)
     positive = square > each(1e-30)
     root = T.sqrt(T.Select(positive, square, each(1)))
     inverse = T.bind(T.Select(positive, each(1) / root, each(0)))

@@ -78,15 +78,16 @@ def local(size: int, dtype: str = "float32"):
     return T.alloc_buffer((size,), dtype, scope="local")
 
 
-def opaque(value):
-    """An int32 that TVM does not look into.
+def opaque(value, dtype: str = "int32", count: int = 1):
+    """A number, or a vector of ``count`` lanes, that TVM does not look into.
 
-    Its simplifier puts what a variable is bound to in the place of each use; of sizes that follow from each
+    Its simplifier puts what a variable is bound to in the place of each use; of numbers that follow from each
     other that makes expressions without end.
     """
-    place = local(1, "int32")
-    T.buffer_store(place, value, [0])
-    return T.bind(place[0])
+    place = local(count, dtype)
+    at = lanes(0, count) if count > 1 else 0
+    T.buffer_store(place, value, [at])
+    return T.bind(place[at])
 
 
 def scratch(size: int, dtype: str = "float32"):
@@ -105,7 +106,7 @@ def fold(vector, combine: Callable, dtype: str = "float32", count: int = LANES):
     return T.bind(combine(buffer[0], buffer[1]))
 
 
-def fold_rows(vectors: Sequence, combine: Callable, count: int = LANES):
+def fold_rows(vectors: Sequence, combine: Callable, dtype: str = "float32", count: int = LANES):
     """A vector whose lane r is what ``combine`` makes of all ``count`` lanes of ``vectors[r]``.
 
     It has `row_lanes` lanes. Two vectors become one that has half as many partial results of each, and so on,
@@ -113,7 +114,7 @@ def fold_rows(vectors: Sequence, combine: Callable, count: int = LANES):
     """
     size = row_lanes(len(vectors))
     padding = size - len(vectors)
-    held = [(vector, [row]) for row, vector in enumerate(vectors)]
+    held = [(opaque(vector, dtype, count), [row]) for row, vector in enumerate(vectors)]
     held += held[-1:] * padding
     width = count  # lanes that a vector has for each of its rows
     while len(held) > 1:
@@ -125,7 +126,7 @@ def fold_rows(vectors: Sequence, combine: Callable, count: int = LANES):
         width //= 2
         total = T.bind(combine(total, T.Shuffle([total], [lane ^ width for lane in range(count)])))
     lanes_ = [rows.index(row) * (count // size) for row in range(len(vectors))]
-    return T.bind(T.Shuffle([total], lanes_ + [0] * padding))
+    return opaque(T.Shuffle([total], lanes_ + [0] * padding), dtype, size)
 
 
 def row_lanes(rows: int) -> int:
@@ -171,7 +172,7 @@ def accumulate_rows(rows: int, count: int, load: Callable, combine: Callable, dt
     vectors = [
         functools.reduce(combine, [totals[at(row, chain)] for chain in range(chains)]) for row in range(rows)
     ]
-    return fold_rows([T.bind(vector) for vector in vectors], combine)
+    return fold_rows(vectors, combine, dtype)
 
 
 def element(vector, lane: int):

@@ -80,7 +80,7 @@ class Layer:
         ``place`` is asked once for a row that is routed.
         """
         # The last block of a product reads as many rows as registers hold.
-        capacity = limit + max(self.target.float_sums // LANES, self.target.int8_tile[0])
+        capacity = limit + max(self.target.float_sums, self.target.int8_sums) // LANES
         rows = [expert.rows(capacity) for expert in self.experts]
         if len(self.experts) == 2:
             counts, stores = self._route(rows, capacity, count, load_rows, store, group, place)

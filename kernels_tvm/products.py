@@ -290,7 +290,7 @@ def int8_product(
                     dot4(target, sums, at, four, panels.weights, place)
         _finish_rows(rows, vectors, first, count, all_present, sums, finish)
 
-    _for_each_block(count, target.int8_tile[0], compute)
+    _for_each_block(count, target.int8_sums // columns, compute)
 
 
 def shift_product(

@@ -22,7 +22,7 @@ class Target:
       features: the flags of /proc/cpuinfo that it needs; more are no harm.
       llvm: TVM's description of the target.
       float_tile: rows and columns of a float32 product that registers hold; of fewer columns, more rows.
-      int8_tile: rows and columns of an int8 product with int32 sums; of fewer columns, as many rows.
+      int8_tile: the same of an int8 product with int32 sums.
       strip_bytes: hidden activations that a thread keeps in its cache.
       convolved_tokens: how many neighbours a depthwise convolution computes at once.
       tables: whether an instruction looks numbers up in a table of 32 that two registers hold.
@@ -45,6 +45,11 @@ class Target:
     def float_sums(self) -> int:
         """Of a float32 product, how many registers hold."""
         return self.float_tile[0] * self.float_tile[1]
+
+    @property
+    def int8_sums(self) -> int:
+        """Of an int8 product, how many registers hold."""
+        return self.int8_tile[0] * self.int8_tile[1]
 
     @property
     def activation_offset(self) -> int:

@@ -26,7 +26,7 @@ def test_each_lane_is_what_its_row_folds_to(fold, rows, lanes_of_row):
         x = arguments("x", (rows, lanes_of_row), "float32")
         y = arguments("y", (rows,), "float32")
         vectors = [T.bind(x[row, lanes(0, lanes_of_row)]) for row in range(rows)]
-        folded = fold_rows(vectors, combine, lanes_of_row)
+        folded = fold_rows(vectors, combine, count=lanes_of_row)
         for row in range(rows):
             T.buffer_store(y, element(folded, row), [row])
 
