@@ -102,7 +102,6 @@ class Mlp:
       tokens: of an image.
       grid: height and width of the grid of tokens, for a depthwise convolution of 3 x 3; None for none.
       relu: whether a ReLU comes right after the first layer.
-      last_epsilon: of a LayerNorm of the result, as at the end of a stage; None for none.
     """
 
     fc1: Linear
@@ -111,23 +110,13 @@ class Mlp:
     tokens: int
     grid: tuple[int, int] | None = None
     relu: bool = False
-    last_epsilon: float | None = None
 
     def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
         channels, hidden = self.fc1.inputs, self.fc1.outputs
-        norm, last = (
-            [(f"{name}_scale", (channels,), "float32"), (f"{name}_bias", (channels,), "float32")]
-            for name in ("norm", "last")
-        )
+        norm = [("norm_scale", (channels,), "float32"), ("norm_bias", (channels,), "float32")]
         conv = [("conv_kernel", (9, hidden), "float32"), ("conv_bias", (hidden,), "float32")]
-        return [
-            *norm,
-            *_prefixed("fc1", self.fc1),
-            *(conv if self.grid else []),
-            *_prefixed("fc2", self.fc2),
-            *(last if self.last_epsilon is not None else []),
-        ]
+        return norm + _prefixed("fc1", self.fc1) + (conv if self.grid else []) + _prefixed("fc2", self.fc2)
 
 
 @dataclass(frozen=True)
@@ -329,3 +318,20 @@ class PatchEmbed:
         features = self.projection.outputs
         norm = [("norm_scale", (features,), "float32"), ("norm_bias", (features,), "float32")]
         return _prefixed("projection", self.projection) + norm
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """A LayerNorm by itself.
+
+    Attributes:
+      channels: of a row, a multiple of 16.
+      epsilon: added to the variance.
+    """
+
+    channels: int
+    epsilon: float
+
+    def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
+        """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
+        return [("scale", (self.channels,), "float32"), ("bias", (self.channels,), "float32")]

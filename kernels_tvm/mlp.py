@@ -1,4 +1,4 @@
-"""The MLP of a block: x + fc2(gelu(depthwise(fc1(norm(x))))), with a LayerNorm where it ends a stage.
+"""The MLP of a block: x + fc2(gelu(depthwise(fc1(norm(x))))).
 
 Where tokens outnumber channels (see `few_rows`), in one pass over the tokens. Each thread walks down the
 grid, a strip of rows at a time: the strip's hidden activations stay in its cache, two rows of them for the
@@ -16,7 +16,6 @@ from kernels_tvm.emit import (
     Arguments,
     Claims,
     constant,
-    for_each_row,
     kernel,
     lanes,
     local,
@@ -27,7 +26,7 @@ from kernels_tvm.emit import (
     when,
 )
 from kernels_tvm.linear import Layer, by_columns, few_rows
-from kernels_tvm.normalization import load_normalized, normalize_in_place
+from kernels_tvm.normalization import load_normalized
 from kernels_tvm.targets import Target
 
 
@@ -107,20 +106,8 @@ def _by_columns(target, threads, mlp):
 
             parameters = part(buffers, "fc2_")
             by_columns(target, threads, mlp.fc2, parameters, limit, count, load_activated, store, together)
-            if mlp.last_epsilon is not None:
-
-                def normalize(number):
-                    _normalize_last(mlp, together, y, *place(number * together), buffers)
-
-                groups = T.floordiv(count, together)
-                for_each_row(target, groups, 4 * together * channels, threads, normalize)
 
     return kernel(body)
-
-
-def _normalize_last(mlp, rows, y, image, token, buffers):
-    scale, bias = buffers["last_scale"], buffers["last_bias"]
-    normalize_in_place(rows, y, image, token, scale, bias, mlp.last_epsilon)
 
 
 def _activate(target, mlp, buffers, expanded, places, group, buffer, offset):
@@ -232,10 +219,6 @@ def _by_strips(target, threads, mlp):
                     store_lanes(y, value, [image, token], column, lanes_)
 
                 fc2.tile(strip * width, T.bind(rows * width), load_activated, store, group)
-                if mlp.last_epsilon is not None:
-                    with T.serial(0, T.floordiv(rows * width, together)) as number:
-                        token = T.bind(first * width + number * together)
-                        _normalize_last(mlp, together, y, image, token, buffers)
 
     return kernel(body)
 

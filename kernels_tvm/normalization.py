@@ -1,18 +1,22 @@
-"""LayerNorm of rows, as the first step of what reads them, or in place."""
+"""LayerNorm of rows, as the first step of what reads them, or by itself."""
 
 import operator
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import LANES
+from kernels_tvm.descriptions import LANES, LayerNorm
 from kernels_tvm.emit import (
+    Arguments,
     accumulate_rows,
     constant,
     element,
+    for_each_row,
+    kernel,
     lanes,
     row_lanes,
     splat,
 )
+from kernels_tvm.targets import Target
 
 
 def layer_norm_rows(rows: int, load, channels: int, scale, bias, epsilon: float, write) -> None:
@@ -60,14 +64,25 @@ def load_normalized(
     )
 
 
-def normalize_in_place(rows: int, y, image, token, scale, bias, epsilon: float) -> None:
-    """Normalize a token of ``y`` and those after it where they are."""
-    layer_norm_rows(
-        rows,
-        lambda row, column: y[image, token + row, lanes(column)],
-        int(y.shape[-1]),
-        scale,
-        bias,
-        epsilon,
-        lambda row, column, value: T.buffer_store(y, value, [image, token + row, lanes(column)]),
-    )
+def layer_norm_kernel(target: Target, threads: int, norm: LayerNorm):
+    """From x [rows, channels] and the parameters to y, like x."""
+
+    def body(arguments: Arguments):
+        x = arguments("x", ("rows", norm.channels), "float32")
+        scale, bias = (arguments(name, shape, dtype) for name, shape, dtype in norm.arguments())
+        y = arguments("y", ("rows", norm.channels), "float32")
+
+        def normalize(row):
+            layer_norm_rows(
+                1,
+                lambda _, column: x[row, lanes(column)],
+                norm.channels,
+                scale,
+                bias,
+                norm.epsilon,
+                lambda _, column, value: T.buffer_store(y, value, [row, lanes(column)]),
+            )
+
+        for_each_row(target, arguments.symbols["rows"], 4 * norm.channels, threads, normalize)
+
+    return kernel(body)

@@ -6,7 +6,7 @@ from kernels_tvm.descriptions import LANES, PatchEmbed, rows_together
 from kernels_tvm.emit import Arguments, for_each_row, kernel, lanes, otherwise, split, when
 from kernels_tvm.linear import apply_layer, few_rows
 from kernels_tvm.mlp import part
-from kernels_tvm.normalization import normalize_in_place
+from kernels_tvm.normalization import layer_norm_rows
 from kernels_tvm.targets import Target
 
 
@@ -31,8 +31,15 @@ def patch_embed_kernel(target: Target, threads: int, embed: PatchEmbed):
 
         def normalize(group):
             image, first = split(group * together, rows * columns)
-            scale, bias = buffers["norm_scale"], buffers["norm_bias"]
-            normalize_in_place(together, y, image, first, scale, bias, embed.epsilon)
+            layer_norm_rows(
+                together,
+                lambda row, column: y[image, first + row, lanes(column)],
+                features,
+                buffers["norm_scale"],
+                buffers["norm_bias"],
+                embed.epsilon,
+                lambda row, column, value: T.buffer_store(y, value, [image, first + row, lanes(column)]),
+            )
 
         few = few_rows(rows * columns, embed.projection)
         parameters = part(buffers, "projection_")

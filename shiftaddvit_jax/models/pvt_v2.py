@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from kernels_tvm.descriptions import Linear, PatchEmbed
 from shiftaddvit_jax.models.pyramid import SIDES, SR_RATIOS, STAGES, check_size, reductions, stage_arguments
 from shiftaddvit_jax.nn import Block, Conv, Primitives, make_linear
-from shiftaddvit_jax.nn.kernels import patch_embed_arrays, project, runs_on_kernels
+from shiftaddvit_jax.nn.kernels import normalize, patch_embed_arrays, project, runs_on_kernels
 from shiftaddvit_jax.ops.custom_call import with_xla_gradient
 from shiftaddvit_jax.ops.fused import fused_patch_embed
 from shiftaddvit_jax.validation import check_images
@@ -104,10 +104,10 @@ class Stage(nn.Module):
         )(x)
         batch, *grid, channels = x.shape
         x = x.reshape(batch, -1, channels)
-        norm = nn.LayerNorm(epsilon or 1e-6, dtype=primitives.dtype, name="norm")
         for index, rate in enumerate(self.drop_path):
-            block = Block(**self.block, drop_path=rate, name=f"block{index + 1}")
-            x = block(x, tuple(grid), norm if index == len(self.drop_path) - 1 else None)
+            x = Block(**self.block, drop_path=rate, name=f"block{index + 1}")(x, tuple(grid))
+        norm = nn.LayerNorm(epsilon or 1e-6, dtype=primitives.dtype, name="norm")
+        x = normalize(norm, self.variables["params"]["norm"], x) if kernels else norm(x)
         return x.reshape(batch, *grid, channels)
 
 

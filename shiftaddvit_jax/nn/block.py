@@ -81,12 +81,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[Array, "batch tokens channels"],
-        grid: tuple[int, int],
-        last_norm: nn.LayerNorm | None = None,
+        self, x: Float[Array, "batch tokens channels"], grid: tuple[int, int]
     ) -> Float[Array, "batch tokens channels"]:
-        """The tokens after the block, and after ``last_norm``, if the one who calls has one for them."""
         norm1, norm2 = (
             nn.LayerNorm(self.layer_norm_eps or 1e-6, dtype=self.primitives.dtype, name=name)
             for name in ("norm1", "norm2")
@@ -119,9 +115,8 @@ class Block(nn.Module):
             name="mlp",
         )
         if self._has_kernel(x, self.mlp) and x.shape[-1] % 16 == 0 and hidden % 16 == 0:
-            return self._fused_mlp(x, norm2, mlp, grid, last_norm)
-        x = x + drop_path(mlp(norm2(x), grid))
-        return last_norm(x) if last_norm else x
+            return self._fused_mlp(x, norm2, mlp, grid)
+        return x + drop_path(mlp(norm2(x), grid))
 
     def _has_kernel(self, x, kind):
         """Whether a whole branch of this block, with linear layers of a kind, is left to one TVM kernel."""
@@ -169,9 +164,8 @@ class Block(nn.Module):
 
         return with_xla_gradient(forward, _reference(norm, attention, grid))(x, params)
 
-    def _fused_mlp(self, x, norm, mlp, grid, last_norm):
+    def _fused_mlp(self, x, norm, mlp, grid):
         params = {name: self.variables["params"][name] for name in ("norm2", "mlp")}
-        params["last"] = last_norm.variables["params"] if last_norm else None
         primitives = self.primitives
         kernel = describe_mlp(
             self.mlp,
@@ -182,29 +176,25 @@ class Block(nn.Module):
             tuple(grid) if self.depthwise else None,
             self.relu,
             norm.epsilon,
-            last_norm.epsilon if last_norm else None,
             primitives.activations,
             primitives.implementation,
             primitives.precision,
         )
 
         def forward(x, params):
-            bits = primitives.weight_bits
-            arrays = mlp_arrays(kernel, params["norm2"], params["mlp"], params["last"], bits)
+            arrays = mlp_arrays(kernel, params["norm2"], params["mlp"], primitives.weight_bits)
             return fused_mlp(kernel, arrays, x)
 
-        return with_xla_gradient(forward, _reference(norm, mlp, grid, last_norm))(x, params)
+        return with_xla_gradient(forward, _reference(norm, mlp, grid))(x, params)
 
 
-def _reference(norm, branch, grid, last_norm=None):
-    """The function (x, parameters of all) -> x + branch(norm(x)) on XLA, or ``last_norm`` of that."""
+def _reference(norm, branch, grid):
+    """The function (x, parameters of both) -> x + branch(norm(x)) on XLA."""
     primitives = dataclasses.replace(branch.primitives, implementation="xla")
     norm_alone, branch_alone = norm.clone(parent=None), branch.clone(parent=None, primitives=primitives)
-    last_alone = last_norm.clone(parent=None) if last_norm else None
 
     def function(x, params):
         normalized = norm_alone.apply({"params": params[norm.name]}, x)
-        y = x + branch_alone.apply({"params": params[branch.name]}, normalized, grid)
-        return last_alone.apply({"params": params["last"]}, y) if last_alone else y
+        return x + branch_alone.apply({"params": params[branch.name]}, normalized, grid)
 
     return function

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, PyTree
 
-from kernels_tvm.descriptions import HammingLinear, Linear, Mlp, PatchEmbed, SoftmaxAttention
+from kernels_tvm.descriptions import HammingLinear, LayerNorm, Linear, Mlp, PatchEmbed, SoftmaxAttention
 from shiftaddvit_jax.ops import PackedWeight, pack_weight, power_of_two
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.custom_call import on_gpu, with_xla_gradient
-from shiftaddvit_jax.ops.fused import fused_linear
+from shiftaddvit_jax.ops.fused import fused_layer_norm, fused_linear
 from shiftaddvit_jax.ops.implementation import Implementation, float32_only, uses_tvm
 from shiftaddvit_jax.ops.packing import block_weight, check_packed, packed_bits
 from shiftaddvit_jax.ops.precision import Precision
@@ -50,6 +50,17 @@ def runs_on_kernels(
     if on_gpu() or train or module.is_initializing() or unsupported or float32_only(x):
         return False
     return uses_tvm(type(module).__name__, implementation, prefer=is_packed(module.variables["params"]))
+
+
+def normalize(norm: nn.LayerNorm, params: Params, x: Float[Array, "*batch channels"]) -> Array:
+    """A LayerNorm by its kernel, with the gradient of the module."""
+    alone = norm.clone(parent=None)
+    description = LayerNorm(x.shape[-1], norm.epsilon)
+
+    def forward(x, params):
+        return fused_layer_norm(description, params, x)
+
+    return with_xla_gradient(forward, lambda x, params: alone.apply({"params": params}, x))(x, params)
 
 
 def project(dense: nn.Dense, params: Params, x: Float[Array, "*batch inputs"], precision: Precision) -> Array:
@@ -135,27 +146,19 @@ def describe_mlp(
     grid: tuple[int, int] | None,
     relu: bool,
     epsilon: float,
-    last_epsilon: float | None,
     activations: Activations,
     implementation: Implementation,
     precision: Precision,
 ) -> Mlp:
-    """The kernel's description of a block's MLP, its LayerNorm, and one after it if that has an epsilon.
-
-    ``params`` are the MLP's.
-    """
+    """The kernel's description of a block's MLP with its LayerNorm; ``params`` are the MLP's."""
     fc1 = describe_linear(kind, params["fc1"], channels, hidden, activations, implementation, precision)
     fc2 = describe_linear(kind, params["fc2"], hidden, channels, activations, implementation, precision)
-    return Mlp(fc1, fc2, epsilon, tokens, grid, relu, last_epsilon)
+    return Mlp(fc1, fc2, epsilon, tokens, grid, relu)
 
 
-def mlp_arrays(
-    mlp: Mlp, norm: Params, params: Params, last_norm: Params | None, weight_bits: int
-) -> dict[str, Array]:
-    """The parameters of an MLP and of the LayerNorms around it by the kernel's names."""
+def mlp_arrays(mlp: Mlp, norm: Params, params: Params, weight_bits: int) -> dict[str, Array]:
+    """The parameters of an MLP and of its LayerNorm by the kernel's names."""
     arrays = {"norm_scale": norm["scale"], "norm_bias": norm["bias"]}
-    if last_norm:
-        arrays |= {"last_scale": last_norm["scale"], "last_bias": last_norm["bias"]}
     arrays |= linear_arrays(mlp.fc1, params["fc1"], weight_bits, "fc1_")
     arrays |= linear_arrays(mlp.fc2, params["fc2"], weight_bits, "fc2_")
     if mlp.grid:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_tvm.descriptions import HammingLinear, Linear, Mlp, PatchEmbed, SoftmaxAttention
+from kernels_tvm.descriptions import HammingLinear, LayerNorm, Linear, Mlp, PatchEmbed, SoftmaxAttention
 from kernels_tvm.library import Kernel, thread_count
 from shiftaddvit_jax.ops.custom_call import call_kernel
 
@@ -25,8 +25,16 @@ def fused_linear(linear: Linear, arrays: Arrays, x: Float[Array, "*batch inputs"
     return y.reshape(*x.shape[:-1], linear.outputs)
 
 
+def fused_layer_norm(norm: LayerNorm, arrays: Arrays, x: Float[Array, "*batch channels"]) -> Array:
+    """LayerNorm of each row, float32."""
+    rows = x.reshape(-1, norm.channels)
+    output = jax.ShapeDtypeStruct(rows.shape, jnp.float32)
+    (y,) = call_kernel(Kernel("layer_norm", norm), [output], rows, *_in_order(norm, arrays))
+    return y.reshape(x.shape)
+
+
 def fused_mlp(mlp: Mlp, arrays: Arrays, x: Float[Array, "batch tokens channels"]) -> Array:
-    """Return x + mlp(norm(x)), normalized once more if the kernel has a last LayerNorm, float32."""
+    """Return x + mlp(norm(x)), float32."""
     output = jax.ShapeDtypeStruct(x.shape, jnp.float32)
     (y,) = call_kernel(Kernel("mlp", mlp), [output], x, *_in_order(mlp, arrays))
     return y

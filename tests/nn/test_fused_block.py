@@ -2,7 +2,6 @@ import functools
 import re
 from concurrent.futures import ThreadPoolExecutor
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -275,64 +274,6 @@ def test_the_gradient_of_a_block_on_tvm_is_xlas():
         )
         for apply in (jitted(kind="shift"), jitted("xla", kind="shift"))
     ]
-    for actual, expected in zip(*(jax.tree.leaves(gradient) for gradient in gradients), strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
-
-
-class LastBlock(nn.Module):
-    """A block and the LayerNorm that ends its stage."""
-
-    implementation: str
-    arguments: dict
-
-    @nn.compact
-    def __call__(self, x, grid):
-        norm = nn.LayerNorm(1e-3, name="norm")
-        return block_of(self.implementation, **self.arguments)(x, grid, norm)
-
-
-LAST_BLOCKS = pytest.mark.parametrize(
-    ("grid", "arguments"),
-    [
-        (GRID, {"kind": "dense"}),
-        ((3, 4), {"kind": "shift"}),
-        ((9, 8), {"kind": "moe"}),
-        ((1, 11), {"kind": "shift", "depthwise": False}),
-    ],
-    ids=str,
-)
-
-
-def last_block(implementation, grid, arguments):
-    module, x = LastBlock(implementation, arguments), tokens(3, grid)
-    return module, random_variables(LastBlock("xla", arguments), x, grid), x
-
-
-@pytest.mark.parametrize("implementation", ["xla", "tvm"])
-@LAST_BLOCKS
-def test_a_last_block_is_the_block_and_then_its_layer_norm(implementation, grid, arguments):
-    module, variables, x = last_block(implementation, grid, arguments)
-    params = variables["params"]
-    y = block_of("xla", **arguments).apply({"params": params["Block_0"]}, x, grid)
-    expected = layer_norm(np.asarray(y, np.float64), params["norm"], 1e-3)
-    assert_same(jax.jit(lambda x: module.apply(variables, x, grid))(x), expected)
-
-
-@LAST_BLOCKS
-def test_a_last_block_on_tvm_is_two_kernels(grid, arguments):
-    module, variables, x = last_block("tvm", grid, arguments)
-    assert len(kernels_of(jax.jit(lambda x: module.apply(variables, x, grid)), x)) == 2
-
-
-def test_the_gradient_of_a_last_block_on_tvm_is_xlas():
-    cotangent, gradients = tokens(3, seed=2), []
-    for implementation in ("tvm", "xla"):
-        module, variables, x = last_block(implementation, GRID, {"kind": "shift"})
-
-        def loss(variables, x, module=module):
-            return jnp.vdot(module.apply(variables, x, GRID), cotangent)
-
-        gradients.append(jax.jit(jax.grad(loss, (0, 1)))(variables, x))
     for actual, expected in zip(*(jax.tree.leaves(gradient) for gradient in gradients), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
