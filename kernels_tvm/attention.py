@@ -51,7 +51,7 @@ def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear
 
     def body(arguments: Arguments):
         x = arguments("x", ("batch", tokens, channels), "float32")
-        buffers = {name: arguments(name, shape, dtype) for name, shape, dtype in attention.arguments()}
+        buffers = arguments.parameters(attention)
         between = attention.scratch(threads)
         qkv, sums, contexts = (arguments(name, ("batch", *shape), "float32") for name, shape in between)
         y = arguments("y", ("batch", tokens, channels), "float32")

@@ -14,8 +14,22 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import LANES, round_up, rows_at_once
+from kernels_tvm.descriptions import LANES, joined, round_up, rows_at_once
 from kernels_tvm.targets import Target
+
+
+class View:
+    """A part of a buffer, from ``start`` on, to be read like a buffer of that shape."""
+
+    def __init__(self, whole, start: int, shape: tuple[int, ...]):
+        self.whole, self.start, self.shape = whole, start, shape
+
+    def __getitem__(self, index):
+        index = index if isinstance(index, tuple) else (index,)
+        flat = 0
+        for size, at in zip(self.shape, index, strict=True):
+            flat = flat * size + at
+        return self.whole[flat + self.start]
 
 
 class Arguments:
@@ -33,6 +47,16 @@ class Arguments:
                 size = self.symbols.setdefault(size, T.int32())
             sizes.append(size)
         return T.match_buffer(handle, tuple(sizes), dtype)
+
+    def parameters(self, description) -> dict:
+        """The buffers of a description's parameters, by name; of those that are `joined`, views of one."""
+        starts, size = joined(description)
+        parameters = description.arguments()
+        buffers = {name: self(name, shape, dtype) for name, shape, dtype in parameters if name not in starts}
+        whole = self("joined", (size,), "float32")
+        return buffers | {
+            name: View(whole, starts[name], shape) for name, shape, _ in parameters if name in starts
+        }
 
 
 def kernel(body: Callable[[Arguments], None]):

@@ -24,7 +24,7 @@ def linear_kernel(target: Target, threads: int, linear: Linear):
 
     def body(arguments: Arguments):
         x = arguments("x", ("rows", linear.inputs), "float32")
-        buffers = {name: arguments(name, shape, dtype) for name, shape, dtype in linear.arguments()}
+        buffers = arguments.parameters(linear)
         y = arguments("y", ("rows", linear.outputs), "float32")
         rows = arguments.symbols["rows"]
 

@@ -48,7 +48,7 @@ def _by_columns(target, threads, mlp):
 
     def body(arguments: Arguments):
         x = arguments("x", ("images", mlp.tokens, channels), "float32")
-        buffers = {name: arguments(name, shape, dtype) for name, shape, dtype in mlp.arguments()}
+        buffers = arguments.parameters(mlp)
         y = arguments("y", ("images", mlp.tokens, channels), "float32")
         images = arguments.symbols["images"]
         expanded = scratch(images_at_once * padded * hidden)
@@ -149,7 +149,7 @@ def _by_strips(target, threads, mlp):
 
     def body(arguments: Arguments):
         x = arguments("x", ("images", mlp.tokens, channels), "float32")
-        buffers = {name: arguments(name, shape, dtype) for name, shape, dtype in mlp.arguments()}
+        buffers = arguments.parameters(mlp)
         y = arguments("y", ("images", mlp.tokens, channels), "float32")
 
         claims = Claims(target, arguments.symbols["images"] * strips, threads)

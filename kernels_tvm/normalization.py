@@ -69,7 +69,7 @@ def layer_norm_kernel(target: Target, threads: int, norm: LayerNorm):
 
     def body(arguments: Arguments):
         x = arguments("x", ("rows", norm.channels), "float32")
-        scale, bias = (arguments(name, shape, dtype) for name, shape, dtype in norm.arguments())
+        buffers = arguments.parameters(norm)
         y = arguments("y", ("rows", norm.channels), "float32")
 
         def normalize(row):
@@ -77,8 +77,8 @@ def layer_norm_kernel(target: Target, threads: int, norm: LayerNorm):
                 1,
                 lambda _, column: x[row, lanes(column)],
                 norm.channels,
-                scale,
-                bias,
+                buffers["scale"],
+                buffers["bias"],
                 norm.epsilon,
                 lambda _, column, value: T.buffer_store(y, value, [row, lanes(column)]),
             )

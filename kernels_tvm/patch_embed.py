@@ -18,7 +18,7 @@ def patch_embed_kernel(target: Target, threads: int, embed: PatchEmbed):
 
     def body(arguments: Arguments):
         x = arguments("x", ("images", embed.height * embed.width * embed.channels), "float32")
-        buffers = {name: arguments(name, shape, dtype) for name, shape, dtype in embed.arguments()}
+        buffers = arguments.parameters(embed)
         y = arguments("y", ("images", rows * columns, features), "float32")
         total = arguments.symbols["images"] * (rows * columns)
 

@@ -36,7 +36,7 @@ def softmax_attention_kernel(target: Target, threads: int, attention: SoftmaxAtt
 
     def body(arguments: Arguments):
         x = arguments("x", ("batch", tokens, channels), "float32")
-        buffers = {name: arguments(name, shape, dtype) for name, shape, dtype in attention.arguments()}
+        buffers = arguments.parameters(attention)
         qkv = arguments("qkv", ("batch", tokens, 3 * channels), "float32")
         mixed = arguments("mixed", ("batch", tokens, channels), "float32")
         y = arguments("y", ("batch", tokens, channels), "float32")

@@ -10,9 +10,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_tvm.descriptions import HammingLinear, LayerNorm, Linear, Mlp, PatchEmbed, SoftmaxAttention
+from kernels_tvm.descriptions import (
+    LANES,
+    HammingLinear,
+    LayerNorm,
+    Linear,
+    Mlp,
+    PatchEmbed,
+    SoftmaxAttention,
+    joined,
+    round_up,
+)
 from kernels_tvm.library import Kernel, thread_count
-from shiftaddvit_jax.ops.custom_call import call_kernel
+from shiftaddvit_jax.ops.custom_call import call_kernel, on_gpu
 
 Arrays = Mapping[str, Array]
 
@@ -66,9 +76,16 @@ def fused_attention(
 
 def _in_order(description, arrays):
     """The arrays as the kernel takes them, padded with zeros to the sizes that it asks for."""
-    ordered = []
-    for name, shape, dtype in description.arguments():
-        array = arrays[name]
-        missing = [(0, size - have) for size, have in zip(shape, array.shape, strict=True)]
-        ordered.append(jnp.pad(array, missing).astype(dtype) if array.shape != shape else array.astype(dtype))
-    return ordered
+    ordered = {
+        name: _padded(arrays[name], shape).astype(dtype) for name, shape, dtype in description.arguments()
+    }
+    if on_gpu():
+        return list(ordered.values())
+    numbers = [ordered.pop(name).astype(jnp.float32).ravel() for name in joined(description)[0]]
+    together = [_padded(part, (round_up(part.size, LANES),)) for part in numbers]
+    return [*ordered.values(), jnp.concatenate(together)]
+
+
+def _padded(array, shape):
+    missing = [(0, size - have) for size, have in zip(shape, array.shape, strict=True)]
+    return jnp.pad(array, missing) if array.shape != shape else array

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from kernels_tvm import library, targets
+from kernels_tvm.descriptions import joined
 
 RUNNING = [target for target in targets.TARGETS if targets._runs(target)]
 
@@ -29,6 +30,22 @@ def compiled(kernel, target, threads):
     return library.build(kernel, target, threads)["main"]
 
 
+def as_taken(description, arrays):
+    """x and a description's parameters, some of which CPU kernels take as one."""
+    if not hasattr(description, "arguments"):
+        return arrays
+    x, *parameters = arrays
+    starts, size = joined(description)
+    separate, together = [x], np.zeros(size, np.float32)
+    for (name, shape, _), array in zip(description.arguments(), parameters, strict=True):
+        assert array.shape == shape
+        if name in starts:
+            together[starts[name] : starts[name] + array.size] = array.ravel()
+        else:
+            separate.append(array)
+    return [*separate, together]
+
+
 @pytest.fixture(scope="session")
 def run_kernel():
     """(kernel, target, arrays, *outputs) -> arrays; an output is a shape and a dtype."""
@@ -36,7 +53,8 @@ def run_kernel():
 
     def run(kernel, target, arrays, *outputs, threads=2):
         results = [tvm.runtime.empty(shape, dtype) for shape, dtype in outputs]
-        inputs = [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays]
+        taken = as_taken(kernel.description, arrays)
+        inputs = [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in taken]
         compiled(kernel, target, threads)(*inputs, *results)
         arrays = [result.numpy() for result in results]
         return arrays if len(arrays) > 1 else arrays[0]
