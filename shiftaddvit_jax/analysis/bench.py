@@ -141,14 +141,16 @@ def bench_kernels(*, threads: int, rounds: int) -> dict[str, Any]:
 def random_variables(model: nn.Module) -> PyTree:
     """Random weights that keep activations near 1, always the same.
 
-    NumPy draws them, in no time; `init_variables` compiles a program for every model, for seconds.
+    NumPy draws them, in no time; `init_variables` compiles a program for every model, for seconds. No array
+    is uniform, as none is after training: in a program, XLA makes uniform constants anew in every call.
     """
-    rng = np.random.default_rng(0)
+    weights, around = np.random.default_rng(0), np.random.default_rng(1)
 
     def draw(path, leaf):
         if leaf.ndim == 1:
-            return np.full(leaf.shape, path[-1].key == "scale", np.float32)
-        return rng.standard_normal(leaf.shape, np.float32) / math.sqrt(math.prod(leaf.shape[:-1]))
+            mean = np.float32(path[-1].key == "scale")
+            return mean + np.float32(0.02) * around.standard_normal(leaf.shape, np.float32)
+        return weights.standard_normal(leaf.shape, np.float32) / math.sqrt(math.prod(leaf.shape[:-1]))
 
     return jax.tree_util.tree_map_with_path(draw, variable_shapes(model))
 

@@ -57,7 +57,7 @@ def time_runs(run: Run, seconds: float) -> list[float]:
 
 def load_jax(task: dict[str, Any], threads: int) -> Loaded:
     """``model``: arguments of `create_model`. The weights are constants of the program, as in the peers."""
-    import jax
+    jax = _jax()
 
     from shiftaddvit_jax.analysis.bench import random_variables
     from shiftaddvit_jax.models import create_model
@@ -133,6 +133,8 @@ def load_torch(task: dict[str, Any], threads: int) -> Loaded:
 
 def load_kernel(task: dict[str, Any], threads: int) -> Loaded:
     """``kernel``, ``contestant`` and ``shape``: see `shiftaddvit_jax.analysis.kernels`."""
+    _jax()
+
     from shiftaddvit_jax.analysis.kernels import KERNELS
 
     make = KERNELS[task["kernel"]].contestants[task["contestant"]]
@@ -146,6 +148,14 @@ LOADERS = {
     "torch": load_torch,
     "kernel": load_kernel,
 }
+
+
+def _jax():
+    """JAX, to compute in the thread that asks, as the peers do: otherwise each call first wakes another."""
+    import jax
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    return jax
 
 
 def _images(task) -> Float[np.ndarray, "batch height width 3"]:

@@ -1,5 +1,6 @@
 """TVM kernels as JAX custom calls."""
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -91,8 +92,19 @@ def record_kernels(
 
 @cache
 def _register(kernel: library.Kernel) -> str:
+    _choose_waiting()
     entry = library.entry_name(kernel, library.kernel_target(kernel), library.thread_count())
     return _register_function(entry, library.load(kernel), platform="cpu")
+
+
+def _choose_waiting() -> None:
+    """Unless the environment says how long TVM's threads wait awake: longer where they have one caller.
+
+    With ``jax_cpu_enable_async_dispatch`` off, a program's kernels run in the thread that calls it. Its TVM
+    threads then stay awake for a millisecond, until the next call comes. For the others see `runtime.start`.
+    """
+    if not jax.config.read("jax_cpu_enable_async_dispatch"):
+        os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "2000")
 
 
 @cache

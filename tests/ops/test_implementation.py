@@ -1,3 +1,5 @@
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -222,3 +224,16 @@ def test_a_layer_hands_its_implementation_to_its_ops():
     layer = make_attention("hamming_linear", num_heads=1, primitives=primitives)
     with pytest.raises(ValueError, match=WHOLE_BATCH):
         layer.init(jax.random.key(0), jnp.ones((1, 4, 4)), (2, 2))
+
+
+@pytest.mark.parametrize(("dispatch_is_async", "waits"), [(True, None), (False, "2000")])
+def test_threads_of_one_caller_stay_awake_until_its_next_call(monkeypatch, dispatch_is_async, waits):
+    name, flag = "TVM_THREAD_POOL_SPIN_COUNT", "jax_cpu_enable_async_dispatch"
+    monkeypatch.setenv(name, "")
+    monkeypatch.delenv(name)
+    jax.config.update(flag, dispatch_is_async)
+    try:
+        custom_call._choose_waiting()
+    finally:
+        jax.config.update(flag, True)
+    assert os.environ.get(name) == waits
