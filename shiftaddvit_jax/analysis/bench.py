@@ -5,7 +5,8 @@ What `bench_model` and `bench_kernels` return, and ``shiftaddvit bench --json`` 
 - ``machine``: ``cpu``, ``system``, ``cores``, ``threads``, see `describe_machine`;
 - ``versions``: of the packages that take part, where they are installed;
 - ``rounds`` and ``seconds_a_turn``: how it was measured, see `shiftaddvit_jax.analysis.rounds`;
-- of a model: ``model``, the arguments of `create_model` for the ShiftAddViT, and ``batch``;
+- of a model: ``model``, the arguments of `create_model` for the ShiftAddViT, ``batch``, and ``shift_share``,
+  null without mixtures of experts;
 - ``rows``, of `time_contestants`: ``name``, ``task``, ``start_s``, and either ``refused`` or ``runs``,
   ``median_ms``, ``p10_ms``, ``p90_ms``, ``reference`` and ``ratio``. Also, of a model, ``precision``; of a
   dense one, ``logit_error``, the largest difference of its logits from JAX's over the largest of JAX's; of
@@ -15,17 +16,21 @@ What `bench_model` and `bench_kernels` return, and ``shiftaddvit bench --json`` 
 import importlib.util
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, PyTree
 
 from shiftaddvit_jax.analysis.kernels import KERNELS, kernel_contestants
+from shiftaddvit_jax.analysis.report import SHIFT_SHARE
 from shiftaddvit_jax.analysis.rounds import Contestant, describe_machine, time_contestants
+from shiftaddvit_jax.analysis.worker import random_images
 from shiftaddvit_jax.checkpoints import save_onnx, save_safetensors
 from shiftaddvit_jax.models import (
     PyramidVisionTransformerV2,
@@ -35,6 +40,7 @@ from shiftaddvit_jax.models import (
 )
 from shiftaddvit_jax.models.create import variable_shapes
 from shiftaddvit_jax.models.pyramid import reductions
+from shiftaddvit_jax.nn.moe import EXPERTS
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.implementation import IMPLEMENTATIONS
 from shiftaddvit_jax.ops.precision import Precision
@@ -47,6 +53,8 @@ PEERS = {
     "torch": ("torch", "transformers"),
 }
 SECONDS_A_TURN, SECONDS_A_KERNEL = 0.4, 0.1
+SHIFT = EXPERTS.index("shift")
+CLEARLY = 1.0  # how far ahead of the other an expert is that gets all tokens
 LARGEST_LOGIT_ERROR = 1e-3  # in float32; a runtime that is further off computes something else
 
 
@@ -62,12 +70,14 @@ def bench_model(
     projections: str | Sequence[str] = "dense",
     activations: Activations = "float",
     precision: Precision = "float32",
+    shift_share: float = SHIFT_SHARE,
     implementations: Sequence[str] = ("tvm", "xla"),
     peers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The ShiftAddViT, and the dense models with ``msa`` and ``sra`` in JAX and every peer, timed in rounds.
 
-    All have random weights and see the same random images. Ratios are to the ShiftAddViT with TVM's kernels,
+    All have random weights and see the same random images, whose tokens the ShiftAddViT's routers share out
+    like trained ones, see `balance_routers`. Ratios are to the ShiftAddViT with TVM's kernels,
     or, where these are refused, with XLA's.
 
     Args:
@@ -81,6 +91,7 @@ def bench_model(
       projections: the same.
       activations: the same.
       precision: the same.
+      shift_share: of the tokens, that every mixture of experts sends to its shift expert.
       implementations: the ShiftAddViT's, in that order.
       peers: of `PEERS`.
 
@@ -100,13 +111,17 @@ def bench_model(
     for model in (student, *originals.values()):
         variable_shapes(model)  # refuses an image size that does not fit
     check_peers(peers, student)
+    check_share(shift_share)
 
     shape = (batch, student.image_size, student.image_size, 3)
     students = {
         f"ShiftAddViT {implementation}": model_arguments(student) | {"implementation": implementation}
         for implementation in implementations
     }
-    tasks = {name: {"runtime": "jax", "model": model} for name, model in students.items()}
+    biases = balance_routers(student, random_variables(student), random_images(shape), shift_share)
+    tasks = {
+        name: {"runtime": "jax", "model": model, "router_biases": biases} for name, model in students.items()
+    }
     with tempfile.TemporaryDirectory() as folder:
         for kind, model in originals.items():
             dense = {f"JAX {kind}": {"runtime": "jax", "model": model_arguments(model)}}
@@ -119,6 +134,7 @@ def bench_model(
         rows = time_contestants(contestants, threads, rounds, SECONDS_A_TURN)
     _compare_logits(rows)
     about = {"model": model_arguments(student), "batch": batch, "seconds_a_turn": SECONDS_A_TURN}
+    about["shift_share"] = shift_share if biases else None
     return _report(machine, rounds, rows) | about
 
 
@@ -153,6 +169,59 @@ def random_variables(model: nn.Module) -> PyTree:
         return weights.standard_normal(leaf.shape, np.float32) / math.sqrt(math.prod(leaf.shape[:-1]))
 
     return jax.tree_util.tree_map_with_path(draw, variable_shapes(model))
+
+
+def check_share(shift_share: float) -> None:
+    """Raise a ``ValueError`` unless it is a share."""
+    if not 0 <= shift_share <= 1:
+        raise ValueError(f"shift_share must be between 0 and 1, got {shift_share}")
+
+
+def balance_routers(
+    model: nn.Module,
+    variables: PyTree,
+    images: Float[Array, "batch height width 3"],
+    shift_share: float,
+) -> dict[str, float]:
+    """What to add to each router's bias for the shift expert, so that it gets ``shift_share`` of the tokens.
+
+    What a router with random weights sends there is chance; with the balancing loss it is what both experts
+    need as long for. That is a share of each layer's tokens over all ``images``, met to the nearest token.
+
+    Returns:
+      By the router's name, as in ``"stage1/block1/mlp/fc1/router"``; nothing without mixtures.
+    """
+    if not any("router" in path for path in flatten_dict(variables["params"])):
+        return {}
+
+    def biases(variables, images):
+        found = {}
+
+        def balance(call, arguments, keywords, context):
+            logits = call(*arguments, **keywords)
+            if context.module.name != "router":
+                return logits
+            behind = jnp.sort(logits[:, 1 - SHIFT] - logits[:, SHIFT])
+            # Between the last token that goes to the shift expert and the first that does not.
+            bounds = jnp.concatenate([behind[:1] - 2 * CLEARLY, behind, behind[-1:] + 2 * CLEARLY])
+            count = round(shift_share * behind.size)
+            bias = (bounds[count] + bounds[count + 1]) / 2
+            found["/".join(context.module.path)] = bias
+            return logits.at[:, SHIFT].add(bias)
+
+        with nn.intercept_methods(balance):
+            model.apply(variables, images)
+        return found
+
+    return {name: float(bias) for name, bias in jax.jit(biases)(variables, images).items()}
+
+
+def with_router_biases(variables: PyTree, biases: Mapping[str, float]) -> PyTree:
+    """The variables, with what `balance_routers` found added."""
+    params = flatten_dict(variables["params"], sep="/")
+    for name, bias in biases.items():
+        params[f"{name}/bias"] = params[f"{name}/bias"] + bias * np.eye(len(EXPERTS), dtype=np.float32)[SHIFT]
+    return variables | {"params": unflatten_dict(params, sep="/")}
 
 
 def check_peers(peers: Sequence[str], model: nn.Module) -> None:

@@ -15,7 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shiftaddvit_jax.analysis.bench import random_variables
+from shiftaddvit_jax.analysis.bench import (
+    balance_routers,
+    check_share,
+    random_variables,
+    with_router_biases,
+)
 from shiftaddvit_jax.analysis.kernels import DENSE, normal
 from shiftaddvit_jax.analysis.rounds import summarize
 from shiftaddvit_jax.models import create_model, model_arguments, model_row
@@ -64,6 +69,7 @@ def bench_gpu_model(
     image_size: int | None,
     activations: Activations,
     precision: Precision,
+    shift_share: float,
     **kinds,
 ) -> dict[str, Any]:
     """A packed ShiftAddViT on the kernels and on XLA, and the dense models with ``msa`` and ``sra``.
@@ -76,9 +82,13 @@ def bench_gpu_model(
     _check_gpu()
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
+    check_share(shift_share)
     formats = {"activations": activations, "precision": precision}
     student = create_model(name, image_size=image_size, **formats, **kinds)
-    packed = pack(student, random_variables(student))
+    images = normal(batch, student.image_size, student.image_size, 3)
+    variables = random_variables(student)
+    biases = balance_routers(student, variables, images, shift_share)
+    packed = pack(student, with_router_biases(variables, biases))
     models = {
         f"ShiftAddViT {implementation}": (
             create_model(**model_arguments(student) | {"implementation": implementation}),
@@ -90,7 +100,6 @@ def bench_gpu_model(
         if kind in model_row(name)["attention"]:
             dense = create_model(name, image_size=student.image_size, attention=kind)
             models[f"JAX {kind}"] = dense, random_variables(dense)
-    images = normal(batch, student.image_size, student.image_size, 3)
     contestants = {
         contestant: _program(model.apply, variables, images)
         for contestant, (model, variables) in models.items()
@@ -98,7 +107,9 @@ def bench_gpu_model(
     rows = _time(contestants, "ShiftAddViT tvm", rounds)
     for row in rows:
         row["precision"] = models[row["name"]][0].primitives.precision
-    return _report(rounds, rows) | {"model": model_arguments(student), "batch": batch}
+    about = {"model": model_arguments(student), "batch": batch}
+    about["shift_share"] = shift_share if biases else None
+    return _report(rounds, rows) | about
 
 
 def _check_gpu():

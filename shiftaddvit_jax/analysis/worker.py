@@ -56,20 +56,23 @@ def time_runs(run: Run, seconds: float) -> list[float]:
 
 
 def load_jax(task: dict[str, Any], threads: int) -> Loaded:
-    """``model``: arguments of `create_model`. The weights are constants of the program, as in the peers."""
+    """``model``: arguments of `create_model`; ``router_biases``, where there are any: of `balance_routers`.
+
+    The weights are constants of the program, as in the peers.
+    """
     jax = _jax()
 
-    from shiftaddvit_jax.analysis.bench import random_variables
+    from shiftaddvit_jax.analysis.bench import random_variables, with_router_biases
     from shiftaddvit_jax.models import create_model
     from shiftaddvit_jax.pack import pack
 
     model = create_model(**task["model"])
     # Making variables needs no kernel: those of any implementation are the same.
     original = create_model(**task["model"] | {"implementation": None})
-    variables = random_variables(original)
+    variables = with_router_biases(random_variables(original), task.get("router_biases", {}))
     if task["model"]["implementation"] in ("tvm", "tvm_shift"):
         variables = pack(original, variables)
-    images = jax.numpy.asarray(_images(task))
+    images = jax.numpy.asarray(random_images(task["images"]))
     forward = jax.jit(partial(model.apply, variables)).lower(images).compile()
     versions = _versions("jax", "jaxlib", "apache-tvm")
     about = {"versions": versions, "precision": model.primitives.precision}
@@ -158,12 +161,13 @@ def _jax():
     return jax
 
 
-def _images(task) -> Float[np.ndarray, "batch height width 3"]:
-    return np.random.default_rng(0).standard_normal(task["images"], np.float32)
+def random_images(shape: Sequence[int]) -> Float[np.ndarray, "batch height width 3"]:
+    """What every contestant sees."""
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
 def _channels_first(task) -> Float[np.ndarray, "batch 3 height width"]:
-    return np.ascontiguousarray(_images(task).transpose(0, 3, 1, 2))
+    return np.ascontiguousarray(random_images(task["images"]).transpose(0, 3, 1, 2))
 
 
 def _versions(*packages):

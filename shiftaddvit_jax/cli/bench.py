@@ -8,6 +8,7 @@ from rich.table import Table
 from shiftaddvit_jax.analysis import plot_bench
 from shiftaddvit_jax.analysis.bench import PEERS, bench_kernels, bench_model
 from shiftaddvit_jax.analysis.pictures import check_picture
+from shiftaddvit_jax.analysis.report import SHIFT_SHARE
 from shiftaddvit_jax.analysis.rounds import available_threads
 from shiftaddvit_jax.cli.arguments import Commands, add_command, add_kinds, check_folders, shorten
 from shiftaddvit_jax.command import table_console
@@ -33,6 +34,13 @@ def add_bench(commands: Commands) -> None:
         help="every kernel instead of a model; of the options, only the last four count",
     )
     add_kinds(command)
+    command.add_argument(
+        "--shift-share",
+        type=float,
+        default=SHIFT_SHARE,
+        metavar="X",
+        help="of tokens on shift experts (default: %(default)s, the balancing loss's aim)",
+    )
     command.add_argument(
         "--implementation",
         action="append",
@@ -78,6 +86,7 @@ def bench(arguments: argparse.Namespace) -> None:
                 image_size=arguments.image_size,
                 activations=arguments.activations,
                 precision=arguments.precision,
+                shift_share=arguments.shift_share,
                 **kinds,
             )
     elif arguments.kernels:
@@ -93,6 +102,7 @@ def bench(arguments: argparse.Namespace) -> None:
             **kinds,
             activations=arguments.activations,
             precision=arguments.precision,
+            shift_share=arguments.shift_share,
         )
     _print_bench(report)
     if arguments.json:
@@ -126,6 +136,8 @@ def _print_bench(report):
     table_console().print(table)
     for message, names in refused.items():
         print(f"not run: {shorten(names)}: {message}")
+    if report.get("shift_share") is not None:
+        print(f"{report['shift_share']:.0%} of tokens on shift experts (--shift-share).")
     machine = report["machine"]
     if "gpu" in machine:
         print(f"{machine['gpu']}, compute capability {machine['compute_capability']}")

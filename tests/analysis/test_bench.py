@@ -9,8 +9,10 @@ from shiftaddvit_jax.analysis import bench, plot_bench
 from shiftaddvit_jax.analysis import rounds as timing
 from shiftaddvit_jax.analysis.kernels import KERNELS
 from shiftaddvit_jax.analysis.rounds import Contestant, Worker, ratio, summarize, time_contestants
-from shiftaddvit_jax.analysis.worker import time_fastest
+from shiftaddvit_jax.analysis.worker import random_images, time_fastest
 from shiftaddvit_jax.cli import main
+from shiftaddvit_jax.models import create_model
+from shiftaddvit_jax.nn.moe import routing_layers
 
 SMALL = {"runtime": "kernel", "kernel": "matshift", "shape": [8, 4, 4], "contestant": "dense float32"}
 
@@ -152,6 +154,34 @@ def test_a_model_is_timed_beside_its_dense_model_and_a_peer(tmp_path, capsys):
     assert (tmp_path / "bench.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 1.0])
+def test_routers_share_tokens_out_to_the_nearest(share):
+    model = create_model("pvt_v2_nano", mlp="moe", activations="int8", implementation="xla")
+    variables, images = bench.random_variables(model), random_images((3, 32, 32, 3))
+    biases = bench.balance_routers(model, variables, images, share)
+    balanced = bench.with_router_biases(variables, biases)
+    _, stats = model.apply(balanced, images, mutable=["routing"])
+    layers = routing_layers(stats["routing"])
+    assert {f"{name}/router" for name in layers} == biases.keys()
+    for layer in layers.values():
+        tokens = float(layer["tokens"].sum())
+        assert layer["tokens"][1] == round(share * tokens)
+
+
+def test_a_model_without_mixtures_has_no_router_to_balance(untimed):
+    report = bench.bench_model("pvt_v2_nano", threads=1, rounds=1, mlp="shift")
+    assert report["shift_share"] is None
+    assert untimed[0].task["router_biases"] == {}
+
+
+def test_all_implementations_have_the_same_router_biases(untimed):
+    report = bench.bench_model("pvt_v2_nano", threads=1, rounds=1, shift_share=0.25)
+    assert report["shift_share"] == 0.25
+    first, second = (contestant.task["router_biases"] for contestant in untimed[:2])
+    assert first
+    assert first == second
+
+
 def test_a_runtime_that_computes_something_else_is_refused(monkeypatch):
     def measured(contestants, *_):
         about = {"median_ms": 1.0, "precision": "float32"}
@@ -200,6 +230,7 @@ def test_peers_that_are_not_installed_are_named_with_the_extra(monkeypatch, caps
         (["pvt_v2_nano", "--image-size", "4"], "needs images of at least"),
         (["pvt_v2_nano", "--threads", "0"], "threads must be between 1 and"),
         (["pvt_v2_nano", "--batch", "0"], "batch must be at least 1"),
+        (["pvt_v2_nano", "--shift-share", "1.5"], "shift_share must be between 0 and 1, got 1.5"),
         (["pvt_v2_nano", "--rounds", "0"], "rounds must be at least 1"),
         (["pvt_v2_nano", "--json", "none/bench.json"], "none/bench.json cannot be written"),
         (["pvt_v2_nano", "--plot", "none/bench.png"], "none/bench.png cannot be written"),
