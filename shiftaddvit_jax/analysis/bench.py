@@ -44,6 +44,7 @@ from shiftaddvit_jax.nn.moe import EXPERTS
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.implementation import IMPLEMENTATIONS
 from shiftaddvit_jax.ops.precision import Precision
+from shiftaddvit_jax.progress import progress_bar
 from shiftaddvit_jax.validation import check_choice
 
 # The packages that each peer needs.
@@ -77,8 +78,8 @@ def bench_model(
     """The ShiftAddViT, and the dense models with ``msa`` and ``sra`` in JAX and every peer, timed in rounds.
 
     All have random weights and see the same random images, whose tokens the ShiftAddViT's routers share out
-    like trained ones, see `balance_routers`. Ratios are to the ShiftAddViT with TVM's kernels,
-    or, where these are refused, with XLA's.
+    like trained ones, see `balance_routers`. Ratios are to the ShiftAddViT with TVM's kernels, or, where
+    these are refused, with XLA's.
 
     Args:
       name: one of `list_models`.
@@ -180,13 +181,13 @@ def check_share(shift_share: float) -> None:
 def balance_routers(
     model: nn.Module,
     variables: PyTree,
-    images: Float[Array, "batch height width 3"],
+    images: Float[Array | np.ndarray, "batch height width 3"],
     shift_share: float,
 ) -> dict[str, float]:
     """What to add to each router's bias for the shift expert, so that it gets ``shift_share`` of the tokens.
 
-    What a router with random weights sends there is chance; with the balancing loss it is what both experts
-    need as long for. That is a share of each layer's tokens over all ``images``, met to the nearest token.
+    An untrained router's share is chance; the balancing loss aims at the one for which both experts take the
+    same time. It is a share of each layer's tokens, over all ``images``, and met to the nearest token.
 
     Returns:
       By the router's name, as in ``"stage1/block1/mlp/fc1/router"``; nothing without mixtures.
@@ -213,7 +214,11 @@ def balance_routers(
             model.apply(variables, images)
         return found
 
-    return {name: float(bias) for name, bias in jax.jit(biases)(variables, images).items()}
+    with progress_bar() as bar:  # XLA compiles for some seconds
+        task = bar.add_task("balancing routers", total=1, note="")
+        found = jax.device_get(jax.jit(biases)(variables, images))
+        bar.advance(task)
+    return {name: float(bias) for name, bias in found.items()}
 
 
 def with_router_biases(variables: PyTree, biases: Mapping[str, float]) -> PyTree:

@@ -136,7 +136,7 @@ def _print_bench(report):
     table_console().print(table)
     for message, names in refused.items():
         print(f"not run: {shorten(names)}: {message}")
-    if report.get("shift_share") is not None:
+    if not kernels and report["shift_share"] is not None:
         print(f"{report['shift_share']:.0%} of tokens on shift experts (--shift-share).")
     machine = report["machine"]
     if "gpu" in machine:
