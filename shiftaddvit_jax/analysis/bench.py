@@ -112,7 +112,6 @@ def bench_model(
     for model in (student, *originals.values()):
         variable_shapes(model)  # refuses an image size that does not fit
     check_peers(peers, student)
-    check_share(shift_share)
 
     shape = (batch, student.image_size, student.image_size, 3)
     students = {
@@ -172,12 +171,6 @@ def random_variables(model: nn.Module) -> PyTree:
     return jax.tree_util.tree_map_with_path(draw, variable_shapes(model))
 
 
-def check_share(shift_share: float) -> None:
-    """Raise a ``ValueError`` unless it is a share."""
-    if not 0 <= shift_share <= 1:
-        raise ValueError(f"shift_share must be between 0 and 1, got {shift_share}")
-
-
 def balance_routers(
     model: nn.Module,
     variables: PyTree,
@@ -191,7 +184,12 @@ def balance_routers(
 
     Returns:
       By the router's name, as in ``"stage1/block1/mlp/fc1/router"``; nothing without mixtures.
+
+    Raises:
+      ValueError: ``shift_share`` is no share.
     """
+    if not 0 <= shift_share <= 1:
+        raise ValueError(f"shift_share must be between 0 and 1, got {shift_share}")
     if not any("router" in path for path in flatten_dict(variables["params"])):
         return {}
 

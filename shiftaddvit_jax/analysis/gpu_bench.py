@@ -15,12 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shiftaddvit_jax.analysis.bench import (
-    balance_routers,
-    check_share,
-    random_variables,
-    with_router_biases,
-)
+from shiftaddvit_jax.analysis.bench import balance_routers, random_variables, with_router_biases
 from shiftaddvit_jax.analysis.kernels import DENSE, normal
 from shiftaddvit_jax.analysis.rounds import summarize
 from shiftaddvit_jax.models import create_model, model_arguments, model_row
@@ -82,7 +77,6 @@ def bench_gpu_model(
     _check_gpu()
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
-    check_share(shift_share)
     formats = {"activations": activations, "precision": precision}
     student = create_model(name, image_size=image_size, **formats, **kinds)
     images = normal(batch, student.image_size, student.image_size, 3)
