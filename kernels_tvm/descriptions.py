@@ -341,6 +341,23 @@ class PatchEmbed:
 
 
 @dataclass(frozen=True)
+class Head:
+    """The mean of an image's tokens, through a linear layer.
+
+    Attributes:
+      projection: the layer.
+      tokens: of an image.
+    """
+
+    projection: Linear
+    tokens: int
+
+    def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
+        """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
+        return self.projection.arguments()
+
+
+@dataclass(frozen=True)
 class LayerNorm:
     """A LayerNorm by itself.
 

@@ -37,6 +37,7 @@ def builders() -> dict[str, Callable]:
     from kernels_tvm.attention import hamming_linear_kernel
     from kernels_tvm.binarize import binarize_kernel
     from kernels_tvm.depthwise_conv import depthwise_conv_kernel
+    from kernels_tvm.head import head_kernel
     from kernels_tvm.matadd import hamming_product_kernel, matadd_kernel
     from kernels_tvm.matshift import linear_kernel
     from kernels_tvm.mlp import mlp_kernel
@@ -49,6 +50,7 @@ def builders() -> dict[str, Callable]:
         "layer_norm": layer_norm_kernel,
         "softmax_attention": softmax_attention_kernel,
         "linear": linear_kernel,
+        "head": head_kernel,
         "matadd": matadd_kernel,
         "hamming_product": hamming_product_kernel,
         "binarize": binarize_kernel,

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from kernels_tvm.descriptions import Linear, PatchEmbed
 from shiftaddvit_jax.models.pyramid import SIDES, SR_RATIOS, STAGES, check_size, reductions, stage_arguments
 from shiftaddvit_jax.nn import Block, Conv, Primitives, make_linear
-from shiftaddvit_jax.nn.kernels import normalize, patch_embed_arrays, project, runs_on_kernels
+from shiftaddvit_jax.nn.kernels import classify, normalize, patch_embed_arrays, runs_on_kernels
 from shiftaddvit_jax.ops.custom_call import with_xla_gradient
 from shiftaddvit_jax.ops.fused import fused_patch_embed
 from shiftaddvit_jax.validation import check_images
@@ -177,11 +177,11 @@ class PyramidVisionTransformerV2(nn.Module):
                 name=f"stage{stage + 1}",
                 **arguments,
             )(x)
-        x = jnp.mean(x, axis=(1, 2))
+        x = x.reshape(x.shape[0], -1, x.shape[-1])
         head = make_linear("dense", self.num_classes, self.primitives, name="head")
         if runs_on_kernels(self, x, self.primitives.implementation, train):
-            return project(head, self.variables["params"]["head"], x, self.primitives.precision)
-        logits = head(x)
+            return classify(head, self.variables["params"]["head"], x, self.primitives.precision)
+        logits = head(jnp.mean(x, axis=1))
         return logits.astype(jnp.float32)
 
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, PyTree
 
-from kernels_tvm.descriptions import HammingLinear, LayerNorm, Linear, Mlp, PatchEmbed, SoftmaxAttention
+from kernels_tvm.descriptions import HammingLinear, Head, LayerNorm, Linear, Mlp, PatchEmbed, SoftmaxAttention
 from shiftaddvit_jax.ops import PackedWeight, pack_weight, power_of_two
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.custom_call import on_gpu, with_xla_gradient
-from shiftaddvit_jax.ops.fused import fused_layer_norm, fused_linear
+from shiftaddvit_jax.ops.fused import fused_head, fused_layer_norm
 from shiftaddvit_jax.ops.implementation import Implementation, float32_only, uses_tvm
 from shiftaddvit_jax.ops.packing import block_weight, check_packed, packed_bits
 from shiftaddvit_jax.ops.precision import Precision
@@ -63,15 +63,20 @@ def normalize(norm: nn.LayerNorm, params: Params, x: Float[Array, "*batch channe
     return with_xla_gradient(forward, lambda x, params: alone.apply({"params": params}, x))(x, params)
 
 
-def project(dense: nn.Dense, params: Params, x: Float[Array, "*batch inputs"], precision: Precision) -> Array:
-    """A dense layer by its kernel, with the gradient of the module."""
+def classify(
+    dense: nn.Dense, params: Params, x: Float[Array, "batch tokens channels"], precision: Precision
+) -> Float[Array, "batch classes"]:
+    """A dense layer of the mean over the tokens by its kernel, with the gradient of the module."""
     alone = dense.clone(parent=None)
-    linear = Linear("dense", x.shape[-1], dense.features, precision=precision)
+    head = Head(Linear("dense", x.shape[-1], dense.features, precision=precision), x.shape[1])
 
     def forward(x, params):
-        return fused_linear(linear, linear_arrays(linear, params, 5), x)
+        return fused_head(head, linear_arrays(head.projection, params, 5), x)
 
-    return with_xla_gradient(forward, lambda x, params: alone.apply({"params": params}, x))(x, params)
+    def reference(x, params):
+        return alone.apply({"params": params}, jnp.mean(x, axis=1))
+
+    return with_xla_gradient(forward, reference)(x, params)
 
 
 def describe_linear(

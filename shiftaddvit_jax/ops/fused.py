@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from kernels_tvm.descriptions import (
     LANES,
     HammingLinear,
+    Head,
     LayerNorm,
     Linear,
     Mlp,
@@ -33,6 +34,13 @@ def fused_linear(linear: Linear, arrays: Arrays, x: Float[Array, "*batch inputs"
     output = jax.ShapeDtypeStruct((rows.shape[0], linear.outputs), jnp.float32)
     (y,) = call_kernel(Kernel("linear", linear), [output], rows, *_in_order(linear, arrays))
     return y.reshape(*x.shape[:-1], linear.outputs)
+
+
+def fused_head(head: Head, arrays: Arrays, x: Float[Array, "batch tokens channels"]) -> Array:
+    """The mean over the tokens through a linear layer, [batch, outputs], float32."""
+    output = jax.ShapeDtypeStruct((x.shape[0], head.projection.outputs), jnp.float32)
+    (y,) = call_kernel(Kernel("head", head), [output], x, *_in_order(head, arrays))
+    return y
 
 
 def fused_layer_norm(norm: LayerNorm, arrays: Arrays, x: Float[Array, "*batch channels"]) -> Array:

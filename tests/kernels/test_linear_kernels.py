@@ -15,7 +15,7 @@ from linear_references import (
     whole_tokens,
 )
 
-from kernels_tvm.descriptions import Linear
+from kernels_tvm.descriptions import Head, Linear
 from kernels_tvm.library import Kernel
 
 SIZES = pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (67, 150)])
@@ -170,6 +170,18 @@ def test_any_number_of_threads_computes_the_same(run_kernel, target, threads, ro
     linear, parameters, _ = mixture(rng, 67, 19, "int8", (0.3, -0.2))
     y = run(run_kernel, target, linear, x, parameters, threads=threads)
     np.testing.assert_array_equal(y, run(run_kernel, target, linear, x, parameters))
+
+
+@pytest.mark.parametrize("images", [1, 3, 130])
+@pytest.mark.parametrize("tokens", [1, 49])
+@SIZES
+def test_a_head_is_the_product_of_the_tokens_mean(run_kernel, tiled_target, inputs, outputs, tokens, images):
+    rng = np.random.default_rng(0)
+    x = rng.normal(1, 2, (images, tokens, inputs)).astype(np.float32)
+    kernel, bias, parameters = dense_parameters(rng, inputs, outputs)
+    head = Kernel("head", Head(Linear("dense", inputs, outputs), tokens))
+    y = run_kernel(head, tiled_target, [x, *parameters], ((images, outputs), "float32"))
+    assert_near(y, x.mean(axis=1, dtype=np.float64) @ kernel + bias)
 
 
 def test_no_rows_are_no_work(run_kernel, target):

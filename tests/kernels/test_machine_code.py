@@ -11,6 +11,7 @@ from kernels_tvm.descriptions import (
     DepthwiseConv,
     HammingLinear,
     HammingProduct,
+    Head,
     LayerNorm,
     Linear,
     MatAdd,
@@ -49,6 +50,7 @@ EVERY_KERNEL = [
     Kernel("binarize", Binarize(40, True, packed=True)),
     Kernel("depthwise_conv", DepthwiseConv(5, 7, 20, (3, 3))),
     Kernel("layer_norm", LayerNorm(48, 1e-6)),
+    Kernel("head", Head(Linear("dense", 48, 80), 35)),
 ]
 
 

@@ -102,5 +102,5 @@ def test_the_kernels_of_a_model_are_those_that_its_first_call_makes():
     kernels = kernels_of(on(model, "tvm"))
     compile_kernels(kernels)
     named = {kernel.name for kernel in kernels}
-    expected = {"patch_embed", "hamming_linear", "softmax_attention", "mlp", "layer_norm", "linear"}
+    expected = {"patch_embed", "hamming_linear", "softmax_attention", "mlp", "layer_norm", "head"}
     assert named == expected
