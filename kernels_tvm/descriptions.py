@@ -307,10 +307,11 @@ class PatchEmbed:
       projection: the product with a patch, its channels last; its outputs are a multiple of 16.
       height: of the images.
       width: of the images.
-      channels: of the images.
+      channels: of the images; with a LayerNorm ahead a multiple of 16.
       patch: side of a patch.
       stride: distance of two patches.
       epsilon: of the LayerNorm.
+      epsilon_ahead: of a LayerNorm of each pixel ahead of the convolution, None for none.
     """
 
     projection: Linear
@@ -320,6 +321,7 @@ class PatchEmbed:
     patch: int
     stride: int
     epsilon: float
+    epsilon_ahead: float | None = None
 
     @property
     def padding(self) -> int:
@@ -336,39 +338,28 @@ class PatchEmbed:
     def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
         features = self.projection.outputs
+        ahead = [("ahead_scale", (self.channels,), "float32"), ("ahead_bias", (self.channels,), "float32")]
         norm = [("norm_scale", (features,), "float32"), ("norm_bias", (features,), "float32")]
-        return _prefixed("projection", self.projection) + norm
+        normalizes = self.epsilon_ahead is not None
+        return (ahead if normalizes else []) + _prefixed("projection", self.projection) + norm
 
 
 @dataclass(frozen=True)
 class Head:
-    """The mean of an image's tokens, through a linear layer.
+    """A LayerNorm of each token, the mean of an image's tokens, and a linear layer.
 
     Attributes:
-      projection: the layer.
+      projection: the layer; its inputs are a multiple of 16.
       tokens: of an image.
+      epsilon: of the LayerNorm.
     """
 
     projection: Linear
     tokens: int
-
-    def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
-        """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
-        return self.projection.arguments()
-
-
-@dataclass(frozen=True)
-class LayerNorm:
-    """A LayerNorm by itself.
-
-    Attributes:
-      channels: of a row, a multiple of 16.
-      epsilon: added to the variance.
-    """
-
-    channels: int
     epsilon: float
 
     def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
-        return [("scale", (self.channels,), "float32"), ("bias", (self.channels,), "float32")]
+        channels = self.projection.inputs
+        norm = [("norm_scale", (channels,), "float32"), ("norm_bias", (channels,), "float32")]
+        return norm + _prefixed("projection", self.projection)

@@ -1,34 +1,46 @@
-"""The head of a classifier: the mean of an image's tokens, through a linear layer."""
+"""The head of a classifier: linear(mean of the tokens of norm(x))."""
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import LANES, Head
-from kernels_tvm.emit import Arguments, constant, for_each_vector, kernel, lanes, load_lanes, local
+from kernels_tvm.descriptions import LANES, Head, rows_together
+from kernels_tvm.emit import Arguments, constant, kernel, lanes
 from kernels_tvm.matshift import multiply_rows
+from kernels_tvm.mlp import part
+from kernels_tvm.normalization import layer_norm_rows
 from kernels_tvm.targets import Target
 
 
 def head_kernel(target: Target, threads: int, head: Head):
-    """From x [images, tokens, inputs] and the parameters to y [images, outputs], all float32."""
-    linear = head.projection
+    """From x [images, tokens, channels] and the parameters to y [images, outputs], all float32."""
+    linear, together = head.projection, rows_together(head.tokens)
+    channels = linear.inputs
 
     def body(arguments: Arguments):
-        x = arguments("x", ("images", head.tokens, linear.inputs), "float32")
+        x = arguments("x", ("images", head.tokens, channels), "float32")
         buffers = arguments.parameters(head)
         y = arguments("y", ("images", linear.outputs), "float32")
 
         def load_mean(image, buffer, offset):
-            def average(column, count):
-                total = local(LANES)
-                T.buffer_store(total, constant(0), [lanes(0)])
-                with T.serial(0, head.tokens) as token:
-                    value = load_lanes(x, [image, token], column, count)
-                    T.buffer_store(total, total[lanes(0)] + value, [lanes(0)])
-                mean = total[lanes(0)] * constant(1 / head.tokens)
-                T.buffer_store(buffer, mean, [lanes(offset + column)])
+            def update(column, function):
+                at = lanes(offset + column)
+                T.buffer_store(buffer, function(buffer[at]), [at])
 
-            for_each_vector(linear.inputs, average)
+            with T.serial(0, channels // LANES) as vector:
+                T.buffer_store(buffer, constant(0), [lanes(offset + vector * LANES)])
+            with T.serial(0, head.tokens // together) as group:
+                layer_norm_rows(
+                    together,
+                    lambda row, column: x[image, group * together + row, lanes(column)],
+                    channels,
+                    buffers["norm_scale"],
+                    buffers["norm_bias"],
+                    head.epsilon,
+                    lambda row, column, value: update(column, lambda total: total + value),
+                )
+            with T.serial(0, channels // LANES) as vector:
+                update(vector * LANES, lambda total: total * constant(1 / head.tokens))
 
-        multiply_rows(target, threads, linear, buffers, arguments.symbols["images"], load_mean, y)
+        parameters = part(buffers, "projection_")
+        multiply_rows(target, threads, linear, parameters, arguments.symbols["images"], load_mean, y)
 
     return kernel(body)

@@ -41,13 +41,11 @@ def builders() -> dict[str, Callable]:
     from kernels_tvm.matadd import hamming_product_kernel, matadd_kernel
     from kernels_tvm.matshift import linear_kernel
     from kernels_tvm.mlp import mlp_kernel
-    from kernels_tvm.normalization import layer_norm_kernel
     from kernels_tvm.patch_embed import patch_embed_kernel
     from kernels_tvm.softmax import softmax_attention_kernel
 
     return {
         "patch_embed": patch_embed_kernel,
-        "layer_norm": layer_norm_kernel,
         "softmax_attention": softmax_attention_kernel,
         "linear": linear_kernel,
         "head": head_kernel,

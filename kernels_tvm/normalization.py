@@ -1,22 +1,11 @@
-"""LayerNorm of rows, as the first step of what reads them, or by itself."""
+"""LayerNorm of rows, as the first step of what reads them."""
 
 import operator
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import LANES, LayerNorm
-from kernels_tvm.emit import (
-    Arguments,
-    accumulate_rows,
-    constant,
-    element,
-    for_each_row,
-    kernel,
-    lanes,
-    row_lanes,
-    splat,
-)
-from kernels_tvm.targets import Target
+from kernels_tvm.descriptions import LANES
+from kernels_tvm.emit import accumulate_rows, constant, element, lanes, row_lanes, splat
 
 
 def layer_norm_rows(rows: int, load, channels: int, scale, bias, epsilon: float, write) -> None:
@@ -62,27 +51,3 @@ def load_normalized(
         epsilon,
         lambda row, column, value: T.buffer_store(buffer, value, [lanes(offset + row * channels + column)]),
     )
-
-
-def layer_norm_kernel(target: Target, threads: int, norm: LayerNorm):
-    """From x [rows, channels] and the parameters to y, like x."""
-
-    def body(arguments: Arguments):
-        x = arguments("x", ("rows", norm.channels), "float32")
-        buffers = arguments.parameters(norm)
-        y = arguments("y", ("rows", norm.channels), "float32")
-
-        def normalize(row):
-            layer_norm_rows(
-                1,
-                lambda _, column: x[row, lanes(column)],
-                norm.channels,
-                buffers["scale"],
-                buffers["bias"],
-                norm.epsilon,
-                lambda _, column, value: T.buffer_store(y, value, [row, lanes(column)]),
-            )
-
-        for_each_row(target, arguments.symbols["rows"], 4 * norm.channels, threads, normalize)
-
-    return kernel(body)

@@ -1,9 +1,9 @@
-"""A patch embedding: a strided convolution as a product of gathered patches, then a LayerNorm."""
+"""A patch embedding: norm(convolution(x)), or of norm(x), as a product of gathered patches."""
 
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.descriptions import LANES, PatchEmbed, rows_together
-from kernels_tvm.emit import Arguments, for_each_row, kernel, lanes, otherwise, split, when
+from kernels_tvm.emit import Arguments, constant, for_each_row, kernel, lanes, otherwise, split, when
 from kernels_tvm.linear import apply_layer, few_rows
 from kernels_tvm.mlp import part
 from kernels_tvm.normalization import layer_norm_rows
@@ -23,7 +23,8 @@ def patch_embed_kernel(target: Target, threads: int, embed: PatchEmbed):
         total = arguments.symbols["images"] * (rows * columns)
 
         def load_row(row, buffer, offset):
-            _load_patch(embed, x, *split(row, rows * columns), buffer, offset)
+            load = _load_patch if embed.epsilon_ahead is None else _load_normalized_patch
+            load(embed, x, buffers, *split(row, rows * columns), buffer, offset)
 
         def store(row, column, value, lanes_):
             image, token = split(row, rows * columns)
@@ -50,11 +51,50 @@ def patch_embed_kernel(target: Target, threads: int, embed: PatchEmbed):
     return kernel(body)
 
 
-def _load_patch(embed, x, image, token, buffer, offset):
+def _corner(embed, token):
+    """Row and column of a patch's first pixel."""
+    return (T.bind(at * embed.stride - embed.padding) for at in split(token, embed.grid[1]))
+
+
+def _load_normalized_patch(embed, x, buffers, image, token, buffer, offset):
+    """The patch of a token as one row, each pixel normalized."""
+    patch, channels = embed.patch, embed.channels
+    top, left = _corner(embed, token)
+    with T.serial(0, patch) as dy:
+        row, start = T.bind(top + dy), T.bind(offset + dy * (patch * channels))
+        line = T.bind(_nearest(row, embed.height) * embed.width)
+        pixels = [T.bind((line + _nearest(left + dx, embed.width)) * channels) for dx in range(patch)]
+        layer_norm_rows(
+            patch,
+            lambda dx, column, pixels=pixels: x[image, lanes(pixels[dx] + column)],
+            channels,
+            buffers["ahead_scale"],
+            buffers["ahead_bias"],
+            embed.epsilon_ahead,
+            lambda dx, column, value, start=start: T.buffer_store(
+                buffer, value, [lanes(start + dx * channels + column)]
+            ),
+        )
+        for dx in range(patch):
+            beyond = T.Or(_is_beyond(row, embed.height), _is_beyond(left + dx, embed.width))
+            with when(beyond), T.serial(0, channels // LANES) as vector:
+                at = lanes(start + dx * channels + vector * LANES)
+                T.buffer_store(buffer, constant(0), [at])
+
+
+def _nearest(place, size):
+    """The nearest place in an image to one that may be beyond it."""
+    return T.max(T.min(place, size - 1), 0)
+
+
+def _is_beyond(place, size):
+    return T.Or(place < 0, place >= size)
+
+
+def _load_patch(embed, x, buffers, image, token, buffer, offset):
     """The patch of a token as one row."""
-    _, columns = embed.grid
     segment = embed.patch * embed.channels
-    top, left = (T.bind(at * embed.stride - embed.padding) for at in split(token, columns))
+    top, left = _corner(embed, token)
     inside = T.bind(T.And(left >= 0, left + embed.patch <= embed.width))
     for column in range(embed.projection.inputs, embed.projection.width):
         T.buffer_store(buffer, T.float32(0), [offset + column])

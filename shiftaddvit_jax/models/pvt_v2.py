@@ -1,5 +1,7 @@
 """PVTv2 (Wang et al., arXiv 2106.13797): a pyramid of four stages with overlapping patch embeddings."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -7,7 +9,7 @@ from jaxtyping import Array, Float
 from kernels_tvm.descriptions import Linear, PatchEmbed
 from shiftaddvit_jax.models.pyramid import SIDES, SR_RATIOS, STAGES, check_size, reductions, stage_arguments
 from shiftaddvit_jax.nn import Block, Conv, Primitives, make_linear
-from shiftaddvit_jax.nn.kernels import classify, normalize, patch_embed_arrays, runs_on_kernels
+from shiftaddvit_jax.nn.kernels import Params, classify, patch_embed_arrays, runs_on_kernels
 from shiftaddvit_jax.ops.custom_call import with_xla_gradient
 from shiftaddvit_jax.ops.fused import fused_patch_embed
 from shiftaddvit_jax.validation import check_images
@@ -34,10 +36,11 @@ class OverlapPatchEmbed(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width channels"]
+        self, x: Float[Array, "batch height width channels"], ahead: Params | None = None
     ) -> Float[Array, "batch rows columns features"]:
+        """``ahead``, for the kernel alone, are the parameters of a `stage_norm` of ``x`` that comes first."""
         if self.use_kernel and not self.is_initializing():
-            return self._fused(x)
+            return self._fused(x, ahead)
         sides = (self.patch_size,) * 2
         # He initialisation for the fan-out, as in the original.
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -53,20 +56,35 @@ class OverlapPatchEmbed(nn.Module):
         )(x)
         return nn.LayerNorm(self.layer_norm_eps or 1e-5, dtype=self.primitives.dtype, name="norm")(x)
 
-    def _fused(self, x):
+    def _fused(self, x, ahead):
         _, height, width, channels = x.shape
-        epsilon = self.layer_norm_eps or 1e-5
         inputs, precision = self.patch_size**2 * channels, self.primitives.precision
-        projection = Linear("dense", inputs, self.features, precision=precision)
-        embed = PatchEmbed(projection, height, width, channels, self.patch_size, self.stride, epsilon)
-        reference = self.clone(parent=None, use_kernel=False)
-
-        def forward(x, params):
-            return fused_patch_embed(embed, patch_embed_arrays(embed, params["proj"], params["norm"]), x)
-
-        return with_xla_gradient(forward, lambda x, params: reference.apply({"params": params}, x))(
-            x, self.variables["params"]
+        norm = stage_norm(self.layer_norm_eps, self.primitives, parent=None)
+        embed = PatchEmbed(
+            Linear("dense", inputs, self.features, precision=precision),
+            height,
+            width,
+            channels,
+            self.patch_size,
+            self.stride,
+            self.layer_norm_eps or 1e-5,
+            norm.epsilon if ahead else None,
         )
+        alone = self.clone(parent=None, use_kernel=False)
+
+        def forward(x, params, ahead):
+            arrays = patch_embed_arrays(embed, params["proj"], params["norm"], ahead)
+            return fused_patch_embed(embed, arrays, x)
+
+        def reference(x, params, ahead):
+            return alone.apply({"params": params}, norm.apply({"params": ahead}, x) if ahead else x)
+
+        return with_xla_gradient(forward, reference)(x, self.variables["params"], ahead)
+
+
+def stage_norm(layer_norm_eps: float | None, primitives: Primitives, **module: Any) -> nn.LayerNorm:
+    """The LayerNorm at the end of a stage; ``module`` are its name and its parent."""
+    return nn.LayerNorm(layer_norm_eps or 1e-6, dtype=primitives.dtype, **module)
 
 
 class Stage(nn.Module):
@@ -78,6 +96,8 @@ class Stage(nn.Module):
       stride: distance of two patches there.
       drop_path: each block's rate of stochastic depth.
       block: the blocks' other arguments.
+      use_kernels: whether to leave all but the blocks to TVM kernels. The stage's LayerNorm is then left to
+        the one that reads its output.
     """
 
     features: int
@@ -85,29 +105,29 @@ class Stage(nn.Module):
     stride: int
     drop_path: tuple[float, ...]
     block: dict
+    use_kernels: bool = False
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width channels"]
+        self, x: Float[Array, "batch height width channels"], ahead: Params | None = None
     ) -> Float[Array, "batch rows columns features"]:
+        """``ahead``, on kernels, are the parameters of the LayerNorm that the stage before left."""
         primitives, epsilon = self.block["primitives"], self.block["layer_norm_eps"]
-        unsupported = "features are no multiple of 16" if self.features % 16 else None
-        kernels = runs_on_kernels(self, x, primitives.implementation, self.block["train"], unsupported)
         x = OverlapPatchEmbed(
             self.features,
             self.patch_size,
             self.stride,
             epsilon,
             primitives,
-            kernels,
+            self.use_kernels,
             name="patch_embed",
-        )(x)
+        )(x, ahead)
         batch, *grid, channels = x.shape
         x = x.reshape(batch, -1, channels)
         for index, rate in enumerate(self.drop_path):
             x = Block(**self.block, drop_path=rate, name=f"block{index + 1}")(x, tuple(grid))
-        norm = nn.LayerNorm(epsilon or 1e-6, dtype=primitives.dtype, name="norm")
-        x = normalize(norm, self.variables["params"]["norm"], x) if kernels else norm(x)
+        if not self.use_kernels:
+            x = stage_norm(epsilon, primitives, name="norm")(x)
         return x.reshape(batch, *grid, channels)
 
 
@@ -170,18 +190,26 @@ class PyramidVisionTransformerV2(nn.Module):
         smallest = tuple(side * (ratio - 1) + 1 for side, ratio in zip(SIDES, reductions(self), strict=True))
         check_size(self, images.shape, smallest)
         x = images.astype(self.primitives.dtype or jnp.float32)
+        unsupported = "features are no multiple of 16" if any(dim % 16 for dim in self.embed_dims) else None
+        kernels = runs_on_kernels(self, x, self.primitives.implementation, train, unsupported)
+        ahead = None
         for stage, arguments in enumerate(stage_arguments(self, train, depthwise=True, relu=self.mlp_relu)):
+            name = f"stage{stage + 1}"
             x = Stage(
                 patch_size=7 if stage == 0 else 3,
                 stride=4 if stage == 0 else 2,
-                name=f"stage{stage + 1}",
+                use_kernels=kernels,
+                name=name,
                 **arguments,
-            )(x)
-        x = x.reshape(x.shape[0], -1, x.shape[-1])
+            )(x, ahead)
+            ahead = self.variables["params"][name]["norm"] if kernels else None
         head = make_linear("dense", self.num_classes, self.primitives, name="head")
-        if runs_on_kernels(self, x, self.primitives.implementation, train):
-            return classify(head, self.variables["params"]["head"], x, self.primitives.precision)
-        logits = head(jnp.mean(x, axis=1))
+        if kernels:
+            norm = stage_norm(self.layer_norm_eps, self.primitives, parent=None)
+            params = {"norm": ahead, "dense": self.variables["params"]["head"]}
+            x = x.reshape(x.shape[0], -1, x.shape[-1])
+            return classify(norm, head, params, x, self.primitives.precision)
+        logits = head(jnp.mean(x, axis=(1, 2)))
         return logits.astype(jnp.float32)
 
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, PyTree
 
-from kernels_tvm.descriptions import HammingLinear, Head, LayerNorm, Linear, Mlp, PatchEmbed, SoftmaxAttention
+from kernels_tvm.descriptions import HammingLinear, Head, Linear, Mlp, PatchEmbed, SoftmaxAttention
 from shiftaddvit_jax.ops import PackedWeight, pack_weight, power_of_two
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.custom_call import on_gpu, with_xla_gradient
-from shiftaddvit_jax.ops.fused import fused_head, fused_layer_norm
+from shiftaddvit_jax.ops.fused import fused_head
 from shiftaddvit_jax.ops.implementation import Implementation, float32_only, uses_tvm
 from shiftaddvit_jax.ops.packing import block_weight, check_packed, packed_bits
 from shiftaddvit_jax.ops.precision import Precision
@@ -52,29 +52,27 @@ def runs_on_kernels(
     return uses_tvm(type(module).__name__, implementation, prefer=is_packed(module.variables["params"]))
 
 
-def normalize(norm: nn.LayerNorm, params: Params, x: Float[Array, "*batch channels"]) -> Array:
-    """A LayerNorm by its kernel, with the gradient of the module."""
-    alone = norm.clone(parent=None)
-    description = LayerNorm(x.shape[-1], norm.epsilon)
-
-    def forward(x, params):
-        return fused_layer_norm(description, params, x)
-
-    return with_xla_gradient(forward, lambda x, params: alone.apply({"params": params}, x))(x, params)
-
-
 def classify(
-    dense: nn.Dense, params: Params, x: Float[Array, "batch tokens channels"], precision: Precision
+    norm: nn.LayerNorm,
+    dense: nn.Dense,
+    params: Params,
+    x: Float[Array, "batch tokens channels"],
+    precision: Precision,
 ) -> Float[Array, "batch classes"]:
-    """A dense layer of the mean over the tokens by its kernel, with the gradient of the module."""
-    alone = dense.clone(parent=None)
-    head = Head(Linear("dense", x.shape[-1], dense.features, precision=precision), x.shape[1])
+    """``dense`` of the mean over the tokens of ``norm(x)`` by its kernel, with the gradient of the modules.
+
+    ``params`` are those of both, ``"norm"`` and ``"dense"``.
+    """
+    norm_alone, dense_alone = norm.clone(parent=None), dense.clone(parent=None)
+    projection = Linear("dense", x.shape[-1], dense.features, precision=precision)
+    head = Head(projection, x.shape[1], norm.epsilon)
 
     def forward(x, params):
-        return fused_head(head, linear_arrays(head.projection, params, 5), x)
+        return fused_head(head, head_arrays(head, params["norm"], params["dense"]), x)
 
     def reference(x, params):
-        return alone.apply({"params": params}, jnp.mean(x, axis=1))
+        normalized = norm_alone.apply({"params": params["norm"]}, x)
+        return dense_alone.apply({"params": params["dense"]}, jnp.mean(normalized, axis=1))
 
     return with_xla_gradient(forward, reference)(x, params)
 
@@ -185,9 +183,21 @@ def attention_arrays(
     }
 
 
-def patch_embed_arrays(embed: PatchEmbed, conv: Params, norm: Params) -> dict[str, Array]:
-    """The parameters of a patch embedding by the kernel's names."""
+def head_arrays(head: Head, norm: Params, dense: Params) -> dict[str, Array]:
+    """The parameters of a classifier's head by the kernel's names."""
     return {
+        "norm_scale": norm["scale"],
+        "norm_bias": norm["bias"],
+        **linear_arrays(head.projection, dense, 5, "projection_"),
+    }
+
+
+def patch_embed_arrays(
+    embed: PatchEmbed, conv: Params, norm: Params, ahead: Params | None = None
+) -> dict[str, Array]:
+    """The parameters of a patch embedding, and of the LayerNorm ahead of it if any, by the kernel's names."""
+    return {
+        **({"ahead_scale": ahead["scale"], "ahead_bias": ahead["bias"]} if ahead else {}),
         "projection_blocks": dense_blocks(embed.projection, conv),
         "projection_bias": conv["bias"],
         "norm_scale": norm["scale"],

@@ -14,7 +14,6 @@ from kernels_tvm.descriptions import (
     LANES,
     HammingLinear,
     Head,
-    LayerNorm,
     Linear,
     Mlp,
     PatchEmbed,
@@ -37,18 +36,10 @@ def fused_linear(linear: Linear, arrays: Arrays, x: Float[Array, "*batch inputs"
 
 
 def fused_head(head: Head, arrays: Arrays, x: Float[Array, "batch tokens channels"]) -> Array:
-    """The mean over the tokens through a linear layer, [batch, outputs], float32."""
+    """The mean of the normalized tokens through a linear layer, [batch, outputs], float32."""
     output = jax.ShapeDtypeStruct((x.shape[0], head.projection.outputs), jnp.float32)
     (y,) = call_kernel(Kernel("head", head), [output], x, *_in_order(head, arrays))
     return y
-
-
-def fused_layer_norm(norm: LayerNorm, arrays: Arrays, x: Float[Array, "*batch channels"]) -> Array:
-    """LayerNorm of each row, float32."""
-    rows = x.reshape(-1, norm.channels)
-    output = jax.ShapeDtypeStruct(rows.shape, jnp.float32)
-    (y,) = call_kernel(Kernel("layer_norm", norm), [output], rows, *_in_order(norm, arrays))
-    return y.reshape(x.shape)
 
 
 def fused_mlp(mlp: Mlp, arrays: Arrays, x: Float[Array, "batch tokens channels"]) -> Array:

@@ -173,15 +173,19 @@ def test_any_number_of_threads_computes_the_same(run_kernel, target, threads, ro
 
 
 @pytest.mark.parametrize("images", [1, 3, 130])
-@pytest.mark.parametrize("tokens", [1, 49])
-@SIZES
-def test_a_head_is_the_product_of_the_tokens_mean(run_kernel, tiled_target, inputs, outputs, tokens, images):
+@pytest.mark.parametrize(("tokens", "inputs", "outputs"), [(1, 16, 1), (49, 80, 150), (13, 48, 19)])
+def test_a_head_is_the_product_of_the_normalized_tokens_mean(
+    run_kernel, tiled_target, inputs, outputs, tokens, images
+):
     rng = np.random.default_rng(0)
     x = rng.normal(1, 2, (images, tokens, inputs)).astype(np.float32)
+    scale, shift = rng.normal(size=(2, inputs)).astype(np.float32)
     kernel, bias, parameters = dense_parameters(rng, inputs, outputs)
-    head = Kernel("head", Head(Linear("dense", inputs, outputs), tokens))
-    y = run_kernel(head, tiled_target, [x, *parameters], ((images, outputs), "float32"))
-    assert_near(y, x.mean(axis=1, dtype=np.float64) @ kernel + bias)
+    head = Kernel("head", Head(Linear("dense", inputs, outputs), tokens, 1e-3))
+    y = run_kernel(head, tiled_target, [x, scale, shift, *parameters], ((images, outputs), "float32"))
+    centred = x.astype(np.float64) - x.mean(axis=-1, keepdims=True, dtype=np.float64)
+    normalized = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-3) * scale + shift
+    assert_near(y, normalized.mean(axis=1) @ kernel + bias)
 
 
 def test_no_rows_are_no_work(run_kernel, target):

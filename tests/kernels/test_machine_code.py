@@ -12,7 +12,6 @@ from kernels_tvm.descriptions import (
     HammingLinear,
     HammingProduct,
     Head,
-    LayerNorm,
     Linear,
     MatAdd,
     Mlp,
@@ -49,8 +48,7 @@ EVERY_KERNEL = [
     Kernel("binarize", Binarize(40, True)),
     Kernel("binarize", Binarize(40, True, packed=True)),
     Kernel("depthwise_conv", DepthwiseConv(5, 7, 20, (3, 3))),
-    Kernel("layer_norm", LayerNorm(48, 1e-6)),
-    Kernel("head", Head(Linear("dense", 48, 80), 35)),
+    Kernel("head", Head(Linear("dense", 48, 80), 35, 1e-6)),
 ]
 
 
@@ -61,8 +59,8 @@ def assembly(kernel, target):
 
 @EVERY_TARGET
 def test_sums_are_kept_in_registers_not_on_the_heap(target):
-    normalize = assembly(Kernel("layer_norm", LayerNorm(48, 1e-6)), target)
-    assert "TVMBackendAllocWorkspace" not in normalize
+    convolve = assembly(Kernel("depthwise_conv", DepthwiseConv(5, 7, 20, (3, 3))), target)
+    assert "TVMBackendAllocWorkspace" not in convolve
     assert "TVMBackendAllocWorkspace" in assembly(MLP, target)  # whose tiles are too large for registers
 
 

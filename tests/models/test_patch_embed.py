@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import ml_dtypes
 import numpy as np
@@ -29,9 +30,14 @@ def reference(params, x, patch, stride, eps, precision):
         top, left = row * stride, column * stride
         window = padded[:, top : top + patch, left : left + patch]
         y[:, row, column] = np.tensordot(window, kernel, 3) + params["proj"]["bias"]
-    centred = y - y.mean(axis=-1, keepdims=True)
+    return normalized(y, params["norm"], eps)
+
+
+def normalized(x, params, eps):
+    """A LayerNorm in float64."""
+    centred = x - x.mean(axis=-1, keepdims=True, dtype=np.float64)
     deviation = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + eps)
-    return centred / deviation * params["norm"]["scale"] + params["norm"]["bias"]
+    return centred / deviation * params["scale"] + params["bias"]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -52,3 +58,39 @@ def test_overlapping_patches_are_their_formula_in_float64(use_kernel, precision,
     y = jax.jit(embed.apply)(variables, x)
     expected = reference(variables["params"], x, patch, stride, 1e-3, precision)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def embed_of_normalized(shape):
+    """A patch embedding on kernels, its variables, images, and the LayerNorm ahead of it."""
+    embed = OverlapPatchEmbed(48, 3, 2, 1e-3, Primitives(), use_kernel=True)
+    variables, x = variables_and_images(embed, shape)
+    rng = np.random.default_rng(1)
+    ahead = {name: rng.normal(size=shape[-1]).astype(np.float32) for name in ("scale", "bias")}
+    return embed, variables, x, ahead
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 6, 32), (1, 1, 1, 16), (3, 2, 1, 48), (1, 30, 31, 16)])
+def test_a_kernel_normalizes_the_pixels_ahead_and_not_the_zeros_around(shape):
+    embed, variables, x, ahead = embed_of_normalized(shape)
+    y = jax.jit(embed.apply)(variables, x, ahead)
+    pixels = normalized(x, ahead, 1e-3)
+    expected = reference(variables["params"], pixels, 3, 2, 1e-3, "float32")
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def test_what_is_normalized_ahead_has_the_gradient_of_xlas_modules():
+    embed, variables, x, ahead = embed_of_normalized((2, 9, 6, 32))
+
+    def on_kernels(variables, x, ahead):
+        return (embed.apply(variables, x, ahead) ** 2).sum()
+
+    def on_xla(variables, x, ahead):
+        x = nn.LayerNorm(1e-3).apply({"params": ahead}, x)
+        return (embed.clone(use_kernel=False).apply(variables, x) ** 2).sum()
+
+    gradients, expected = (jax.grad(loss, (0, 1, 2))(variables, x, ahead) for loss in (on_kernels, on_xla))
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(other).max()),
+        gradients,
+        expected,
+    )
