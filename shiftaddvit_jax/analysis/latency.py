@@ -101,23 +101,33 @@ def compare_latencies(
 
 def _module_runs(model, variables, images):
     """What runs the whole model, and each of its modules that is timed, by name."""
-    modules, others = {}, {}
+    modules, fixed = {}, {}
 
     def look(module, method, arguments, result):
         # A module without a parent is the model, or computes a part of a module, as experts do.
         if method != "__call__" or not module.path or result is arguments[0]:
             return None
-        modules["/".join(module.path)] = module.clone(parent=None)
-        others["/".join(module.path)] = arguments[1:]
-        return arguments[0]
+        name, places = "/".join(module.path), range(len(arguments))
+        modules[name] = module.clone(parent=None)
+        fixed[name] = {place: arguments[place] for place in places if not _has_arrays(arguments[place])}
+        return {place: arguments[place] for place in places if _has_arrays(arguments[place])}
 
     seen = capture(model, variables, images, look)
     runs = {WHOLE: _ready(partial(model.apply, variables), jnp.asarray(images))}
     timed = [name for name in modules if _is_timed(name, modules)]
     for name in track(timed, "compiling modules", len(timed)):
-        apply, rest = partial(modules[name].apply, module_variables(name, variables)), others[name]
-        runs[name] = _ready(lambda x, apply=apply, rest=rest: apply(x, *rest), seen[name][0])
+        apply = partial(modules[name].apply, module_variables(name, variables))
+
+        def run(arrays, apply=apply, fixed=fixed[name]):
+            return apply(*(argument for _, argument in sorted((arrays | fixed).items())))
+
+        runs[name] = _ready(run, seen[name][0])
     return runs
+
+
+def _has_arrays(argument):
+    """Whether a call's argument is an array, or holds some: parameters, but not the sides of a grid."""
+    return any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(argument))
 
 
 def _is_timed(name, modules):

@@ -92,6 +92,15 @@ def test_a_profile_has_every_part_of_the_model_once(packed):
     np.testing.assert_allclose(profile.unexplained_ms + explained, profile.whole_ms)
 
 
+def test_on_kernels_a_stages_norm_is_timed_with_what_reads_its_output():
+    pytest.importorskip("tvm")
+    model = sav.create_model("pvt_v2_nano", num_classes=10)
+    packed = sav.pack(model, sav.init_variables(model, jax.random.key(0)))
+    profile = profile_latency(model, packed, np.zeros((1, 32, 32, 3), np.float32), rounds=1)
+    assert "stage2/patch_embed" in profile.module_ms
+    assert not any(name.endswith("/norm") for name in profile.module_ms)
+
+
 def test_packed_experts_are_timed_on_their_kernels():
     pytest.importorskip("tvm")
     model, variables = make_tiny(mlp="moe")
