@@ -111,6 +111,10 @@ def _prefixed(name, linear):
     return [(f"{name}_{argument}", shape, dtype) for argument, shape, dtype in linear.arguments()]
 
 
+def _layer_norm(name, channels):
+    return [(f"{name}_{parameter}", (channels,), "float32") for parameter in ("scale", "bias")]
+
+
 @dataclass(frozen=True)
 class Mlp:
     """What an MLP computes. Channels and hidden channels are multiples of 16.
@@ -134,7 +138,7 @@ class Mlp:
     def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
         channels, hidden = self.fc1.inputs, self.fc1.outputs
-        norm = [("norm_scale", (channels,), "float32"), ("norm_bias", (channels,), "float32")]
+        norm = _layer_norm("norm", channels)
         conv = [("conv_kernel", (9, hidden), "float32"), ("conv_bias", (hidden,), "float32")]
         return norm + _prefixed("fc1", self.fc1) + (conv if self.grid else []) + _prefixed("fc2", self.fc2)
 
@@ -169,7 +173,7 @@ class SoftmaxAttention:
 
     def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
-        norm = [("norm_scale", (self.channels,), "float32"), ("norm_bias", (self.channels,), "float32")]
+        norm = _layer_norm("norm", self.channels)
         return norm + _prefixed("qkv", self.qkv) + _prefixed("proj", self.proj)
 
     def scratch(self, threads: int) -> list[tuple[str, tuple[int, ...]]]:
@@ -209,7 +213,7 @@ class HammingLinear:
 
     def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
-        norm = [("norm_scale", (self.channels,), "float32"), ("norm_bias", (self.channels,), "float32")]
+        norm = _layer_norm("norm", self.channels)
         values = [("value_kernel", (VALUE_TAPS, self.heads), "float32")]
         return norm + _prefixed("qkv", self.qkv) + values + _prefixed("proj", self.proj)
 
@@ -337,11 +341,9 @@ class PatchEmbed:
 
     def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
-        features = self.projection.outputs
-        ahead = [("ahead_scale", (self.channels,), "float32"), ("ahead_bias", (self.channels,), "float32")]
-        norm = [("norm_scale", (features,), "float32"), ("norm_bias", (features,), "float32")]
-        normalizes = self.epsilon_ahead is not None
-        return (ahead if normalizes else []) + _prefixed("projection", self.projection) + norm
+        ahead = _layer_norm("ahead", self.channels) if self.epsilon_ahead is not None else []
+        norm = _layer_norm("norm", self.projection.outputs)
+        return ahead + _prefixed("projection", self.projection) + norm
 
 
 @dataclass(frozen=True)
@@ -360,6 +362,5 @@ class Head:
 
     def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
-        channels = self.projection.inputs
-        norm = [("norm_scale", (channels,), "float32"), ("norm_bias", (channels,), "float32")]
+        norm = _layer_norm("norm", self.projection.inputs)
         return norm + _prefixed("projection", self.projection)

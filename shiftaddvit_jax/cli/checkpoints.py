@@ -69,7 +69,10 @@ def reparameterize_checkpoint(arguments: argparse.Namespace) -> None:
 def add_pack(commands: Commands) -> None:
     """Add ``pack``."""
     command = add_command(
-        commands, "pack", pack_checkpoint, "Pack a checkpoint's shift weights into codes, for inference."
+        commands,
+        "pack",
+        pack_checkpoint,
+        "Lay a checkpoint's weights out for inference: those of shift layers as codes, dense ones in blocks.",
     )
     add_checkpoint(command)
     command.add_argument(

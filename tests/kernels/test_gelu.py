@@ -24,3 +24,11 @@ def test_gelu_of_large_numbers_is_the_number_or_nothing(run_kernel, tiled_target
     y = run(run_kernel, tiled_target, x)
     np.testing.assert_allclose(y[:5], x[:5], rtol=1e-6)
     np.testing.assert_allclose(y[5:] / x[5:], 0, atol=1e-6)
+
+
+def test_gelu_of_infinity_is_infinity(run_kernel, tiled_target):
+    assert run(run_kernel, tiled_target, np.array([np.inf], np.float32)) == np.inf
+
+
+def test_gelu_of_no_number_is_none(run_kernel, tiled_target):
+    assert np.isnan(run(run_kernel, tiled_target, np.array([np.nan], np.float32)))
