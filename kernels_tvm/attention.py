@@ -13,7 +13,14 @@ from collections.abc import Callable
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import LANES, VALUE_TAPS, HammingLinear, image_tiles, rows_together
+from kernels_tvm.descriptions import (
+    LANES,
+    VALUE_TAPS,
+    HammingLinear,
+    image_tiles,
+    images_at_once,
+    rows_together,
+)
 from kernels_tvm.emit import (
     Arguments,
     Claims,
@@ -31,6 +38,7 @@ from kernels_tvm.emit import (
     splat,
     split,
     store_lanes,
+    turns,
     when,
 )
 from kernels_tvm.linear import Layer
@@ -43,19 +51,20 @@ SUBSETS = 1 << SUBSET_BITS
 
 
 def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear):
-    """From x [batch, tokens, channels], the parameters -> the scratch arrays, y [batch, tokens, channels]."""
+    """From x [batch, tokens, channels], the parameters -> y [batch, tokens, channels]."""
     tokens, channels = attention.tokens, attention.channels
     tiles, size = image_tiles(attention, threads)
     together = rows_together(tokens)
     chunk = -(-tokens // threads)
+    at_once = images_at_once(tokens * 3 * channels)
 
     def body(arguments: Arguments):
         x = arguments("x", ("batch", tokens, channels), "float32")
         buffers = arguments.parameters(attention)
-        between = attention.scratch(threads)
-        qkv, sums, contexts = (arguments(name, ("batch", *shape), "float32") for name, shape in between)
         y = arguments("y", ("batch", tokens, channels), "float32")
-        batch = arguments.symbols["batch"]
+        qkv = T.alloc_buffer((at_once, tokens, 3 * channels), "float32")
+        sums = T.alloc_buffer((at_once, tiles, 2 * attention.heads), "float32")
+        contexts = T.alloc_buffer((at_once, threads, channels * attention.head_dim), "float32")
 
         def place(index, parts, length):
             image, number = split(index, parts)
@@ -65,52 +74,57 @@ def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear
         def layer(name):
             return Layer(target, getattr(attention, name), part(buffers, f"{name}_"), keep=tiles > threads)
 
-        claims = Claims(target, batch * tiles, threads)
-        with T.parallel(0, threads) as thread:
-            project = layer("qkv")
-            with claims.of(thread) as index:
-                image, tile, start, count = place(index, tiles, size)
-                load_rows, store = projection(
-                    attention, buffers, lambda row, start=start: (image, T.bind(start + row)), x, qkv
-                )
-                project.tile(size, count, load_rows, store, together)
-                _normalize(attention, qkv, image, tile, start, count, sums)
-        claims = Claims(target, batch * threads, threads)
-        with T.parallel(0, threads) as thread, claims.of(thread) as index:
-            image, number, start, count = place(index, threads, chunk)
-            _context(attention, qkv, sums, tiles, image, number, start, count, contexts)
-        claims = Claims(target, batch * tiles, threads)
-        with T.parallel(0, threads) as thread:
-            proj = layer("proj")
-            with claims.of(thread) as index:
-                image, tile, start, count = place(index, tiles, size)
-                mixed = _mix(
-                    attention, qkv, sums, tiles, contexts, threads, buffers, image, start, size, count
-                )
+        with turns(arguments.symbols["batch"], at_once) as (first, images):
+            claims = Claims(target, images * tiles, threads)
+            with T.parallel(0, threads) as thread:
+                project = layer("qkv")
+                with claims.of(thread) as index:
+                    image, tile, start, count = place(index, tiles, size)
 
-                def load_mixed(row, buffer, offset):
-                    with T.serial(0, together * channels // LANES) as vector:
-                        value = mixed[lanes(row * channels + vector * LANES)]
-                        T.buffer_store(buffer, value, [lanes(offset + vector * LANES)])
+                    def at(row):
+                        return image, T.bind(start + row)
 
-                def store(row, column, value, lanes_):
-                    token = start + row
-                    store_lanes(y, value + x[image, token, lanes(column)], [image, token], column, lanes_)
+                    load_rows, store = projection(attention, buffers, at, x, first, qkv)
+                    project.tile(size, count, load_rows, store, together)
+                    _normalize(attention, qkv, image, tile, start, count, sums)
+            claims = Claims(target, images * threads, threads)
+            with T.parallel(0, threads) as thread, claims.of(thread) as index:
+                image, number, start, count = place(index, threads, chunk)
+                _context(attention, qkv, sums, tiles, image, number, start, count, contexts)
+            claims = Claims(target, images * tiles, threads)
+            with T.parallel(0, threads) as thread:
+                proj = layer("proj")
+                with claims.of(thread) as index:
+                    image, tile, start, count = place(index, tiles, size)
+                    mixed = _mix(
+                        attention, qkv, sums, tiles, contexts, threads, buffers, image, start, size, count
+                    )
 
-                proj.tile(size, count, load_mixed, store, together)
+                    def load_mixed(row, buffer, offset):
+                        with T.serial(0, together * channels // LANES) as vector:
+                            value = mixed[lanes(row * channels + vector * LANES)]
+                            T.buffer_store(buffer, value, [lanes(offset + vector * LANES)])
+
+                    def store(row, column, value, lanes_):
+                        at = [first + image, start + row]
+                        store_lanes(y, value + x[(*at, lanes(column))], at, column, lanes_)
+
+                    proj.tile(size, count, load_mixed, store, together)
 
     return kernel(body)
 
 
-def projection(attention, buffers, place: Callable, x, qkv) -> tuple[Callable, Callable]:
-    """What `Layer.tile` needs for queries, keys and values; ``place(row)`` is a row's image and token.
+def projection(attention, buffers, place: Callable, x, first, qkv) -> tuple[Callable, Callable]:
+    """What `Layer.tile` needs for queries, keys and values.
 
-    It loads as many rows as `rows_together` says.
+    ``place(row)`` is a row's image in ``qkv``, whose first one is image ``first`` of ``x``, and its token. It
+    loads as many rows as `rows_together` says.
     """
     together, channels = rows_together(attention.tokens), attention.channels
 
     def load_rows(row, buffer, offset):
         image, token = place(row)
+        image = T.bind(first + image)
         load_normalized(together, x, image, token, channels, buffers, attention.epsilon, buffer, offset)
 
     def store(row, column, value, lanes_):

@@ -11,6 +11,7 @@ from kernels_tvm.packing import blocked_shape, packed_shape
 
 LANES = 16  # of a vector, on every target
 CACHE_BYTES = 128 * 1024  # a tile of rows that a thread works on at once
+BETWEEN_BYTES = 4 * 1024 * 1024  # from one pass over the tokens to the next: what caches of all threads hold
 TILE_ROWS = 512  # at most: more share the weights no better, and threads less evenly
 TOGETHER = 8  # rows at most whose sums are folded into one vector
 WEIGHTS = ("blocks", "codes")  # of linear layers: how the names of such parameters end
@@ -25,6 +26,11 @@ def round_up(value: int, multiple: int) -> int:
 def rows_at_once(row_bytes: int) -> int:
     """How many rows a tile has at most."""
     return max(1, min(TILE_ROWS, CACHE_BYTES // row_bytes))
+
+
+def images_at_once(values: int) -> int:
+    """How many images go from pass to pass together, with so many float32 values of each in between."""
+    return max(1, BETWEEN_BYTES // (4 * values))
 
 
 def rows_together(rows: int) -> int:
@@ -176,10 +182,6 @@ class SoftmaxAttention:
         norm = _layer_norm("norm", self.channels)
         return norm + _prefixed("qkv", self.qkv) + _prefixed("proj", self.proj)
 
-    def scratch(self, threads: int) -> list[tuple[str, tuple[int, ...]]]:
-        """Name and shape, without the batch axis, of what goes from pass to pass, all float32."""
-        return [("qkv", (self.tokens, 3 * self.channels)), ("mixed", (self.tokens, self.channels))]
-
 
 @dataclass(frozen=True)
 class HammingLinear:
@@ -216,15 +218,6 @@ class HammingLinear:
         norm = _layer_norm("norm", self.channels)
         values = [("value_kernel", (VALUE_TAPS, self.heads), "float32")]
         return norm + _prefixed("qkv", self.qkv) + values + _prefixed("proj", self.proj)
-
-    def scratch(self, threads: int) -> list[tuple[str, tuple[int, ...]]]:
-        """Name and shape, without the batch axis, of what goes from pass to pass, all float32."""
-        tiles, _ = image_tiles(self, threads)
-        return [
-            ("qkv", (self.tokens, 3 * self.channels)),
-            ("sums", (tiles, 2 * self.heads)),
-            ("contexts", (threads, self.heads * self.head_dim**2)),
-        ]
 
 
 def image_tiles(attention: HammingLinear, threads: int) -> tuple[int, int]:

@@ -215,6 +215,14 @@ def split(index, size: int):
     return T.bind(T.floordiv(index, size)), T.bind(T.floormod(index, size))
 
 
+@contextmanager
+def turns(images, at_once: int) -> Iterator[tuple]:
+    """What is inside runs for some images at a time: the number of the first one, and how many they are."""
+    with T.serial(0, T.ceildiv(images, at_once)) as turn:
+        first = T.bind(turn * at_once)
+        yield first, T.bind(T.min(images - first, at_once))
+
+
 class RowTiles:
     """A number of rows known at run time, cut into tiles of about equal size, as many as threads divide.
 

@@ -23,6 +23,7 @@ from kernels_tvm.emit import (
     scratch,
     split,
     store_lanes,
+    turns,
     when,
 )
 from kernels_tvm.linear import Layer, by_columns, few_rows
@@ -63,9 +64,8 @@ def _by_columns(target, threads, mlp):
                 with otherwise(outside):
                     _clear_sides(expanded, start, padded_width, hidden)
 
-        with T.serial(0, T.ceildiv(images, images_at_once)) as turn:
-            first = T.bind(turn * images_at_once)
-            count = T.bind(T.min(images - first, images_at_once) * mlp.tokens)
+        with turns(images, images_at_once) as (first, present):
+            count = T.bind(present * mlp.tokens)
 
             def place(row):
                 image, token = split(row, mlp.tokens)

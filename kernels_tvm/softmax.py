@@ -2,11 +2,12 @@
 
 import operator
 from collections.abc import Callable
+from functools import partial
 
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.attention import projection
-from kernels_tvm.descriptions import LANES, SoftmaxAttention, round_up, rows_together
+from kernels_tvm.descriptions import LANES, SoftmaxAttention, images_at_once, round_up, rows_together
 from kernels_tvm.elementary import exp
 from kernels_tvm.emit import (
     Arguments,
@@ -20,6 +21,7 @@ from kernels_tvm.emit import (
     splat,
     split,
     store_lanes,
+    turns,
 )
 from kernels_tvm.linear import apply_layer, few_rows
 from kernels_tvm.mlp import part
@@ -30,40 +32,44 @@ LOWEST = -3e38  # score of what is no token: its exponential is less than any nu
 
 
 def softmax_attention_kernel(target: Target, threads: int, attention: SoftmaxAttention):
-    """From x [batch, tokens, channels] and the parameters to the scratch arrays and y, like x."""
+    """From x [batch, tokens, channels] and the parameters to y, like x."""
     tokens, channels, heads = attention.tokens, attention.channels, attention.heads
     together = rows_together(tokens)
+    at_once = images_at_once(tokens * 4 * channels)
 
     def body(arguments: Arguments):
         x = arguments("x", ("batch", tokens, channels), "float32")
         buffers = arguments.parameters(attention)
-        qkv = arguments("qkv", ("batch", tokens, 3 * channels), "float32")
-        mixed = arguments("mixed", ("batch", tokens, channels), "float32")
         y = arguments("y", ("batch", tokens, channels), "float32")
-        rows = arguments.symbols["batch"] * tokens
+        qkv = T.alloc_buffer((at_once, tokens, 3 * channels), "float32")
+        mixed = T.alloc_buffer((at_once, tokens, channels), "float32")
 
-        def load_mixed(row, buffer, offset):
-            image, token = split(row, tokens)
-            for member in range(together):
-                with T.serial(0, channels // LANES) as vector:
-                    value = mixed[image, token + member, lanes(vector * LANES)]
-                    T.buffer_store(buffer, value, [lanes(offset + member * channels + vector * LANES)])
+        with turns(arguments.symbols["batch"], at_once) as (first, images):
 
-        def store(row, column, value, lanes_):
-            image, token = split(row, tokens)
-            store_lanes(y, value + x[image, token, lanes(column)], [image, token], column, lanes_)
+            def load_mixed(row, buffer, offset):
+                image, token = split(row, tokens)
+                for member in range(together):
+                    with T.serial(0, channels // LANES) as vector:
+                        value = mixed[image, token + member, lanes(vector * LANES)]
+                        T.buffer_store(buffer, value, [lanes(offset + member * channels + vector * LANES)])
 
-        def apply(layer, name, load_rows, store):
-            few = few_rows(tokens, layer)
-            parameters = part(buffers, name)
-            apply_layer(target, threads, layer, parameters, rows, load_rows, store, few, together)
+            def store(row, column, value, lanes_):
+                image, token = split(row, tokens)
+                at = [first + image, token]
+                store_lanes(y, value + x[(*at, lanes(column))], at, column, lanes_)
 
-        apply(attention.qkv, "qkv_", *projection(attention, buffers, lambda row: split(row, tokens), x, qkv))
-        claims = Claims(target, arguments.symbols["batch"] * heads, threads)
-        with T.parallel(0, threads) as thread, claims.of(thread) as task:
-            image, head = split(task, heads)
-            _attend(attention, qkv, image, head, mixed)
-        apply(attention.proj, "proj_", load_mixed, store)
+            def apply(layer, name, load_rows, store):
+                few = few_rows(tokens, layer)
+                parameters, rows = part(buffers, name), T.bind(images * tokens)
+                apply_layer(target, threads, layer, parameters, rows, load_rows, store, few, together)
+
+            place = partial(split, size=tokens)
+            apply(attention.qkv, "qkv_", *projection(attention, buffers, place, x, first, qkv))
+            claims = Claims(target, images * heads, threads)
+            with T.parallel(0, threads) as thread, claims.of(thread) as task:
+                image, head = split(task, heads)
+                _attend(attention, qkv, image, head, mixed)
+            apply(attention.proj, "proj_", load_mixed, store)
 
     return kernel(body)
 

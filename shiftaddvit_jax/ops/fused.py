@@ -21,7 +21,7 @@ from kernels_tvm.descriptions import (
     joined,
     round_up,
 )
-from kernels_tvm.library import Kernel, thread_count
+from kernels_tvm.library import Kernel
 from shiftaddvit_jax.ops.custom_call import call_kernel, on_gpu
 
 Arrays = Mapping[str, Array]
@@ -65,11 +65,8 @@ def fused_attention(
 ) -> Array:
     """Return x + attention(norm(x)), float32."""
     name = "hamming_linear" if isinstance(attention, HammingLinear) else "softmax_attention"
-    kernel = Kernel(name, attention)
-    between = attention.scratch(thread_count())
-    outputs = [jax.ShapeDtypeStruct((x.shape[0], *shape), jnp.float32) for _, shape in between]
-    outputs.append(jax.ShapeDtypeStruct(x.shape, jnp.float32))
-    *_, y = call_kernel(kernel, outputs, x, *_in_order(attention, arrays))
+    output = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    (y,) = call_kernel(Kernel(name, attention), [output], x, *_in_order(attention, arrays))
     return y
 
 

@@ -13,6 +13,7 @@ from scipy.ndimage import correlate1d
 from scipy.special import ndtr, softmax
 
 from kernels_tvm import targets
+from kernels_tvm.descriptions import images_at_once
 from shiftaddvit_jax.nn import Block, Primitives
 
 GRID, CHANNELS, HEADS = (5, 7), 48, 2
@@ -221,6 +222,18 @@ def test_a_block_of_any_size_on_tvm_is_its_formula_in_float64(arguments):
     variables, x, expected = case(**arguments)
     settings = {name: value for name, value in arguments.items() if name != "batch"}
     assert_same(jitted(**settings)(variables, x), expected, arguments.get("activations", "float"))
+
+
+@pytest.mark.parametrize(
+    ("attention", "grid", "kept", "at_once"), [("hamming_linear", (50, 50), 3, 2), ("msa", (8, 8), 4, 85)]
+)
+def test_images_for_which_passes_take_turns_are_as_one_by_one(attention, grid, kept, at_once):
+    assert images_at_once(kept * grid[0] * grid[1] * CHANNELS) == at_once
+    variables, *_ = case(attention=attention, kind="dense")
+    function = jitted(grid=grid, attention=attention, kind="dense")
+    x = tokens(at_once + 1, grid)
+    alone = [function(variables, image[None]) for image in x]
+    np.testing.assert_array_equal(function(variables, x), np.concatenate(alone))
 
 
 def test_a_class_token_beside_the_grid_is_a_token_like_the_others():
