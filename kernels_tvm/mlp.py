@@ -42,8 +42,8 @@ def _by_columns(target, threads, mlp):
     height, width = mlp.grid or (mlp.tokens, 1)
     margin = 1 if mlp.grid else 0
     padded_width, padded = width + 2 * margin, (height + 2 * margin) * (width + 2 * margin)
-    images_at_once = max(1, target.strip_bytes // (4 * padded * hidden))
-    limit = images_at_once * mlp.tokens
+    at_once = max(1, target.strip_bytes // (4 * padded * hidden))
+    limit = at_once * mlp.tokens
     group = _group(target, width) if mlp.grid else 1
     together = rows_together(mlp.tokens)
 
@@ -52,11 +52,11 @@ def _by_columns(target, threads, mlp):
         buffers = arguments.parameters(mlp)
         y = arguments("y", ("images", mlp.tokens, channels), "float32")
         images = arguments.symbols["images"]
-        expanded = scratch(images_at_once * padded * hidden)
+        expanded = scratch(at_once * padded * hidden)
         activated = scratch(limit * hidden)
         if margin:
             lines = height + 2 * margin
-            with T.parallel(0, images_at_once * lines) as number:
+            with T.parallel(0, at_once * lines) as number:
                 line, start = T.bind(T.floormod(number, lines)), T.bind(number * (padded_width * hidden))
                 outside = T.bind(T.Or(line == 0, line == height + margin))
                 with when(outside):
@@ -64,7 +64,7 @@ def _by_columns(target, threads, mlp):
                 with otherwise(outside):
                     _clear_sides(expanded, start, padded_width, hidden)
 
-        with turns(images, images_at_once) as (first, present):
+        with turns(images, at_once) as (first, present):
             count = T.bind(present * mlp.tokens)
 
             def place(row):
