@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from tvm.script.ir_builder import tirx as T
 
+from kernels_tvm import amx
 from kernels_tvm.bfloat16 import from_bfloat16
 from kernels_tvm.decoding import decode_float, decode_int8, decode_shifts, power_of_two
 from kernels_tvm.descriptions import LANES, Linear, round_up
@@ -31,8 +32,6 @@ from kernels_tvm.products import (
     Int8Panels,
     Int8Rows,
     ShiftPanels,
-    amx_begin,
-    amx_end,
     float_product,
     int8_product,
     shift_product,
@@ -91,10 +90,10 @@ class Layer:
         for expert, rows_, count_, store_ in zip(self.experts, rows, counts, stores, strict=True):
             with when(count_ > 0):
                 if self.target.dot == "amx":
-                    amx_begin(count_)
+                    amx.begin(count_)
                 expert.multiply(rows_, count_, store_)
         if self.target.dot == "amx":
-            amx_end()
+            amx.end()
 
     def _load(self, rows, count, load_rows, group):
         """All rows to the only expert, without a copy where they lie there as they arrive."""

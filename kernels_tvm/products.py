@@ -9,15 +9,14 @@ from contextlib import nullcontext
 
 from tvm.script.ir_builder import tirx as T
 
+from kernels_tvm import amx
 from kernels_tvm.bfloat16 import bfloat16_pairs, exact_pairs, rounded_pairs, rounded_to_bfloat16
 from kernels_tvm.decoding import quantize_row
 from kernels_tvm.descriptions import LANES, round_up
-from kernels_tvm.emit import constant, lanes, local, otherwise, scratch, splat, split, when
+from kernels_tvm.emit import constant, lanes, local, scratch, splat, split, when
 from kernels_tvm.targets import Target
 
 SHIFTED_ROWS = 4  # computed together by shifts: their counts, signs and masks take registers too
-AMX_ROWS = 16  # of a matrix register, of 64 bytes each
-AMX_BF16_INPUTS, AMX_INT8_INPUTS = 32, 64  # that one instruction sums over
 
 
 class _Panels:
@@ -55,7 +54,7 @@ class FloatPanels(_Panels):
         self.amx, self.inputs, self.given = target.dot == "amx", inputs, given
         self.needed = self.amx or given is None
         if self.amx:
-            self.pairs = round_up(inputs, AMX_BF16_INPUTS) // 2
+            self.pairs = round_up(inputs, amx.BF16_INPUTS) // 2
             size = self.held * self.pairs * self.columns
             self.parts = [scratch(size, "uint32") for _ in range(1 if exact else 2)]
             self.split = exact_pairs if exact else bfloat16_pairs
@@ -79,16 +78,16 @@ class FloatPanels(_Panels):
         # Lane n of a pair's vector holds the weights of two inputs for output n.
         def write_pairs(chunk, first, stop, present):
             with T.serial(first, stop) as pair:
-                k = T.bind(chunk * AMX_BF16_INPUTS + pair)
-                inputs = [k, k + AMX_BF16_INPUTS // 2][:present]
+                k = T.bind(chunk * amx.BF16_INPUTS + pair)
+                inputs = [k, k + amx.BF16_INPUTS // 2][:present]
                 for j in range(vectors):
                     values = [T.bind(weights(k, j)) for k in inputs] + [constant(0)] * (2 - present)
-                    at = lanes(start + (chunk * (AMX_BF16_INPUTS // 2) + pair) * columns + j * LANES)
+                    at = lanes(start + (chunk * (amx.BF16_INPUTS // 2) + pair) * columns + j * LANES)
                     for part, value in zip(self.parts, self.split(*values), strict=True):
                         T.buffer_store(part, value, [at])
 
-        half = AMX_BF16_INPUTS // 2
-        chunks, rest = divmod(self.inputs, AMX_BF16_INPUTS)
+        half = amx.BF16_INPUTS // 2
+        chunks, rest = divmod(self.inputs, amx.BF16_INPUTS)
         if chunks:
             with T.serial(0, chunks) as chunk:
                 write_pairs(chunk, 0, half, 2)
@@ -115,7 +114,7 @@ class Int8Panels(_Panels):
     def __init__(self, target: Target, inputs: int, outputs: int, kept: bool):
         super().__init__(outputs, target.int8_tile[1], kept)
         self.target = target
-        self.inputs = round_up(inputs, AMX_INT8_INPUTS if target.dot == "amx" else 4)
+        self.inputs = round_up(inputs, amx.INT8_INPUTS if target.dot == "amx" else 4)
         self.weights = scratch(self.held * self.inputs * self.columns, "int8")
         self.offsets = scratch(self.held * self.columns, "int32")
 
@@ -166,7 +165,7 @@ class FloatRows:
     def __init__(self, target: Target, capacity: int, width: int, rounded: bool):
         self.amx, self.rounded = target.dot == "amx", rounded
         self.width = width
-        self.stride = round_up(width, AMX_BF16_INPUTS) // 2 if self.amx else width
+        self.stride = round_up(width, amx.BF16_INPUTS) // 2 if self.amx else width
         dtype, parts = ("uint32", 1 if rounded else 2) if self.amx else ("float32", 1)
         self.parts = [scratch(capacity * self.stride, dtype) for _ in range(parts)]
 
@@ -216,7 +215,7 @@ class Int8Rows:
     def __init__(self, target: Target, capacity: int, width: int):
         self.target, self.width = target, width
         # A matrix register reads 64 numbers of a row, whatever follows it.
-        self.whole = scratch(capacity * width + AMX_INT8_INPUTS, "uint8")
+        self.whole = scratch(capacity * width + amx.INT8_INPUTS, "uint8")
         self.scale = scratch(capacity)
 
     def put(self, x, base, slot) -> None:
@@ -239,7 +238,7 @@ def float_product(
     as many at a time as registers hold; of the last ones, those past ``count`` are dropped.
     """
     if panels.amx:
-        _amx_float_product(x, count, panels, panel, columns, finish)
+        amx.float_product(x, count, panels, panel, columns, finish)
         return
     (rows_of_x,), stride, weights = x.parts, x.stride, panels.weights(panel, columns)
     vectors = columns // LANES
@@ -272,7 +271,7 @@ def int8_product(
 
     start = T.bind(panels.start(panel))
     if target.dot == "amx":
-        _amx_int8_product(x, count, panels, start, offset, columns, finish)
+        amx.int8_product(x, count, panels, start, offset, columns, finish)
         return
     vectors = columns // LANES
 
@@ -340,110 +339,6 @@ def _finish_rows(rows, vectors, first, count, all_present, sums, finish):
         with nullcontext() if all_present else when(first + i < count):
             for j in range(vectors):
                 finish(first + i, j, sums[lanes((i * vectors + j) * LANES)])
-
-
-def amx_begin(count) -> None:
-    """Shape the matrix registers for products of ``count`` rows.
-
-    The last two hold weights, 16 rows of 64 bytes. In the others, rows and sums have `_amx_rows` such rows:
-    an instruction takes as many cycles.
-    """
-    shape, rows = scratch(64, "uint8"), T.Cast("uint8", _amx_rows(count))
-    T.buffer_store(shape, T.broadcast(T.uint8(0), 64), [lanes(0, 64)])
-    T.buffer_store(shape, T.uint8(1), [0])
-    for register in range(8):
-        T.buffer_store(shape, T.uint8(64), [16 + 2 * register])
-        T.buffer_store(shape, rows if register < 6 else T.uint8(AMX_ROWS), [48 + register])
-    _amx("ldtilecfg", T.address_of(shape[0]))
-
-
-def _amx_rows(count):
-    """Rows of a matrix register: as few as make no more registers of ``count`` rows, two at a time."""
-    return T.bind(T.ceildiv(count, 2 * T.ceildiv(count, 2 * AMX_ROWS)))
-
-
-def amx_end() -> None:
-    """Give the tile registers back: a thread that keeps them is slower to switch."""
-    _amx("tilerelease")
-
-
-def _amx(name, *arguments):
-    arguments = [T.int8(value) if isinstance(value, int) else value for value in arguments]
-    T.evaluate(T.call_llvm_intrin("void", f"llvm.x86.{name}", *arguments))
-
-
-def _amx_load(register, buffer, at, stride_bytes):
-    _amx("tileloadd64", register, T.address_of(buffer[at]), T.int64(stride_bytes))
-
-
-def _amx_blocks(count, columns, sums, compute: Callable, finish: Callable):
-    """Two registers of rows, or the one that is left, and up to 32 columns at a time.
-
-    ``compute(first row of each)`` adds their products to the registers 0 to 3, two for each register of rows.
-    """
-    vectors, rows = columns // LANES, _amx_rows(count)
-    with T.serial(0, T.ceildiv(count, 2 * rows)) as block:
-        first = T.bind(block * 2 * rows)
-        starts = [first, T.bind(first + rows)]
-        is_one = T.bind(count - first <= rows)
-        for condition, present in ((when, starts[:1]), (otherwise, starts)):
-            with condition(is_one):
-                registers = [(i, j) for i in range(len(present)) for j in range(vectors)]
-                for i, j in registers:
-                    _amx("tilezero", 2 * i + j)
-                compute(present)
-                for i, j in registers:
-                    address = T.address_of(sums[i * rows * columns + j * LANES])
-                    _amx("tilestored64", 2 * i + j, address, T.int64(4 * columns))
-        with T.serial(0, T.min(2 * rows, count - first)) as row:
-            for j in range(vectors):
-                finish(first + row, j, sums[lanes(row * columns + j * LANES)])
-
-
-def _amx_float_product(x, count, panels, panel, columns, finish):
-    """(x' + x")(w' + w") without x" w", or what there is of it, each product with sums in float32."""
-    vectors, start = columns // LANES, T.bind(panels.start(panel))
-    sums = scratch(2 * AMX_ROWS * columns)
-    products = [(1, 0), (0, 0), (0, 1)]
-    products = [(i, j) for i, j in products if i < len(x.parts) and j < len(panels.parts)]
-
-    def compute(starts):
-        with T.serial(0, panels.pairs // AMX_ROWS) as chunk:
-            held = (None, None)
-            for x_part, weight_part in products:
-                if x_part != held[0]:
-                    for i, first in enumerate(starts):
-                        at = first * x.stride + chunk * (AMX_BF16_INPUTS // 2)
-                        _amx_load(4 + i, x.parts[x_part], at, 4 * x.stride)
-                if weight_part != held[1]:
-                    for j in range(vectors):
-                        at = start + chunk * (AMX_ROWS * columns) + j * LANES
-                        _amx_load(6 + j, panels.parts[weight_part], at, 4 * columns)
-                held = (x_part, weight_part)
-                for i in range(len(starts)):
-                    for j in range(vectors):
-                        _amx("tdpbf16ps", 2 * i + j, 4 + i, 6 + j)
-
-    _amx_blocks(count, columns, sums, compute, finish)
-
-
-def _amx_int8_product(x, count, panels, start, offset, columns, finish):
-    vectors = columns // LANES
-    sums = scratch(2 * AMX_ROWS * columns, "int32")
-
-    def compute(starts):
-        with T.serial(0, panels.inputs // AMX_INT8_INPUTS) as chunk:
-            for i, first in enumerate(starts):
-                at = first * x.width + chunk * AMX_INT8_INPUTS
-                _amx_load(4 + i, x.whole, at, x.width)
-            for j in range(vectors):
-                at = start + (chunk * (AMX_ROWS * columns) + j * LANES) * 4
-                _amx_load(6 + j, panels.weights, at, 4 * columns)
-            for i in range(len(starts)):
-                for j in range(vectors):
-                    _amx("tdpbusd", 2 * i + j, 4 + i, 6 + j)
-
-    _amx_blocks(count, columns, sums, compute, lambda row, j, value: finish(row, j, value + offset(j)))
 
 
 def dot4(target: Target, sums, at, four, panel, offset):
