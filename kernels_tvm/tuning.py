@@ -69,7 +69,8 @@ def tune(kernel: Kernel, shapes: Shapes, trials: Callable[[], None]) -> tuple[di
             for _ in range(CONFIRMATIONS)
         ]
         before, best = np.median(turns, axis=0).tolist()
-        target = target if best < before else first
+        if best >= before:
+            target, best = first, before
     fields = (field.name for field in dataclasses.fields(Target))
     changed = {name: getattr(target, name) for name in fields if getattr(target, name) != getattr(own, name)}
     return changed, before, best

@@ -6,7 +6,7 @@ What `bench_model` and `bench_kernels` return, and ``shiftaddvit bench --json`` 
 - ``versions``: of the packages that take part, where they are installed;
 - ``rounds`` and ``seconds_a_turn``: how it was measured, see `shiftaddvit_jax.analysis.rounds`;
 - of a model: ``model``, the arguments of `create_model` for the ShiftAddViT, ``batch``, and ``shift_share``,
-  null without mixtures of experts;
+  one or by MoE layer, null without any;
 - ``rows``, of `time_contestants`: ``name``, ``task``, ``start_s``, and either ``refused`` or ``runs``,
   ``median_ms``, ``p10_ms``, ``p90_ms``, ``reference`` and ``ratio``. Also, of a model, ``precision``; of a
   dense one, ``logit_error``, the largest difference of its logits from JAX's over the largest of JAX's; of
@@ -27,6 +27,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree
 
+from shiftaddvit_jax.analysis.counting import ShiftShare, layer_shift_share
 from shiftaddvit_jax.analysis.kernels import KERNELS, kernel_contestants
 from shiftaddvit_jax.analysis.report import SHIFT_SHARE
 from shiftaddvit_jax.analysis.rounds import Contestant, describe_machine, time_contestants
@@ -71,7 +72,7 @@ def bench_model(
     projections: str | Sequence[str] = "dense",
     activations: Activations = "float",
     precision: Precision = "float32",
-    shift_share: float = SHIFT_SHARE,
+    shift_share: ShiftShare = SHIFT_SHARE,
     implementations: Sequence[str] = ("tvm", "xla"),
     peers: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -92,7 +93,8 @@ def bench_model(
       projections: the same.
       activations: the same.
       precision: the same.
-      shift_share: of the tokens, that every mixture of experts sends to its shift expert.
+      shift_share: of the tokens, that every mixture of experts sends to its shift expert: one for all, or
+        one for each by its name.
       implementations: the ShiftAddViT's, in that order.
       peers: of `PEERS`.
 
@@ -175,7 +177,7 @@ def balance_routers(
     model: nn.Module,
     variables: PyTree,
     images: Float[Array | np.ndarray, "batch height width 3"],
-    shift_share: float,
+    shift_share: ShiftShare,
 ) -> dict[str, float]:
     """What to add to each router's bias for the shift expert, so that it gets ``shift_share`` of the tokens.
 
@@ -186,11 +188,11 @@ def balance_routers(
       By the router's name, as in ``"stage1/block1/mlp/fc1/router"``; nothing without mixtures.
 
     Raises:
-      ValueError: ``shift_share`` is no share.
+      ValueError: a layer without a share, or a share outside 0 to 1.
     """
-    if not 0 <= shift_share <= 1:
-        raise ValueError(f"shift_share must be between 0 and 1, got {shift_share}")
-    if not any("router" in path for path in flatten_dict(variables["params"])):
+    routers = sorted({"/".join(path[:-1]) for path in flatten_dict(variables["params"]) if "router" in path})
+    shares = {name: layer_shift_share(shift_share, name.removesuffix("/router")) for name in routers}
+    if not shares:
         return {}
 
     def biases(variables, images):
@@ -198,14 +200,15 @@ def balance_routers(
 
         def balance(call, arguments, keywords, context):
             logits = call(*arguments, **keywords)
-            if context.module.name != "router":
+            name = "/".join(context.module.path)
+            if name not in shares:
                 return logits
             behind = jnp.sort(logits[:, 1 - SHIFT] - logits[:, SHIFT])
             # Between the last token that goes to the shift expert and the first that does not.
             bounds = jnp.concatenate([behind[:1] - 2 * CLEARLY, behind, behind[-1:] + 2 * CLEARLY])
-            count = round(shift_share * behind.size)
+            count = round(shares[name] * behind.size)
             bias = (bounds[count] + bounds[count + 1]) / 2
-            found["/".join(context.module.path)] = bias
+            found[name] = bias
             return logits.at[:, SHIFT].add(bias)
 
         with nn.intercept_methods(balance):

@@ -135,8 +135,7 @@ def count_products(
       model: from `create_model` or `reparameterize`, or one of your own with ``image_size`` and a call
         ``(images, train)``.
       variables: its variables, packed or not; shapes suffice.
-      shift_share: the share of tokens on shift experts: one for all MoE layers, or one for each by its name
-        (as `evaluate` measures it).
+      shift_share: see `layer_shift_share`.
       batch: images.
 
     Raises:
@@ -212,17 +211,31 @@ def _trace(function, *arguments):
         return jax.make_jaxpr(function)(*arguments).jaxpr, modules
 
 
+def layer_shift_share(shift_share: ShiftShare | None, layer: str) -> float:
+    """The share of tokens on the shift expert of the MoE layer named ``layer``.
+
+    Args:
+      shift_share: one for all MoE layers, or one for each by its name (as `evaluate` measures it).
+      layer: its name, as in ``stage1/block1/mlp/fc1``.
+
+    Raises:
+      ValueError: no share for that layer, or one outside 0 to 1.
+    """
+    share = shift_share.get(layer) if isinstance(shift_share, Mapping) else shift_share
+    if share is None:
+        raise ValueError(f"shift_share lacks the MoE layer {layer}; pass evaluate(...)['shift_share']")
+    if not 0 <= share <= 1:
+        raise ValueError(f"shift_share is a share from 0 to 1, got {share} for {layer}")
+    return share
+
+
 def _expert_shares(modules, shift_share):
     """The share of a mixture's tokens that each expert computes, by the expert's path."""
     shares = {}
     for path, layer in modules.items():
         if isinstance(layer, MoEDense):
             name = "/".join(path)
-            share = shift_share.get(name) if isinstance(shift_share, Mapping) else shift_share
-            if share is None:
-                raise ValueError(f"shift_share lacks the MoE layer {name}; pass evaluate(...)['shift_share']")
-            if not 0 <= share <= 1:
-                raise ValueError(f"shift_share is a share from 0 to 1, got {share} for {name}")
+            share = layer_shift_share(shift_share, name)
             for expert, part in zip(EXPERTS, (1 - share, share), strict=True):
                 shares[f"{name}/{expert}"] = min(1.0, layer.top_k * part)
     return shares

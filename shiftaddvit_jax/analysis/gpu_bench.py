@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shiftaddvit_jax.analysis.bench import balance_routers, random_variables, with_router_biases
+from shiftaddvit_jax.analysis.counting import ShiftShare
 from shiftaddvit_jax.analysis.kernels import DENSE, normal
 from shiftaddvit_jax.analysis.rounds import summarize
 from shiftaddvit_jax.models import create_model, model_arguments, model_row
@@ -64,7 +65,7 @@ def bench_gpu_model(
     image_size: int | None,
     activations: Activations,
     precision: Precision,
-    shift_share: float,
+    shift_share: ShiftShare,
     **kinds,
 ) -> dict[str, Any]:
     """A packed ShiftAddViT on the kernels and on XLA, and the dense models with ``msa`` and ``sra``.

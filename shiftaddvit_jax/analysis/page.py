@@ -196,7 +196,7 @@ def _latency_table(latency):
 
 def _share(share):
     if isinstance(share, Mapping):
-        return f"{sum(share.values()) / len(share):.0%} (measured, layer by layer)"
+        return f"{sum(share.values()) / len(share):.0%} (the mean, layer by layer)"
     return f"{share:.0%}"
 
 

@@ -2,11 +2,8 @@
 
 import argparse
 import dataclasses
-import json
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from rich.table import Table
 
 from shiftaddvit_jax.analysis import (
@@ -22,15 +19,17 @@ from shiftaddvit_jax.analysis.energy import FORMATS
 from shiftaddvit_jax.analysis.gallery import PICTURES, draw_picture
 from shiftaddvit_jax.analysis.page import write_page
 from shiftaddvit_jax.analysis.pictures import check_picture
-from shiftaddvit_jax.analysis.report import ENERGY_MODELS, PAPER_MODELS, SHIFT_SHARE
+from shiftaddvit_jax.analysis.report import ENERGY_MODELS, PAPER_MODELS
 from shiftaddvit_jax.analysis.subject import Subject, distinct_names, example_pixels, load_subject
 from shiftaddvit_jax.cli.arguments import (
     Commands,
     add_command,
     add_images,
     add_precision,
+    add_shift_share,
     add_subject,
     check_folders,
+    print_shift_share,
 )
 from shiftaddvit_jax.command import table_console
 from shiftaddvit_jax.files import write_json
@@ -50,14 +49,7 @@ def add_report(commands: Commands) -> None:
     command.add_argument(
         "--number-format", choices=FORMATS, help="for energies; default: those that the model computes in"
     )
-    command.add_argument(
-        "--shift-share",
-        type=_shift_share,
-        default=SHIFT_SHARE,
-        metavar="X",
-        help="of tokens on shift experts: a number, or the file that `eval --json` printed (default: "
-        "%(default)s, the balancing loss's aim)",
-    )
+    add_shift_share(command)
     command.add_argument(
         "--compare",
         metavar="OTHER",
@@ -205,19 +197,6 @@ def _print_experts(found):
     print("Ratio: dense over shift. To train with these: --config.train.latencies=FILE, of --json FILE.")
 
 
-def _shift_share(text):
-    """A share, or by MoE layer those that ``eval --json`` printed into a file."""
-    try:
-        return float(text)
-    except ValueError:
-        pass
-    try:
-        return json.loads(Path(text).read_text())["shift_share"]
-    except (OSError, ValueError, KeyError, TypeError):
-        message = f"{text!r} is neither a number nor a file with what `shiftaddvit eval --json` prints"
-        raise argparse.ArgumentTypeError(message) from None
-
-
 def _reported_subject(arguments):
     """The model of ``report``: a checkpoint as it is, or any model with random weights."""
     changes = {
@@ -321,7 +300,4 @@ def _print_savings(rows, shift_share):
 
 def _print_assumptions(shift_share):
     print("Energy: compute is arithmetic alone; accelerator and authors are two models with data movement.")
-    if isinstance(shift_share, Mapping):
-        print(f"{np.mean(list(shift_share.values())):.1%} of tokens on shift experts, as measured.")
-    elif shift_share is not None:
-        print(f"{shift_share:.0%} of tokens on shift experts (--shift-share).")
+    print_shift_share(shift_share)

@@ -1,11 +1,17 @@
 """Arguments that several commands share, and what is done with them."""
 
 import argparse
-from collections.abc import Callable, Sequence
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from shiftaddvit_jax.analysis.counting import ShiftShare
+from shiftaddvit_jax.analysis.report import SHIFT_SHARE
 from shiftaddvit_jax.command import Parser
+from shiftaddvit_jax.nn.moe import aimed_shift_share
 from shiftaddvit_jax.ops.precision import PRECISIONS
+from shiftaddvit_jax.train.config import read_latencies
 
 Commands = argparse._SubParsersAction  # what `add_subparsers` returns
 
@@ -59,6 +65,44 @@ def add_subject(command: argparse.ArgumentParser, **settings) -> None:
     for name in ("attention", "mlp", "projections"):
         command.add_argument(f"--{name}", metavar="KIND", help="instead of the model's own")
     command.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")
+
+
+def add_shift_share(command: argparse.ArgumentParser) -> None:
+    """How many tokens the shift experts compute."""
+    command.add_argument(
+        "--shift-share",
+        type=_shift_share,
+        default=SHIFT_SHARE,
+        metavar="X",
+        help="of tokens on shift experts: a number, a file of what `eval --json` printed (a trained model's "
+        "shares), or one that `measure-latency --json` wrote (those that the balancing loss aims at on this "
+        "machine); default: %(default)s, its aim with the authors' latencies",
+    )
+
+
+def _shift_share(text):
+    """A share, or by MoE layer those in a file of ``eval --json`` or ``measure-latency --json``."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        found = json.loads(Path(text).read_text())
+        if "layers" in found:
+            return {layer: aimed_shift_share(pair) for layer, pair in read_latencies(text).items()}
+        return found["shift_share"]
+    except (OSError, ValueError, KeyError, TypeError):
+        expected = "neither a number nor a file of `eval --json` or `measure-latency --json`"
+        raise argparse.ArgumentTypeError(f"{text!r} is {expected}") from None
+
+
+def print_shift_share(shift_share: ShiftShare | None) -> None:
+    """Say which share of tokens figures are for; nothing without mixtures."""
+    if isinstance(shift_share, Mapping):
+        mean, low, high = (of(shift_share.values()) for of in (statistics.mean, min, max))
+        print(f"{mean:.1%} of tokens on shift experts, {low:.0%} to {high:.0%} by layer (--shift-share).")
+    elif shift_share is not None:
+        print(f"{shift_share:.0%} of tokens on shift experts (--shift-share).")
 
 
 def add_images(command: argparse.ArgumentParser) -> None:

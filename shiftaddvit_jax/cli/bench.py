@@ -8,9 +8,16 @@ from rich.table import Table
 from shiftaddvit_jax.analysis import plot_bench
 from shiftaddvit_jax.analysis.bench import PEERS, bench_kernels, bench_model
 from shiftaddvit_jax.analysis.pictures import check_picture
-from shiftaddvit_jax.analysis.report import SHIFT_SHARE
 from shiftaddvit_jax.analysis.rounds import available_threads
-from shiftaddvit_jax.cli.arguments import Commands, add_command, add_kinds, check_folders, shorten
+from shiftaddvit_jax.cli.arguments import (
+    Commands,
+    add_command,
+    add_kinds,
+    add_shift_share,
+    check_folders,
+    print_shift_share,
+    shorten,
+)
 from shiftaddvit_jax.command import table_console
 from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.ops.implementation import IMPLEMENTATIONS
@@ -34,13 +41,7 @@ def add_bench(commands: Commands) -> None:
         help="every kernel instead of a model; of the options, only the last four count",
     )
     add_kinds(command)
-    command.add_argument(
-        "--shift-share",
-        type=float,
-        default=SHIFT_SHARE,
-        metavar="X",
-        help="of tokens on shift experts (default: %(default)s, the balancing loss's aim)",
-    )
+    add_shift_share(command)
     command.add_argument(
         "--implementation",
         action="append",
@@ -136,8 +137,8 @@ def _print_bench(report):
     table_console().print(table)
     for message, names in refused.items():
         print(f"not run: {shorten(names)}: {message}")
-    if not kernels and report["shift_share"] is not None:
-        print(f"{report['shift_share']:.0%} of tokens on shift experts (--shift-share).")
+    if not kernels:
+        print_shift_share(report["shift_share"])
     machine = report["machine"]
     if "gpu" in machine:
         print(f"{machine['gpu']}, compute capability {machine['compute_capability']}")

@@ -228,17 +228,34 @@ def latency_aware_loss(
     Raises:
       ValueError: not one positive, finite latency for each expert.
     """
-    shape = np.shape(latencies)
+    _check_latencies(latencies, importance.shape[0])
+    a = jnp.asarray(latencies, jnp.float32) / jnp.sum(jnp.asarray(latencies, jnp.float32))
+    return squared_coefficient_of_variation(a * importance) + squared_coefficient_of_variation(a * load)
+
+
+def aimed_shift_share(latencies: Sequence[float]) -> float:
+    """The share of tokens on the shift expert for which `latency_aware_loss` is 0.
+
+    Args:
+      latencies: both experts', dense and shift, in any unit.
+
+    Raises:
+      ValueError: not one positive, finite latency for each expert.
+    """
+    _check_latencies(latencies, len(EXPERTS))
+    dense, shift = latencies
+    return dense / (dense + shift)
+
+
+def _check_latencies(latencies, experts):
     concrete = not isinstance(latencies, jax.core.Tracer)
-    if shape != importance.shape or (
+    if np.shape(latencies) != (experts,) or (
         concrete and not all(math.isfinite(latency) and latency > 0 for latency in np.asarray(latencies))
     ):
         raise ValueError(
-            f"latencies must be {importance.shape[0]} positive numbers, one for each expert "
+            f"latencies must be {experts} positive numbers, one for each expert "
             f"({', '.join(EXPERTS)}), got {latencies}"
         )
-    a = jnp.asarray(latencies, jnp.float32) / jnp.sum(jnp.asarray(latencies, jnp.float32))
-    return squared_coefficient_of_variation(a * importance) + squared_coefficient_of_variation(a * load)
 
 
 def routing_loss(

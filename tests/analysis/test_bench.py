@@ -168,6 +168,36 @@ def test_routers_share_tokens_out_to_the_nearest(share):
         assert layer["tokens"][1] == round(share * tokens)
 
 
+def test_every_layer_may_have_a_share_of_its_own():
+    model = create_model("pvt_v2_nano", mlp="moe", implementation="xla")
+    variables, images = bench.random_variables(model), random_images((2, 32, 32, 3))
+    layers = [name.removesuffix("/router") for name in bench.balance_routers(model, variables, images, 0.5)]
+    shares = {name: index / len(layers) for index, name in enumerate(layers)}
+    biases = bench.balance_routers(model, variables, images, shares)
+    balanced = bench.with_router_biases(variables, biases)
+    _, stats = model.apply(balanced, images, mutable=["routing"])
+    for name, layer in routing_layers(stats["routing"]).items():
+        assert layer["tokens"][1] == round(shares[name] * float(layer["tokens"].sum()))
+
+
+def test_a_layer_without_a_share_is_named():
+    model = create_model("pvt_v2_nano", mlp="moe", implementation="xla")
+    variables, images = bench.random_variables(model), random_images((1, 32, 32, 3))
+    with pytest.raises(ValueError, match="shift_share lacks the MoE layer stage1/block1/mlp/fc"):
+        bench.balance_routers(model, variables, images, {"head": 0.5})
+
+
+def test_shares_follow_latencies_measured_here(untimed, tmp_path, capsys):
+    layers = [f"stage{stage}/block1/mlp/{layer}" for stage in (1, 2, 3, 4) for layer in ("fc1", "fc2")]
+    latencies = [{"name": name, "latencies": [3.0, 1.0 + (name == layers[0])]} for name in layers]
+    file = tmp_path / "latencies.json"
+    file.write_text(json.dumps({"layers": latencies}))
+    report = tmp_path / "bench.json"
+    assert main(["bench", "pvt_v2_nano", "--shift-share", str(file), "--json", str(report)]) == 0
+    assert json.loads(report.read_text())["shift_share"] == dict.fromkeys(layers, 0.75) | {layers[0]: 0.6}
+    assert "% of tokens on shift experts, 60% to 75% by layer (--shift-share)." in capsys.readouterr().out
+
+
 def test_a_model_without_mixtures_has_no_router_to_balance(untimed):
     report = bench.bench_model("pvt_v2_nano", threads=1, rounds=1, mlp="shift")
     assert report["shift_share"] is None
@@ -230,7 +260,7 @@ def test_peers_that_are_not_installed_are_named_with_the_extra(monkeypatch, caps
         (["pvt_v2_nano", "--image-size", "4"], "needs images of at least"),
         (["pvt_v2_nano", "--threads", "0"], "threads must be between 1 and"),
         (["pvt_v2_nano", "--batch", "0"], "batch must be at least 1"),
-        (["pvt_v2_nano", "--shift-share", "1.5"], "shift_share must be between 0 and 1, got 1.5"),
+        (["pvt_v2_nano", "--shift-share", "1.5"], "shift_share is a share from 0 to 1, got 1.5"),
         (["pvt_v2_nano", "--rounds", "0"], "rounds must be at least 1"),
         (["pvt_v2_nano", "--json", "none/bench.json"], "none/bench.json cannot be written"),
         (["pvt_v2_nano", "--plot", "none/bench.png"], "none/bench.png cannot be written"),

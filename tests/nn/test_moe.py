@@ -8,7 +8,12 @@ from scipy.special import softmax
 from scipy.stats import norm
 
 from shiftaddvit_jax.nn import MoEDense, latency_aware_loss, load_probabilities, routing_loss
-from shiftaddvit_jax.nn.moe import routing_layers, shift_shares, squared_coefficient_of_variation
+from shiftaddvit_jax.nn.moe import (
+    aimed_shift_share,
+    routing_layers,
+    shift_shares,
+    squared_coefficient_of_variation,
+)
 
 INPUTS, FEATURES = 6, 5
 TOP_K = pytest.mark.parametrize("top_k", [1, 2])
@@ -301,6 +306,8 @@ def test_latencies_may_be_traced():
 def test_bad_latencies_are_an_error(latencies):
     with pytest.raises(ValueError, match="latencies must be 2 positive numbers, one for each expert"):
         latency_aware_loss(jnp.ones(2), jnp.ones(2), latencies)
+    with pytest.raises(ValueError, match="latencies must be 2 positive numbers, one for each expert"):
+        aimed_shift_share(latencies)
 
 
 def layer_statistics(importance, load):
@@ -314,6 +321,13 @@ def test_the_routing_loss_is_the_mean_over_layers_wherever_they_nest():
     }
     assert routing_layers(routing).keys() == {"stage1/block1/mlp/fc1", "head"}
     np.testing.assert_allclose(routing_loss(routing, (1, 1)), (1 + 0) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("latencies", [(1.0, 1.0), (6.0, 4.0), (0.3, 0.1)])
+def test_the_loss_is_0_at_the_aimed_share(latencies):
+    share = aimed_shift_share(latencies)
+    tokens = jnp.float32((1 - share, share))
+    np.testing.assert_allclose(latency_aware_loss(tokens, tokens, latencies), 0, atol=1e-12)
 
 
 def test_each_layer_may_have_latencies_of_its_own():
