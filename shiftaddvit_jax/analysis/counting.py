@@ -223,7 +223,7 @@ def layer_shift_share(shift_share: ShiftShare | None, layer: str) -> float:
     """
     share = shift_share.get(layer) if isinstance(shift_share, Mapping) else shift_share
     if share is None:
-        raise ValueError(f"shift_share lacks the MoE layer {layer}; pass evaluate(...)['shift_share']")
+        raise ValueError(f"shift_share lacks the MoE layer {layer}; pass shares of this very model")
     if not 0 <= share <= 1:
         raise ValueError(f"shift_share is a share from 0 to 1, got {share} for {layer}")
     return share
