@@ -206,7 +206,7 @@ def test_report_takes_the_routing_that_eval_measured(tmp_path, capsys):
     measured.write_text(json.dumps({"shift_share": dict.fromkeys(layers, 0.25), "top1": 0.9}))
     command = ["report", "pvt_v2_nano", "--mlp", "moe", "--json", f"{tmp_path}/report.json"]
     assert main([*command, "--shift-share", str(measured)]) == 0
-    assert "25.0% of tokens on shift experts, 25% to 25% by layer" in capsys.readouterr().out
+    assert "25.0% (25% to 25% by layer) of tokens on shift experts" in capsys.readouterr().out
     modules = json.loads((tmp_path / "report.json").read_text())["modules"]
     # 64 tokens of 32 channels to 128.
     assert modules["stage1/block1/mlp/fc1/shift"]["shifts"] == 0.25 * 64 * 32 * 128

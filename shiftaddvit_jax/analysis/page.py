@@ -13,7 +13,7 @@ from shiftaddvit_jax.analysis import pictures
 from shiftaddvit_jax.analysis.counting import PRIMITIVES
 from shiftaddvit_jax.analysis.gallery import PICTURES, measured_latencies
 from shiftaddvit_jax.analysis.latency import Latency
-from shiftaddvit_jax.analysis.report import group_modules
+from shiftaddvit_jax.analysis.report import describe_shift_share, group_modules
 from shiftaddvit_jax.analysis.rounds import available_threads, describe_machine
 from shiftaddvit_jax.analysis.subject import Pixels, Subject
 from shiftaddvit_jax.models.create import count_parameters
@@ -81,7 +81,8 @@ def render_page(
     )
     assumed = ""
     if report["shift_share"] is not None:
-        assumed = f" Costs are those with {_share(report['shift_share'])} of tokens on shift experts."
+        share = describe_shift_share(report["shift_share"])
+        assumed = f" Costs are those with {share} of tokens on shift experts."
     energy = (
         "Arithmetic alone, and with data movement on an Eyeriss-like accelerator, by this project's model "
         "and by that of the paper's authors; 45 nm."
@@ -192,12 +193,6 @@ def _latency_table(latency):
         ["whole", _number(1e3 * latency.whole_ms)],
     ]
     return _table(["module", "median (µs)"], rows, has_total=True)
-
-
-def _share(share):
-    if isinstance(share, Mapping):
-        return f"{sum(share.values()) / len(share):.0%} (the mean, layer by layer)"
-    return f"{share:.0%}"
 
 
 def _change(before, after):

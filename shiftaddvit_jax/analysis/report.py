@@ -1,5 +1,6 @@
 """What a model costs, in one dictionary that JSON can hold: for tables, pictures and files."""
 
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -102,6 +103,14 @@ def group_modules(modules: Mapping[str, Costs], depth: int = 2) -> dict[str, Cos
         names = [name for name in path.split("/") if not name.removeprefix("block").isdigit()]
         groups.setdefault("/".join(names[:depth]), []).append(costs)
     return {name: sum_costs(parts) for name, parts in groups.items()}
+
+
+def describe_shift_share(shift_share: ShiftShare) -> str:
+    """A share in words; of one for each layer, their mean, the least and the largest."""
+    if isinstance(shift_share, Mapping):
+        mean, low, high = (of(shift_share.values()) for of in (statistics.mean, min, max))
+        return f"{mean:.1%} ({low:.0%} to {high:.0%} by layer)"
+    return f"{shift_share:.0%}"
 
 
 def energy_savings(

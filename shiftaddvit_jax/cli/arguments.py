@@ -2,12 +2,11 @@
 
 import argparse
 import json
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shiftaddvit_jax.analysis.counting import ShiftShare
-from shiftaddvit_jax.analysis.report import SHIFT_SHARE
+from shiftaddvit_jax.analysis.report import SHIFT_SHARE, describe_shift_share
 from shiftaddvit_jax.command import Parser
 from shiftaddvit_jax.nn.moe import aimed_shift_share
 from shiftaddvit_jax.ops.precision import PRECISIONS
@@ -98,11 +97,8 @@ def _shift_share(text):
 
 def print_shift_share(shift_share: ShiftShare | None) -> None:
     """Say which share of tokens figures are for; nothing without mixtures."""
-    if isinstance(shift_share, Mapping):
-        mean, low, high = (of(shift_share.values()) for of in (statistics.mean, min, max))
-        print(f"{mean:.1%} of tokens on shift experts, {low:.0%} to {high:.0%} by layer (--shift-share).")
-    elif shift_share is not None:
-        print(f"{shift_share:.0%} of tokens on shift experts (--shift-share).")
+    if shift_share is not None:
+        print(f"{describe_shift_share(shift_share)} of tokens on shift experts (--shift-share).")
 
 
 def add_images(command: argparse.ArgumentParser) -> None:

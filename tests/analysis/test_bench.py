@@ -195,7 +195,7 @@ def test_shares_follow_latencies_measured_here(untimed, tmp_path, capsys):
     report = tmp_path / "bench.json"
     assert main(["bench", "pvt_v2_nano", "--shift-share", str(file), "--json", str(report)]) == 0
     assert json.loads(report.read_text())["shift_share"] == dict.fromkeys(layers, 0.75) | {layers[0]: 0.6}
-    assert "% of tokens on shift experts, 60% to 75% by layer (--shift-share)." in capsys.readouterr().out
+    assert "73.1% (60% to 75% by layer) of tokens on shift experts" in capsys.readouterr().out
 
 
 def test_a_model_without_mixtures_has_no_router_to_balance(untimed):
