@@ -190,6 +190,8 @@ def balance_routers(
     Raises:
       ValueError: a layer without a share, or a share outside 0 to 1.
     """
+    if not isinstance(shift_share, Mapping):
+        layer_shift_share(shift_share, "all layers")  # a wrong number is refused without mixtures too
     routers = sorted({"/".join(path[:-1]) for path in flatten_dict(variables["params"]) if "router" in path})
     shares = {name: layer_shift_share(shift_share, name.removesuffix("/router")) for name in routers}
     if not shares:

@@ -261,6 +261,7 @@ def test_peers_that_are_not_installed_are_named_with_the_extra(monkeypatch, caps
         (["pvt_v2_nano", "--threads", "0"], "threads must be between 1 and"),
         (["pvt_v2_nano", "--batch", "0"], "batch must be at least 1"),
         (["pvt_v2_nano", "--shift-share", "1.5"], "shift_share is a share from 0 to 1, got 1.5"),
+        (["pvt_v2_nano", "--mlp", "shift", "--shift-share", "1.5"], "a share from 0 to 1, got 1.5"),
         (["pvt_v2_nano", "--rounds", "0"], "rounds must be at least 1"),
         (["pvt_v2_nano", "--json", "none/bench.json"], "none/bench.json cannot be written"),
         (["pvt_v2_nano", "--plot", "none/bench.png"], "none/bench.png cannot be written"),
