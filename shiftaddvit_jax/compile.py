@@ -15,7 +15,7 @@ from kernels_tvm.gpu.targets import GpuTarget
 from kernels_tvm.library import PACKAGES, Kernel, can_link, is_installed, load
 from kernels_tvm.tuning import count_trials, save_record, tune
 from shiftaddvit_jax.files import write_json
-from shiftaddvit_jax.ops.custom_call import record_kernels
+from shiftaddvit_jax.ops.implementation.custom_call import record_kernels
 from shiftaddvit_jax.pack import packed_shapes
 from shiftaddvit_jax.progress import progress_bar, track
 

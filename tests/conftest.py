@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from kernels_tvm import library, targets
-from shiftaddvit_jax.ops import custom_call
+from shiftaddvit_jax.ops.implementation import custom_call
 
 # Each example may compile, so none has a deadline; derandomized, so that a run repeats the one before it.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40, database=None)

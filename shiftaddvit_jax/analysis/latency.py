@@ -32,8 +32,8 @@ from shiftaddvit_jax.nn import Block, Mlp, MoEDense
 from shiftaddvit_jax.nn.attention import Attention
 from shiftaddvit_jax.nn.kernels import describe_linear, is_packed, linear_arrays, why_no_kernel
 from shiftaddvit_jax.nn.moe import EXPERTS
-from shiftaddvit_jax.ops.fused import fused_linear
 from shiftaddvit_jax.ops.implementation import uses_tvm
+from shiftaddvit_jax.ops.implementation.fused import fused_linear
 from shiftaddvit_jax.progress import track
 
 WHOLE = ""  # the model's own path

@@ -10,8 +10,8 @@ from kernels_tvm.descriptions import Linear, PatchEmbed
 from shiftaddvit_jax.models.pyramid import SIDES, SR_RATIOS, STAGES, check_size, reductions, stage_arguments
 from shiftaddvit_jax.nn import Block, Conv, Primitives, make_linear
 from shiftaddvit_jax.nn.kernels import Params, classify, patch_embed_arrays, runs_on_kernels
-from shiftaddvit_jax.ops.custom_call import with_xla_gradient
-from shiftaddvit_jax.ops.fused import fused_patch_embed
+from shiftaddvit_jax.ops.implementation.custom_call import with_xla_gradient
+from shiftaddvit_jax.ops.implementation.fused import fused_patch_embed
 from shiftaddvit_jax.validation import check_images
 
 

@@ -19,8 +19,8 @@ from shiftaddvit_jax.nn.kernels import (
 )
 from shiftaddvit_jax.nn.linear import Primitives
 from shiftaddvit_jax.nn.mlp import Mlp
-from shiftaddvit_jax.ops.custom_call import with_xla_gradient
-from shiftaddvit_jax.ops.fused import fused_attention, fused_mlp
+from shiftaddvit_jax.ops.implementation.custom_call import with_xla_gradient
+from shiftaddvit_jax.ops.implementation.fused import fused_attention, fused_mlp
 
 MOST_SOFTMAX_TOKENS = 64  # for which softmax attention has a kernel
 

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, PyTree
 from kernels_tvm.descriptions import HammingLinear, Head, Linear, Mlp, PatchEmbed, SoftmaxAttention
 from shiftaddvit_jax.ops import PackedWeight, pack_weight, power_of_two
 from shiftaddvit_jax.ops.activations import Activations
-from shiftaddvit_jax.ops.custom_call import on_gpu, with_xla_gradient
-from shiftaddvit_jax.ops.fused import fused_head
 from shiftaddvit_jax.ops.implementation import Implementation, float32_only, uses_tvm
+from shiftaddvit_jax.ops.implementation.custom_call import on_gpu, with_xla_gradient
+from shiftaddvit_jax.ops.implementation.fused import fused_head
 from shiftaddvit_jax.ops.packing import block_weight, check_packed, packed_bits
 from shiftaddvit_jax.ops.precision import Precision
 

@@ -16,8 +16,8 @@ from shiftaddvit_jax.nn.kernels import describe_linear, is_packed, linear_arrays
 from shiftaddvit_jax.nn.shift import ShiftDense, kernel_init
 from shiftaddvit_jax.ops import dispatch
 from shiftaddvit_jax.ops.activations import Activations
-from shiftaddvit_jax.ops.fused import fused_linear
 from shiftaddvit_jax.ops.implementation import Implementation, uses_tvm, with_gradient
+from shiftaddvit_jax.ops.implementation.fused import fused_linear
 from shiftaddvit_jax.ops.precision import DOT_GENERAL, Precision
 
 EXPERTS = ("dense", "shift")

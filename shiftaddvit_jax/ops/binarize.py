@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, UInt32
 
 from kernels_tvm.descriptions import Binarize
 from kernels_tvm.library import Kernel
-from shiftaddvit_jax.ops.custom_call import call_kernel
 from shiftaddvit_jax.ops.implementation import Implementation, float32_only, run_op
+from shiftaddvit_jax.ops.implementation.custom_call import call_kernel
 from shiftaddvit_jax.validation import check_choice
 
 Threshold = Literal["zero", "sample", "tensor"]

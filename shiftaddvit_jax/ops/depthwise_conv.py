@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from kernels_tvm.descriptions import DepthwiseConv
 from kernels_tvm.library import Kernel
-from shiftaddvit_jax.ops.custom_call import call_kernel
 from shiftaddvit_jax.ops.implementation import Implementation, float32_only, run_op
+from shiftaddvit_jax.ops.implementation.custom_call import call_kernel
 
 
 def depthwise_conv_2d(

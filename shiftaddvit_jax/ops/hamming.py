@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Int32, UInt32
 from kernels_tvm.descriptions import HammingProduct
 from kernels_tvm.library import Kernel
 from shiftaddvit_jax.ops.binarize import Threshold, binarize, pack_codes
-from shiftaddvit_jax.ops.custom_call import call_kernel
 from shiftaddvit_jax.ops.implementation import Implementation, float32_only, run_op
+from shiftaddvit_jax.ops.implementation.custom_call import call_kernel
 
 
 def hamming_product(

@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, Int8, Int32
 
 from kernels_tvm.descriptions import MatAdd
 from kernels_tvm.library import Kernel
-from shiftaddvit_jax.ops.custom_call import call_kernel
 from shiftaddvit_jax.ops.implementation import Implementation, run_op
+from shiftaddvit_jax.ops.implementation.custom_call import call_kernel
 
 
 def matadd(

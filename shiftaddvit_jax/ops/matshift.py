@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, Int
 
 from kernels_tvm.descriptions import Linear
 from shiftaddvit_jax.ops.activations import Activations, quantize_activations
-from shiftaddvit_jax.ops.fused import fused_linear
 from shiftaddvit_jax.ops.implementation import Implementation, run_op
+from shiftaddvit_jax.ops.implementation.fused import fused_linear
 from shiftaddvit_jax.ops.packing import (
     PackedWeight,
     check_packed,

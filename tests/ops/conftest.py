@@ -3,7 +3,7 @@ import pytest
 
 from kernels_tvm.gpu import library
 from kernels_tvm.gpu.targets import gpu_target
-from shiftaddvit_jax.ops import custom_call
+from shiftaddvit_jax.ops.implementation import custom_call
 
 
 @pytest.fixture

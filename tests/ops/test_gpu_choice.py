@@ -23,7 +23,7 @@ from shiftaddvit_jax.ops import (
     packed_product,
     shift_product,
 )
-from shiftaddvit_jax.ops.custom_call import unless_differentiated
+from shiftaddvit_jax.ops.implementation.custom_call import unless_differentiated
 
 on_a_gpu = pytest.mark.usefixtures("as_on_a_gpu")
 

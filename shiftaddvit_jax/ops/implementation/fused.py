@@ -22,7 +22,7 @@ from kernels_tvm.descriptions import (
     round_up,
 )
 from kernels_tvm.library import Kernel
-from shiftaddvit_jax.ops.custom_call import call_kernel, on_gpu
+from shiftaddvit_jax.ops.implementation.custom_call import call_kernel, on_gpu
 
 Arrays = Mapping[str, Array]
 

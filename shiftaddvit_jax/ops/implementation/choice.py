@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from shiftaddvit_jax.ops.custom_call import (
+from shiftaddvit_jax.ops.implementation.custom_call import (
     on_gpu,
     recording_for_gpu,
     unavailable,
