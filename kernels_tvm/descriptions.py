@@ -53,8 +53,29 @@ def joined(description) -> tuple[dict[str, int], int]:
     return starts, size
 
 
+class Description:
+    """What a kernel computes."""
+
+    def why_not(self) -> str | None:
+        """Why no kernel computes it, None if one does."""
+        return None
+
+
+def _check_vectors(what: str, *sizes: int) -> str | None:
+    """Why whole vectors of sizes have no kernel, None if they are multiples of `LANES`."""
+    odd = [size for size in sizes if size % LANES]
+    return f"its kernel computes {what} in multiples of {LANES}, not {odd[0]}" if odd else None
+
+
+def _check_heads(attention) -> str | None:
+    """Why an attention of such heads has no kernel, None if it has one."""
+    odd = attention.channels % attention.heads or attention.head_dim % 8
+    heads = f"heads have a multiple of 8 channels, not {attention.channels} / {attention.heads}"
+    return _check_vectors("channels", attention.channels) or (heads if odd else None)
+
+
 @dataclass(frozen=True)
-class Linear:
+class Linear(Description):
     """What a linear layer computes.
 
     Attributes:
@@ -64,7 +85,7 @@ class Linear:
       outputs: channels of a result.
       bits: of a packed power-of-two weight, 4 or 5.
       activations: number format of what is shifted: ``"float"``, or ``"int8"`` (each row scaled to its
-        largest magnitude), which needs 4 bits.
+        largest magnitude), which needs 4 bits; ``"fixed_point"`` has no kernel.
       shifts: whether int8 products are shifts and additions rather than multiplications by powers of two; on
         GPUs float32 ones are additions to exponents then.
       precision: number format of what is multiplied; sums are float32.
@@ -74,7 +95,7 @@ class Linear:
     inputs: int
     outputs: int
     bits: int = 5
-    activations: Literal["float", "int8"] = "float"
+    activations: Literal["float", "int8", "fixed_point"] = "float"
     shifts: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
 
@@ -92,6 +113,14 @@ class Linear:
     def row_bytes(self) -> int:
         """What a row takes in the cache."""
         return 4 * self.width
+
+    def why_not(self) -> str | None:
+        """Why no kernel computes it, None if one does."""
+        if "shift" in self.experts and self.activations == "fixed_point":
+            return "there is no kernel for fixed-point activations"
+        if "shift" in self.experts and self.bits > 5:
+            return f"packed weights have at most 5 bits, not {self.bits}"
+        return None
 
     def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of each parameter, in the order in which kernels take them.
@@ -122,7 +151,7 @@ def _layer_norm(name, channels):
 
 
 @dataclass(frozen=True)
-class Mlp:
+class Mlp(Description):
     """What an MLP computes. Channels and hidden channels are multiples of 16.
 
     Attributes:
@@ -141,6 +170,11 @@ class Mlp:
     grid: tuple[int, int] | None = None
     relu: bool = False
 
+    def why_not(self) -> str | None:
+        """Why no kernel computes it, None if one does."""
+        sizes = _check_vectors("channels", self.fc1.inputs, self.fc1.outputs)
+        return sizes or self.fc1.why_not() or self.fc2.why_not()
+
     def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
         channels, hidden = self.fc1.inputs, self.fc1.outputs
@@ -150,7 +184,7 @@ class Mlp:
 
 
 @dataclass(frozen=True)
-class SoftmaxAttention:
+class SoftmaxAttention(Description):
     """What softmax attention computes. Channels are a multiple of 16, head_dim of 8.
 
     Attributes:
@@ -177,6 +211,10 @@ class SoftmaxAttention:
         """Channels of a head."""
         return self.channels // self.heads
 
+    def why_not(self) -> str | None:
+        """Why no kernel computes it, None if one does."""
+        return _check_heads(self) or self.qkv.why_not() or self.proj.why_not()
+
     def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
         norm = _layer_norm("norm", self.channels)
@@ -184,7 +222,7 @@ class SoftmaxAttention:
 
 
 @dataclass(frozen=True)
-class HammingLinear:
+class HammingLinear(Description):
     """What linear attention in Hamming space computes. Channels are a multiple of 16, head_dim of 8.
 
     Attributes:
@@ -213,6 +251,10 @@ class HammingLinear:
         """Channels of a head."""
         return self.channels // self.heads
 
+    def why_not(self) -> str | None:
+        """Why no kernel computes it, None if one does."""
+        return _check_heads(self) or self.qkv.why_not() or self.proj.why_not()
+
     def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
         norm = _layer_norm("norm", self.channels)
@@ -228,22 +270,28 @@ def image_tiles(attention: HammingLinear, threads: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class MatAdd:
+class MatAdd(Description):
     """A product with codes 0, 1 and -1.
 
     Attributes:
       inner: how many values an output chooses from.
       columns: outputs of a row.
-      dtype: of codes and values: ``"float32"``, or ``"int8"`` with int32 sums.
+      dtype: of codes and values: ``"float32"``, or ``"int8"`` with int32 sums; others have no kernel.
     """
 
     inner: int
     columns: int
-    dtype: Literal["float32", "int8"] = "float32"
+    dtype: str = "float32"
+
+    def why_not(self) -> str | None:
+        """Why no kernel computes it, None if one does."""
+        if self.dtype in ("float32", "int8"):
+            return None
+        return f"its kernel adds float32 or int8 values, not {self.dtype}"
 
 
 @dataclass(frozen=True)
-class HammingProduct:
+class HammingProduct(Description):
     """Products of binary codes of -1 and 1, given as bits.
 
     Attributes:
@@ -259,7 +307,7 @@ class HammingProduct:
 
 
 @dataclass(frozen=True)
-class Binarize:
+class Binarize(Description):
     """Codes of values: ``high`` above the threshold, else ``low``.
 
     Attributes:
@@ -278,7 +326,7 @@ class Binarize:
 
 
 @dataclass(frozen=True)
-class DepthwiseConv:
+class DepthwiseConv(Description):
     """A depthwise convolution, zero-padded to the same size.
 
     Attributes:
@@ -297,7 +345,7 @@ class DepthwiseConv:
 
 
 @dataclass(frozen=True)
-class PatchEmbed:
+class PatchEmbed(Description):
     """A strided convolution whose patches may overlap, zero-padded by half a patch, then a LayerNorm.
 
     Attributes:
@@ -332,6 +380,10 @@ class PatchEmbed:
             (side + 2 * self.padding - self.patch) // self.stride + 1 for side in (self.height, self.width)
         )
 
+    def why_not(self) -> str | None:
+        """Why no kernel computes it, None if one does."""
+        return _check_vectors("channels", self.projection.outputs)
+
     def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
         ahead = _layer_norm("ahead", self.channels) if self.epsilon_ahead is not None else []
@@ -340,7 +392,7 @@ class PatchEmbed:
 
 
 @dataclass(frozen=True)
-class Head:
+class Head(Description):
     """A LayerNorm of each token, the mean of an image's tokens, and a linear layer.
 
     Attributes:
@@ -352,6 +404,10 @@ class Head:
     projection: Linear
     tokens: int
     epsilon: float
+
+    def why_not(self) -> str | None:
+        """Why no kernel computes it, None if one does."""
+        return _check_vectors("channels", self.projection.inputs)
 
     def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""

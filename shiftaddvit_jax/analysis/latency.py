@@ -30,7 +30,7 @@ from shiftaddvit_jax.analysis.worker import time_runs
 from shiftaddvit_jax.models import model_arguments
 from shiftaddvit_jax.nn import Block, Mlp, MoEDense
 from shiftaddvit_jax.nn.attention import Attention
-from shiftaddvit_jax.nn.kernels import describe_linear, is_packed, linear_arrays, why_no_kernel
+from shiftaddvit_jax.nn.kernels import describe_linear, is_packed, linear_arrays
 from shiftaddvit_jax.nn.moe import EXPERTS
 from shiftaddvit_jax.ops.implementation import uses_tvm
 from shiftaddvit_jax.ops.implementation.fused import fused_linear
@@ -236,19 +236,17 @@ def _moe_layers(model, variables, batch):
 
 def _experts(layer: MoEDense, params, x) -> list[Callable[[Array], Array]]:
     """Both experts as functions of tokens, in the order of `EXPERTS`."""
-    reason = why_no_kernel(x, ("moe",), layer.weight_bits, layer.activations)
+    linears = [
+        describe_linear(kind, params[kind], x.shape[-1], layer.features, layer.primitives) for kind in EXPERTS
+    ]
+    reason = next(filter(None, (linear.why_not() for linear in linears)), None)
     if not uses_tvm("an expert", layer.implementation, reason, prefer=is_packed(params)):
         experts = zip(EXPERTS, layer.experts(), strict=True)
         return [partial(expert.apply, {"params": params[name]}) for name, expert in experts]
-    sizes = x.shape[-1], layer.features
-    settings = layer.activations, layer.implementation, layer.precision
-    functions = []
-    for kind in EXPERTS:
-        linear = describe_linear(kind, params[kind], *sizes, *settings)
-        functions.append(
-            partial(fused_linear, linear, linear_arrays(linear, params[kind], layer.weight_bits))
-        )
-    return functions
+    return [
+        partial(fused_linear, linear, linear_arrays(linear, params[kind], layer.weight_bits))
+        for kind, linear in zip(EXPERTS, linears, strict=True)
+    ]
 
 
 def fit_line(tokens: Sequence[float], milliseconds: Sequence[float]) -> tuple[float, float]:

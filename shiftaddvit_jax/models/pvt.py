@@ -8,7 +8,8 @@ from jaxtyping import Array, Float
 
 from shiftaddvit_jax.models.position import Interpolation, resize_position_embeddings
 from shiftaddvit_jax.models.pyramid import SIDES, SR_RATIOS, STAGES, check_size, reductions, stage_arguments
-from shiftaddvit_jax.nn import Block, Primitives, make_linear, make_patch_conv
+from shiftaddvit_jax.nn import Block, Primitives, make_layer_norm, make_linear, make_patch_conv
+from shiftaddvit_jax.nn.norm import PATCH_EPSILON
 from shiftaddvit_jax.validation import check_images
 
 
@@ -20,7 +21,7 @@ class Stage(nn.Module):
       patch_size: side of a patch in the stage's own input.
       trained_grid: side of the grid for which there are position embeddings; others are interpolated.
       interpolation: how.
-      class_token: whether a class token goes ahead of the grid's.
+      class_token: whether a class token comes before the grid's.
       drop_path: each block's rate of stochastic depth.
       block: the blocks' other arguments.
     """
@@ -35,7 +36,7 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width channels"]
+        self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> tuple[Float[Array, "batch tokens features"], tuple[int, int]]:
         """The stage's tokens, and their grid."""
         primitives = self.block["primitives"]
@@ -53,11 +54,9 @@ class Stage(nn.Module):
         embeddings = self.param("pos_embed", init, shape)
         trained_grid = (self.trained_grid, self.trained_grid)
         embeddings = resize_position_embeddings(embeddings, trained_grid, tuple(grid), self.interpolation)
-        x = nn.Dropout(self.block["dropout"], deterministic=not self.block["train"])(
-            x + embeddings.astype(dtype)
-        )
+        x = nn.Dropout(self.block["dropout"], deterministic=not train)(x + embeddings.astype(dtype))
         for index, rate in enumerate(self.drop_path):
-            x = Block(**self.block, drop_path=rate, name=f"block{index + 1}")(x, tuple(grid))
+            x = Block(**self.block, drop_path=rate, name=f"block{index + 1}")(x, tuple(grid), train)
         return x, tuple(grid)
 
 
@@ -81,7 +80,8 @@ class PatchEmbed(nn.Module):
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch rows columns features"]:
         x = make_patch_conv(self.features, self.patch_size, self.primitives, name="proj")(x)
-        return nn.LayerNorm(self.layer_norm_eps or 1e-5, dtype=self.primitives.dtype, name="norm")(x)
+        norm = make_layer_norm(self.layer_norm_eps, self.primitives, name="norm", default=PATCH_EPSILON)
+        return norm(x)
 
 
 class PyramidVisionTransformer(nn.Module):
@@ -140,7 +140,7 @@ class PyramidVisionTransformer(nn.Module):
             check_size(self, shape, smallest)
         dtype = self.primitives.dtype or jnp.float32
         x = images.astype(dtype)
-        for stage, arguments in enumerate(stage_arguments(self, train)):
+        for stage, arguments in enumerate(stage_arguments(self)):
             last = stage == STAGES - 1
             x, grid = Stage(
                 patch_size=4 if stage == 0 else 2,
@@ -149,10 +149,10 @@ class PyramidVisionTransformer(nn.Module):
                 class_token=last,
                 name=f"stage{stage + 1}",
                 **arguments,
-            )(x)
+            )(x, train)
             if not last:
                 x = x.reshape(x.shape[0], *grid, x.shape[-1])
-        x = nn.LayerNorm(self.layer_norm_eps or 1e-6, dtype=dtype, name="norm")(x[:, 0])
+        x = make_layer_norm(self.layer_norm_eps, self.primitives, name="norm")(x[:, 0])
         logits = make_linear("dense", self.num_classes, self.primitives, name="head")(x)
         return logits.astype(jnp.float32)
 

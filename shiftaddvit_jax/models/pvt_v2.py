@@ -1,17 +1,19 @@
 """PVTv2 (Wang et al., arXiv 2106.13797): a pyramid of four stages with overlapping patch embeddings."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_tvm.descriptions import Linear, PatchEmbed
 from shiftaddvit_jax.models.pyramid import SIDES, SR_RATIOS, STAGES, check_size, reductions, stage_arguments
-from shiftaddvit_jax.nn import Block, Conv, Primitives, make_linear
-from shiftaddvit_jax.nn.kernels import Params, classify, patch_embed_arrays, runs_on_kernels
-from shiftaddvit_jax.ops.implementation.custom_call import with_xla_gradient
-from shiftaddvit_jax.ops.implementation.fused import fused_patch_embed
+from shiftaddvit_jax.nn import Block, Conv, Primitives, make_layer_norm, make_linear
+from shiftaddvit_jax.nn.norm import PATCH_EPSILON
+from shiftaddvit_jax.nn.plan import (
+    Unnormalized,
+    in_one_kernel,
+    leave_to_reader,
+    mean_head,
+    patch_embedding,
+)
 from shiftaddvit_jax.validation import check_images
 
 
@@ -24,67 +26,33 @@ class OverlapPatchEmbed(nn.Module):
       stride: distance of two patches in pixels.
       layer_norm_eps: epsilon of the LayerNorm; by default the original's 1e-5.
       primitives: how products are computed.
-      use_kernel: whether to leave it to one TVM kernel.
     """
 
     features: int
     patch_size: int
     stride: int
-    layer_norm_eps: float | None
-    primitives: Primitives
-    use_kernel: bool = False
+    layer_norm_eps: float | None = None
+    primitives: Primitives = Primitives()
 
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width channels"], ahead: Params | None = None
-    ) -> Float[Array, "batch rows columns features"]:
-        """``ahead``, for the kernel alone, are the parameters of a `stage_norm` of ``x`` that comes first."""
-        if self.use_kernel and not self.is_initializing():
-            return self._fused(x, ahead)
-        sides = (self.patch_size,) * 2
-        # He initialisation for the fan-out, as in the original.
-        init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-        x = Conv(
+    def setup(self) -> None:
+        """The layers by their names."""
+        self.proj = Conv(
             self.features,
-            sides,
+            (self.patch_size,) * 2,
             (self.stride,) * 2,
             [(self.patch_size // 2,) * 2] * 2,
-            kernel_init=init,
+            # He initialisation for the fan-out, as in the original.
+            kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
             dtype=self.primitives.dtype,
             conv_general_dilated=self.primitives.conv_general_dilated,
-            name="proj",
-        )(x)
-        return nn.LayerNorm(self.layer_norm_eps or 1e-5, dtype=self.primitives.dtype, name="norm")(x)
-
-    def _fused(self, x, ahead):
-        _, height, width, channels = x.shape
-        inputs, precision = self.patch_size**2 * channels, self.primitives.precision
-        norm = stage_norm(self.layer_norm_eps, self.primitives, parent=None)
-        embed = PatchEmbed(
-            Linear("dense", inputs, self.features, precision=precision),
-            height,
-            width,
-            channels,
-            self.patch_size,
-            self.stride,
-            self.layer_norm_eps or 1e-5,
-            norm.epsilon if ahead else None,
         )
-        alone = self.clone(parent=None, use_kernel=False)
+        self.norm = make_layer_norm(self.layer_norm_eps, self.primitives, default=PATCH_EPSILON)
 
-        def forward(x, params, ahead):
-            arrays = patch_embed_arrays(embed, params["proj"], params["norm"], ahead)
-            return fused_patch_embed(embed, arrays, x)
-
-        def reference(x, params, ahead):
-            return alone.apply({"params": params}, norm.apply({"params": ahead}, x) if ahead else x)
-
-        return with_xla_gradient(forward, reference)(x, self.variables["params"], ahead)
-
-
-def stage_norm(layer_norm_eps: float | None, primitives: Primitives, **module: Any) -> nn.LayerNorm:
-    """The LayerNorm at the end of a stage; ``module`` are its name and its parent."""
-    return nn.LayerNorm(layer_norm_eps or 1e-6, dtype=primitives.dtype, **module)
+    @in_one_kernel(patch_embedding)
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], train: bool = False
+    ) -> Float[Array, "batch rows columns features"]:
+        return self.norm(self.proj(x))
 
 
 class Stage(nn.Module):
@@ -96,8 +64,6 @@ class Stage(nn.Module):
       stride: distance of two patches there.
       drop_path: each block's rate of stochastic depth.
       block: the blocks' other arguments.
-      use_kernels: whether to leave all but the blocks to TVM kernels. The stage's LayerNorm is then left to
-        the one that reads its output.
     """
 
     features: int
@@ -105,30 +71,50 @@ class Stage(nn.Module):
     stride: int
     drop_path: tuple[float, ...]
     block: dict
-    use_kernels: bool = False
+
+    @property
+    def primitives(self) -> Primitives:
+        """Those of the blocks."""
+        return self.block["primitives"]
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width channels"], ahead: Params | None = None
-    ) -> Float[Array, "batch rows columns features"]:
-        """``ahead``, on kernels, are the parameters of the LayerNorm that the stage before left."""
-        primitives, epsilon = self.block["primitives"], self.block["layer_norm_eps"]
+        self, x: Float[Array, "batch height width channels"] | Unnormalized, train: bool = False
+    ) -> Float[Array, "batch rows columns features"] | Unnormalized:
+        """The stage's tokens on their grid. On kernels, its LayerNorm is left to the next one."""
+        epsilon = self.block["layer_norm_eps"]
         x = OverlapPatchEmbed(
-            self.features,
-            self.patch_size,
-            self.stride,
-            epsilon,
-            primitives,
-            self.use_kernels,
-            name="patch_embed",
-        )(x, ahead)
+            self.features, self.patch_size, self.stride, epsilon, self.primitives, name="patch_embed"
+        )(x, train=train)
         batch, *grid, channels = x.shape
         x = x.reshape(batch, -1, channels)
         for index, rate in enumerate(self.drop_path):
-            x = Block(**self.block, drop_path=rate, name=f"block{index + 1}")(x, tuple(grid))
-        if not self.use_kernels:
-            x = stage_norm(epsilon, primitives, name="norm")(x)
-        return x.reshape(batch, *grid, channels)
+            x = Block(**self.block, drop_path=rate, name=f"block{index + 1}")(x, tuple(grid), train)
+        norm = make_layer_norm(epsilon, self.primitives, name="norm")
+        return leave_to_reader(self, norm, x.reshape(batch, *grid, channels), train)
+
+
+class MeanHead(nn.Module):
+    """A dense layer of the mean of an image's tokens.
+
+    Attributes:
+      features: number of logits.
+      primitives: how products are computed.
+    """
+
+    features: int
+    primitives: Primitives = Primitives()
+
+    def setup(self) -> None:
+        """The layer, whose parameters are the head's own."""
+        self.dense = make_linear("dense", self.features, self.primitives)
+        nn.share_scope(self, self.dense)
+
+    @in_one_kernel(mean_head)
+    def __call__(
+        self, x: Float[Array, "batch rows columns channels"], train: bool = False
+    ) -> Float[Array, "batch features"]:
+        return self.dense(jnp.mean(x, axis=(1, 2)))
 
 
 class PyramidVisionTransformerV2(nn.Module):
@@ -190,26 +176,14 @@ class PyramidVisionTransformerV2(nn.Module):
         smallest = tuple(side * (ratio - 1) + 1 for side, ratio in zip(SIDES, reductions(self), strict=True))
         check_size(self, images.shape, smallest)
         x = images.astype(self.primitives.dtype or jnp.float32)
-        unsupported = "features are no multiple of 16" if any(dim % 16 for dim in self.embed_dims) else None
-        kernels = runs_on_kernels(self, x, self.primitives.implementation, train, unsupported)
-        ahead = None
-        for stage, arguments in enumerate(stage_arguments(self, train, depthwise=True, relu=self.mlp_relu)):
-            name = f"stage{stage + 1}"
+        for stage, arguments in enumerate(stage_arguments(self, depthwise=True, relu=self.mlp_relu)):
             x = Stage(
                 patch_size=7 if stage == 0 else 3,
                 stride=4 if stage == 0 else 2,
-                use_kernels=kernels,
-                name=name,
+                name=f"stage{stage + 1}",
                 **arguments,
-            )(x, ahead)
-            ahead = self.variables["params"][name]["norm"] if kernels else None
-        head = make_linear("dense", self.num_classes, self.primitives, name="head")
-        if kernels:
-            norm = stage_norm(self.layer_norm_eps, self.primitives, parent=None)
-            params = {"norm": ahead, "dense": self.variables["params"]["head"]}
-            x = x.reshape(x.shape[0], -1, x.shape[-1])
-            return classify(norm, head, params, x, self.primitives.precision)
-        logits = head(jnp.mean(x, axis=(1, 2)))
+            )(x, train)
+        logits = MeanHead(self.num_classes, self.primitives, name="head")(x, train=train)
         return logits.astype(jnp.float32)
 
 

@@ -10,7 +10,7 @@ SIDES = (4, 8, 16, 32)  # of a token of each stage, in pixels
 SR_RATIOS = (8, 4, 2, 1)
 
 
-def stage_arguments(model: nn.Module, train: bool, **block: Any) -> list[dict[str, Any]]:
+def stage_arguments(model: nn.Module, **block: Any) -> list[dict[str, Any]]:
     """For each stage of ``model``: its ``features``, its blocks' ``drop_path``, and their other arguments.
 
     Stochastic depth rises linearly from 0 at the first block to ``model.drop_path`` at the last.
@@ -30,7 +30,6 @@ def stage_arguments(model: nn.Module, train: bool, **block: Any) -> list[dict[st
                 "dropout": model.dropout,
                 "layer_norm_eps": model.layer_norm_eps,
                 "primitives": model.primitives,
-                "train": train,
                 **block,
             },
         }

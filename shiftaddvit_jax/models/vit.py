@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from shiftaddvit_jax.models.position import Interpolation, resize_position_embeddings
-from shiftaddvit_jax.nn import Block, Primitives, make_linear, make_patch_conv
+from shiftaddvit_jax.nn import Block, Primitives, make_layer_norm, make_linear, make_patch_conv
 from shiftaddvit_jax.validation import check_images
 
 PATCH_SIZE = 16
@@ -76,13 +76,13 @@ class VisionTransformer(nn.Module):
         patch_embed = make_patch_conv(self.embed_dim, PATCH_SIZE, self.primitives, name="patch_embed")
         x = patch_embed(images.astype(dtype))
         batch, *grid, channels = x.shape
-        ahead = [self.param("cls_token", init, (channels,))]
+        first = [self.param("cls_token", init, (channels,))]
         if self.distilled:
-            ahead.append(self.param("dist_token", init, (channels,)))
+            first.append(self.param("dist_token", init, (channels,)))
         trained_grid = (self.image_size // PATCH_SIZE,) * 2
-        embeddings = self.param("pos_embed", init, (len(ahead) + trained_grid[0] ** 2, channels))
+        embeddings = self.param("pos_embed", init, (len(first) + trained_grid[0] ** 2, channels))
         embeddings = resize_position_embeddings(embeddings, trained_grid, tuple(grid), self.interpolation)
-        tokens = jnp.broadcast_to(jnp.stack(ahead).astype(dtype), (batch, len(ahead), channels))
+        tokens = jnp.broadcast_to(jnp.stack(first).astype(dtype), (batch, len(first), channels))
         x = jnp.concatenate([tokens, x.reshape(batch, -1, channels)], axis=1) + embeddings.astype(dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         for index, rate in enumerate(np.linspace(0, self.drop_path, self.depth)):
@@ -95,10 +95,9 @@ class VisionTransformer(nn.Module):
                 drop_path=float(rate),
                 layer_norm_eps=self.layer_norm_eps,
                 primitives=self.primitives,
-                train=train,
                 name=f"block{index + 1}",
-            )(x, tuple(grid))
-        x = nn.LayerNorm(self.layer_norm_eps or 1e-6, dtype=dtype, name="norm")(x)
+            )(x, tuple(grid), train)
+        x = make_layer_norm(self.layer_norm_eps, self.primitives, name="norm")(x)
         logits = make_linear("dense", self.num_classes, self.primitives, name="head")(x[:, 0])
         if self.distilled:
             head = make_linear("dense", self.num_classes, self.primitives, name="head_dist")

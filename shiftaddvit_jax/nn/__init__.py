@@ -3,9 +3,11 @@
 from shiftaddvit_jax.nn.attention import ATTENTION_KINDS, make_attention
 from shiftaddvit_jax.nn.block import Block, DropPath
 from shiftaddvit_jax.nn.dense import Conv, Dense
-from shiftaddvit_jax.nn.linear import LINEAR_KINDS, Primitives, make_linear, make_patch_conv
+from shiftaddvit_jax.nn.linear import LINEAR_KINDS, make_linear, make_patch_conv
 from shiftaddvit_jax.nn.mlp import Mlp
 from shiftaddvit_jax.nn.moe import MoEDense, latency_aware_loss, load_probabilities, routing_loss
+from shiftaddvit_jax.nn.norm import make_layer_norm
+from shiftaddvit_jax.nn.primitives import Primitives
 from shiftaddvit_jax.nn.shift import ShiftDense
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "latency_aware_loss",
     "load_probabilities",
     "make_attention",
+    "make_layer_norm",
     "make_linear",
     "make_patch_conv",
     "routing_loss",

@@ -1,7 +1,8 @@
 """Every kind of attention, from softmax to codes in Hamming space.
 
-All share one call, ``(x [batch, tokens, channels], grid (height, width)) -> [batch, tokens, channels]``,
-and one base class with what they share: heads, projections and dropout. Shapes inside are
+All share one call, ``(x [batch, tokens, channels], grid (height, width), train=False) -> [batch, tokens,
+channels]``, where ``train`` turns on dropout and the routers' noise, and one base class with what they share:
+heads, projections and dropout. Shapes inside are
 [batch, heads, tokens, head_dim].
 """
 
@@ -13,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from shiftaddvit_jax.nn.linear import Primitives, make_linear, make_patch_conv
+from shiftaddvit_jax.nn.linear import make_linear, make_patch_conv
+from shiftaddvit_jax.nn.norm import PATCH_EPSILON, make_layer_norm
+from shiftaddvit_jax.nn.primitives import Primitives
 from shiftaddvit_jax.ops import (
     KernelHash,
     binarize,
@@ -42,28 +45,21 @@ class Attention(nn.Module):
       num_heads: heads; must divide the channels.
       projections: kind of the linear layers, see `make_linear`.
       sr_ratio: by how much ``"sra"`` reduces each side of the grid; the other kinds ignore it.
-      layer_norm_eps: epsilon of the LayerNorm after a spatial reduction.
+      layer_norm_eps: epsilon of the LayerNorm after a spatial reduction; by default the original's 1e-5.
       dropout: rate on the output.
       primitives: how shifts and additions are computed.
-      train: whether dropout and the routers' noise are on.
     """
 
     num_heads: int
     projections: str = "dense"
     sr_ratio: int = 1
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: float | None = None
     dropout: float = 0.0
     primitives: Primitives = Primitives()
-    train: bool = False
-
-    @property
-    def implementation(self) -> Implementation:
-        """Of the attention's own ops."""
-        return self.primitives.implementation_of_ops(self.train)
 
     def linear(self, features: int, name: str) -> nn.Module:
         """One of the attention's linear layers."""
-        return make_linear(self.projections, features, self.primitives, name=name, train=self.train)
+        return make_linear(self.projections, features, self.primitives, name=name)
 
     def heads(
         self, x: Float[Array, "batch tokens parts_channels"], parts: int = 1
@@ -82,21 +78,24 @@ class Attention(nn.Module):
         x = x.reshape(batch, tokens, parts, self.num_heads, channels // self.num_heads)
         return list(x.transpose(2, 0, 3, 1, 4))
 
-    def output(self, x: Float[Array, "batch heads tokens head_dim"]) -> Float[Array, "batch tokens channels"]:
+    def output(
+        self, x: Float[Array, "batch heads tokens head_dim"], train: bool
+    ) -> Float[Array, "batch tokens channels"]:
         """Heads joined, projected and dropped out."""
         batch, heads, tokens, head_dim = x.shape
         x = x.transpose(0, 2, 1, 3).reshape(batch, tokens, heads * head_dim)
-        x = self.linear(heads * head_dim, "proj")(x)
-        return nn.Dropout(self.dropout, deterministic=not self.train)(x)
+        x = self.linear(heads * head_dim, "proj")(x, train)
+        return nn.Dropout(self.dropout, deterministic=not train)(x)
 
-    def qkv(self, x: Float[Array, "batch tokens channels"]) -> list[Array]:
+    def qkv(self, x: Float[Array, "batch tokens channels"], train: bool) -> list[Array]:
         """Queries, keys and values of the same tokens, from one linear layer."""
-        return self.heads(self.linear(3 * x.shape[-1], "qkv")(x), parts=3)
+        return self.heads(self.linear(3 * x.shape[-1], "qkv")(x, train), parts=3)
 
     def add_value_conv(
         self,
         x: Float[Array, "batch heads tokens head_dim"],
         values: Float[Array, "batch heads tokens head_dim"],
+        implementation: Implementation,
     ) -> Float[Array, "batch heads tokens head_dim"]:
         """``x`` plus a depthwise convolution of the values over the tokens, one kernel a head."""
         heads, head_dim = values.shape[1], values.shape[-1]
@@ -104,17 +103,23 @@ class Attention(nn.Module):
         kernel = self.param("dconv", init, (VALUE_KERNEL_SIZE, heads)).astype(values.dtype)
         # [batch, tokens, heads * head_dim]: the channels of one head share their kernel.
         channels = values.transpose(0, 2, 1, 3).reshape(values.shape[0], values.shape[2], -1)
-        y = depthwise_conv_1d(channels, jnp.repeat(kernel, head_dim, axis=1), self.implementation)
+        y = depthwise_conv_1d(channels, jnp.repeat(kernel, head_dim, axis=1), implementation)
         return x + y.reshape(*y.shape[:2], heads, head_dim).transpose(0, 2, 1, 3)
 
-    def linear_angular(self, q: Array, k: Array, v: Array) -> Float[Array, "batch heads tokens head_dim"]:
+    def linear_angular(
+        self,
+        q: Float[Array, "batch heads tokens code"],
+        k: Float[Array, "batch heads tokens code"],
+        v: Float[Array, "batch heads tokens head_dim"],
+        implementation: Implementation,
+    ) -> Float[Array, "batch heads tokens head_dim"]:
         """Linear-angular attention (Castling-ViT, arXiv 2211.10526) of binary codes, by additions.
 
         v / 2 + q (k^T v) / pi, over its norm along head_dim, plus the convolution of V over tokens.
         """
-        context = matadd(k.swapaxes(-1, -2), v, self.implementation)
-        x = v / 2 + matadd(q, context, self.implementation) / math.pi
-        return self.add_value_conv(l2_normalize(x), v)
+        context = matadd(k.swapaxes(-1, -2), v, implementation)
+        x = v / 2 + matadd(q, context, implementation) / math.pi
+        return self.add_value_conv(l2_normalize(x), v, implementation)
 
 
 def softmax_attention(
@@ -131,26 +136,26 @@ class SoftmaxAttention(Attention):
     """``"msa"``: multi-head self-attention."""
 
     @nn.compact
-    def __call__(self, x: Tokens, grid: Grid) -> Tokens:
-        return self.output(softmax_attention(*self.qkv(x)))
+    def __call__(self, x: Tokens, grid: Grid, train: bool = False) -> Tokens:
+        return self.output(softmax_attention(*self.qkv(x, train)), train)
 
 
 class SpatialReductionAttention(Attention):
     """``"sra"``: keys and values come from a grid that a strided convolution made smaller (PVT).
 
-    Tokens ahead of the grid's, such as a class token, are keys and values as they are.
+    Tokens before the grid's, such as a class token, are keys and values as they are.
     """
 
     @nn.compact
-    def __call__(self, x: Tokens, grid: Grid) -> Tokens:
+    def __call__(self, x: Tokens, grid: Grid, train: bool = False) -> Tokens:
         batch, tokens, channels = x.shape
-        (q,) = self.heads(self.linear(channels, "q")(x))
-        ahead = tokens - math.prod(grid)
-        reduced = self.reduce(x[:, ahead:].reshape(batch, *grid, channels)).reshape(batch, -1, channels)
-        if ahead:
-            reduced = jnp.concatenate([x[:, :ahead], reduced], axis=1)
-        k, v = self.heads(self.linear(2 * channels, "kv")(reduced), parts=2)
-        return self.output(softmax_attention(q, k, v))
+        (q,) = self.heads(self.linear(channels, "q")(x, train))
+        others = tokens - math.prod(grid)
+        reduced = self.reduce(x[:, others:].reshape(batch, *grid, channels)).reshape(batch, -1, channels)
+        if others:
+            reduced = jnp.concatenate([x[:, :others], reduced], axis=1)
+        k, v = self.heads(self.linear(2 * channels, "kv")(reduced, train), parts=2)
+        return self.output(softmax_attention(q, k, v), train)
 
     def reduce(
         self, x: Float[Array, "batch height width channels"]
@@ -165,7 +170,8 @@ class SpatialReductionAttention(Attention):
     ) -> Float[Array, "batch rows columns channels"]:
         """A convolution over windows that do not overlap, then a LayerNorm."""
         x = make_patch_conv(x.shape[-1], window, self.primitives, name="sr")(x)
-        return nn.LayerNorm(self.layer_norm_eps, dtype=self.primitives.dtype, name="norm")(x)
+        norm = make_layer_norm(self.layer_norm_eps, self.primitives, name="norm", default=PATCH_EPSILON)
+        return norm(x)
 
 
 class PooledReductionAttention(SpatialReductionAttention):
@@ -190,10 +196,10 @@ class LinearAttention(Attention):
     """``"linear"``: q (k^T v) / sqrt(head_dim), without a softmax."""
 
     @nn.compact
-    def __call__(self, x: Tokens, grid: Grid) -> Tokens:
-        q, k, v = self.qkv(x)
+    def __call__(self, x: Tokens, grid: Grid, train: bool = False) -> Tokens:
+        q, k, v = self.qkv(x, train)
         context = jnp.einsum("bhnd,bhne->bhde", k, v) * q.shape[-1] ** -0.5
-        return self.output(jnp.einsum("bhnd,bhde->bhne", q, context))
+        return self.output(jnp.einsum("bhnd,bhde->bhne", q, context), train)
 
 
 class PerformerAttention(Attention):
@@ -204,8 +210,8 @@ class PerformerAttention(Attention):
     """
 
     @nn.compact
-    def __call__(self, x: Tokens, grid: Grid) -> Tokens:
-        q, k, v = self.qkv(x)
+    def __call__(self, x: Tokens, grid: Grid, train: bool = False) -> Tokens:
+        q, k, v = self.qkv(x, train)
         head_dim = q.shape[-1]
         shape = (max(1, int(head_dim * math.log(head_dim))), head_dim)
         projection = self.variable(
@@ -216,7 +222,7 @@ class PerformerAttention(Attention):
         context = jnp.einsum("bhnf,bhnd->bhfd", k, v.astype(jnp.float32))
         normalizer = jnp.einsum("bhnf,bhf->bhn", q, jnp.sum(k, axis=-2))
         y = jnp.einsum("bhnf,bhfd->bhnd", q, context) / normalizer[..., None]
-        return self.output(y.astype(v.dtype))
+        return self.output(y.astype(v.dtype), train)
 
 
 def orthogonal_features(key: Array, features: int, head_dim: int) -> Float[Array, "features head_dim"]:
@@ -248,13 +254,13 @@ class HammingLinearAttention(Attention):
     """``"hamming_linear"``: linear-angular attention of normalised queries and keys as codes {0, 1}."""
 
     @nn.compact
-    def __call__(self, x: Tokens, grid: Grid) -> Tokens:
-        q, k, v = self.qkv(x)
+    def __call__(self, x: Tokens, grid: Grid, train: bool = False) -> Tokens:
+        implementation = self.primitives.implementation_of_ops(train)
+        q, k, v = self.qkv(x, train)
         q, k = (
-            binarize(l2_normalize(part), self.primitives.threshold, (0, 1), self.implementation)
-            for part in (q, k)
+            binarize(l2_normalize(part), self.primitives.threshold, (0, 1), implementation) for part in (q, k)
         )
-        return self.output(self.linear_angular(q, k, v))
+        return self.output(self.linear_angular(q, k, v, implementation), train)
 
 
 class HammingQuadraticAttention(Attention):
@@ -264,11 +270,12 @@ class HammingQuadraticAttention(Attention):
     """
 
     @nn.compact
-    def __call__(self, x: Tokens, grid: Grid) -> Tokens:
-        q, k, v = self.qkv(x)
-        similarity = code_similarity(q, k, self.primitives.threshold, self.implementation)
+    def __call__(self, x: Tokens, grid: Grid, train: bool = False) -> Tokens:
+        q, k, v = self.qkv(x, train)
+        implementation = self.primitives.implementation_of_ops(train)
+        similarity = code_similarity(q, k, self.primitives.threshold, implementation)
         scores = similarity * q.shape[-1] ** -0.5
-        return self.output(jnp.einsum("bhnm,bhmd->bhnd", jax.nn.softmax(scores), v))
+        return self.output(jnp.einsum("bhnm,bhmd->bhnd", jax.nn.softmax(scores), v), train)
 
 
 class HashedAttention(Attention):
@@ -278,11 +285,13 @@ class HashedAttention(Attention):
     stream ``"hash"`` learns it from the tokens of that call, layer after layer.
     """
 
-    def codes_and_values(self, x: Float[Array, "batch tokens channels"]) -> tuple[Array, Array]:
+    def codes_and_values(
+        self, x: Float[Array, "batch tokens channels"], train: bool
+    ) -> tuple[Float[Array, "batch heads tokens bits"], Float[Array, "batch heads tokens head_dim"]]:
         """Codes [batch, heads, tokens, HASH_BITS] and values [batch, heads, tokens, head_dim]."""
         channels = x.shape[-1]
-        (shared,) = self.heads(self.linear(channels, "qk")(x))
-        (values,) = self.heads(self.linear(channels, "v")(x))
+        (shared,) = self.heads(self.linear(channels, "qk")(x, train))
+        (values,) = self.heads(self.linear(channels, "v")(x, train))
         shared = l2_normalize(shared)
         heads, head_dim = shared.shape[1], shared.shape[-1]
         init = nn.initializers.normal(1.0)
@@ -308,9 +317,10 @@ class HammingKSHAttention(HashedAttention):
     """``"hamming_ksh"``: linear-angular attention of hashed, shared queries and keys."""
 
     @nn.compact
-    def __call__(self, x: Tokens, grid: Grid) -> Tokens:
-        codes, values = self.codes_and_values(x)
-        return self.output(self.linear_angular(codes, codes, values))
+    def __call__(self, x: Tokens, grid: Grid, train: bool = False) -> Tokens:
+        codes, values = self.codes_and_values(x, train)
+        implementation = self.primitives.implementation_of_ops(train)
+        return self.output(self.linear_angular(codes, codes, values, implementation), train)
 
 
 class EcoformerAttention(HashedAttention):
@@ -321,13 +331,14 @@ class EcoformerAttention(HashedAttention):
     """
 
     @nn.compact
-    def __call__(self, x: Tokens, grid: Grid) -> Tokens:
-        codes, values = self.codes_and_values(x)
+    def __call__(self, x: Tokens, grid: Grid, train: bool = False) -> Tokens:
+        codes, values = self.codes_and_values(x, train)
         tokens, bias = codes.shape[-2], codes.shape[-1] + 1
-        context = matadd(codes.swapaxes(-1, -2), values, self.implementation)
-        numerator = matadd(codes, context, self.implementation) + bias * values
+        implementation = self.primitives.implementation_of_ops(train)
+        context = matadd(codes.swapaxes(-1, -2), values, implementation)
+        numerator = matadd(codes, context, implementation) + bias * values
         denominator = jnp.sum(codes * jnp.sum(codes, axis=-2, keepdims=True), axis=-1, keepdims=True)
-        return self.output(numerator / (denominator + tokens * bias))
+        return self.output(numerator / (denominator + tokens * bias), train)
 
 
 _KINDS = {

@@ -1,7 +1,7 @@
 """Flax's layers that multiply, whose weights may be packed."""
 
 import flax.linen as nn
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from shiftaddvit_jax.ops.packing import unblock_weight
 
@@ -18,7 +18,13 @@ class _Packable:
 
 
 class Dense(_Packable, nn.Dense):
-    """A dense layer."""
+    """A dense layer, called like every kind of linear layer."""
+
+    @nn.nowrap  # one call of a layer is one to those who watch
+    def __call__(
+        self, x: Float[Array, "*batch inputs"], train: bool = False
+    ) -> Float[Array, "*batch outputs"]:
+        return super().__call__(x)
 
 
 class Conv(_Packable, nn.Conv):

@@ -1,56 +1,15 @@
 """The three kinds of linear layer, chosen by name."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 import flax.linen as nn
 
 from shiftaddvit_jax.nn.dense import Dense
 from shiftaddvit_jax.nn.moe import MoEDense
+from shiftaddvit_jax.nn.primitives import Primitives
 from shiftaddvit_jax.nn.shift import ShiftDense, kernel_init
-from shiftaddvit_jax.ops.activations import Activations
-from shiftaddvit_jax.ops.binarize import Threshold
-from shiftaddvit_jax.ops.implementation import Implementation
-from shiftaddvit_jax.ops.precision import CONV_GENERAL_DILATED, DOT_GENERAL, Precision
+from shiftaddvit_jax.ops.precision import CONV_GENERAL_DILATED, DOT_GENERAL
 from shiftaddvit_jax.validation import check_choice
 
 LINEAR_KINDS = ("dense", "shift", "moe")
-
-
-@dataclass(frozen=True)
-class Primitives:
-    """How a model computes its products, shifts and additions: the same for all its layers.
-
-    Attributes:
-      weight_bits: bits of a power-of-two weight.
-      activations: number format of what is shifted, see `shiftaddvit_jax.ops.matshift`.
-      threshold: where queries and keys are binarized, see `shiftaddvit_jax.ops.binarize`.
-      implementation: see `shiftaddvit_jax.ops`.
-      dtype: dtype of the computation, float32 by default; parameters are float32.
-      precision: number format of what dense layers and convolutions over patches multiply.
-    """
-
-    weight_bits: int = 5
-    activations: Activations = "float"
-    threshold: Threshold = "sample"
-    implementation: Implementation = None
-    dtype: Any = None
-    precision: Precision = "float32"
-
-    @property
-    def dot_general(self) -> Callable:
-        """Of dense layers."""
-        return DOT_GENERAL[self.precision]
-
-    @property
-    def conv_general_dilated(self) -> Callable:
-        """Of convolutions over patches."""
-        return CONV_GENERAL_DILATED[self.precision]
-
-    def implementation_of_ops(self, train: bool) -> Implementation:
-        """``implementation``, with XLA for None in training: kernels are for inference."""
-        return "xla" if train and self.implementation is None else self.implementation
 
 
 def make_patch_conv(features: int, side: int, primitives: Primitives, *, name: str) -> nn.Conv:
@@ -73,10 +32,11 @@ def multiplies_in_bfloat16(module: nn.Module) -> bool:
     )
 
 
-def make_linear(
-    kind: str, features: int, primitives: Primitives, *, name: str, use_bias: bool = True, train: bool = False
-) -> nn.Module:
-    """A linear layer of the kind ``"dense"``, ``"shift"`` or ``"moe"``, to be called in a compact method.
+def make_linear(kind: str, features: int, primitives: Primitives, *, name: str | None = None) -> nn.Module:
+    """A linear layer of the kind ``"dense"``, ``"shift"`` or ``"moe"``.
+
+    All share one call, ``(x [*batch, inputs], train=False) -> [*batch, features]``; in training a mixture's
+    router is noisy, and the other kinds compute what they always do.
 
     Raises:
       ValueError: unknown kind.
@@ -85,8 +45,7 @@ def make_linear(
     if kind == "dense":
         return Dense(
             features,
-            use_bias,
-            primitives.dtype,
+            dtype=primitives.dtype,
             kernel_init=kernel_init,
             dot_general=primitives.dot_general,
             name=name,
@@ -99,5 +58,5 @@ def make_linear(
         "name": name,
     }
     if kind == "shift":
-        return ShiftDense(features, use_bias, **settings)
-    return MoEDense(features, use_bias, train, precision=primitives.precision, **settings)
+        return ShiftDense(features, **settings)
+    return MoEDense(features, precision=primitives.precision, **settings)

@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from shiftaddvit_jax.nn.linear import Primitives, make_linear
+from shiftaddvit_jax.nn.linear import make_linear
+from shiftaddvit_jax.nn.primitives import Primitives
 from shiftaddvit_jax.ops import depthwise_conv_gelu
 
 
@@ -13,15 +14,13 @@ class DepthwiseConv(nn.Module):
 
     Attributes:
       primitives: how it is computed.
-      train: whether this is training.
     """
 
     primitives: Primitives = Primitives()
-    train: bool = False
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch tokens channels"], grid: tuple[int, int]
+        self, x: Float[Array, "batch tokens channels"], grid: tuple[int, int], train: bool = False
     ) -> Float[Array, "batch tokens channels"]:
         channels = x.shape[-1]
         # He initialisation for the fan-out of one kernel, as in PVTv2.
@@ -29,7 +28,7 @@ class DepthwiseConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.primitives.dtype)
         image = x.reshape(x.shape[0], *grid, channels)
-        implementation = self.primitives.implementation_of_ops(self.train)
+        implementation = self.primitives.implementation_of_ops(train)
         return depthwise_conv_gelu(image, kernel, bias, implementation).reshape(x.shape)
 
 
@@ -37,36 +36,35 @@ class Mlp(nn.Module):
     """Linear layer, ReLU and depthwise convolution where asked for, GELU, linear layer.
 
     Attributes:
-      hidden_features: width between the linear layers.
+      ratio: width between the linear layers over the channels.
       kind: kind of both linear layers, see `make_linear`.
       depthwise: whether a 3x3 depthwise convolution over the grid of tokens comes before the GELU (PVTv2).
       relu: whether a ReLU comes right after the first linear layer (PVTv2-B2-Li).
       dropout: rate after the GELU and after the last layer.
       primitives: how shifts are computed.
-      train: whether dropout and the router's noise are on.
     """
 
-    hidden_features: int
+    ratio: float = 4
     kind: str = "dense"
     depthwise: bool = False
     relu: bool = False
     dropout: float = 0.0
     primitives: Primitives = Primitives()
-    train: bool = False
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch tokens channels"], grid: tuple[int, int]
+        self, x: Float[Array, "batch tokens channels"], grid: tuple[int, int], train: bool = False
     ) -> Float[Array, "batch tokens channels"]:
-        drop = nn.Dropout(self.dropout, deterministic=not self.train)
+        """Apply the MLP to tokens, the rows of ``grid``; ``train`` turns on dropout and routers' noise."""
+        drop = nn.Dropout(self.dropout, deterministic=not train)
         channels = x.shape[-1]
-        x = make_linear(self.kind, self.hidden_features, self.primitives, name="fc1", train=self.train)(x)
+        x = make_linear(self.kind, int(channels * self.ratio), self.primitives, name="fc1")(x, train)
         if self.relu:
             x = jax.nn.relu(x)
         if self.depthwise:
-            x = DepthwiseConv(self.primitives, self.train, name="dwconv")(x, grid)
+            x = DepthwiseConv(self.primitives, name="dwconv")(x, grid, train)
         else:
             x = jax.nn.gelu(x, approximate=False)
         x = drop(x)
-        x = make_linear(self.kind, channels, self.primitives, name="fc2", train=self.train)(x)
+        x = make_linear(self.kind, channels, self.primitives, name="fc2")(x, train)
         return drop(x)

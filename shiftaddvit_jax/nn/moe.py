@@ -12,12 +12,12 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, PyTree
 
 from shiftaddvit_jax.nn.dense import Dense
-from shiftaddvit_jax.nn.kernels import describe_linear, is_packed, linear_arrays, why_no_kernel
+from shiftaddvit_jax.nn.plan import mixture_kernel
+from shiftaddvit_jax.nn.primitives import Primitives
 from shiftaddvit_jax.nn.shift import ShiftDense, kernel_init
 from shiftaddvit_jax.ops import dispatch
 from shiftaddvit_jax.ops.activations import Activations
-from shiftaddvit_jax.ops.implementation import Implementation, uses_tvm, with_gradient
-from shiftaddvit_jax.ops.implementation.fused import fused_linear
+from shiftaddvit_jax.ops.implementation import Implementation
 from shiftaddvit_jax.ops.precision import DOT_GENERAL, Precision
 
 EXPERTS = ("dense", "shift")
@@ -38,7 +38,6 @@ class MoEDense(nn.Module):
     Attributes:
       features: number of outputs.
       use_bias: whether the experts have biases; the router always has one.
-      train: whether noise is added, from the stream ``"router"``.
       top_k: experts a token, 1 or 2.
       weight_bits: see `ShiftDense`.
       activations: the shift expert's number format.
@@ -49,7 +48,6 @@ class MoEDense(nn.Module):
 
     features: int
     use_bias: bool = True
-    train: bool = False
     top_k: int = 1
     weight_bits: int = 5
     activations: Activations = "float"
@@ -58,8 +56,10 @@ class MoEDense(nn.Module):
     precision: Precision = "float32"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
-        """Apply the layer.
+    def __call__(
+        self, x: Float[Array, "*batch inputs"], train: bool = False
+    ) -> Float[Array, "*batch outputs"]:
+        """Apply the layer; ``train`` adds noise, from the stream ``"router"``.
 
         Raises:
           ValueError: ``top_k`` other than 1 or 2.
@@ -75,19 +75,19 @@ class MoEDense(nn.Module):
             shift(tokens)
             return dense(tokens).reshape(*x.shape[:-1], self.features)
         logits = clean
-        if self.train:
+        if train:
             noise = jax.random.normal(self.make_rng("router"), clean.shape)
             logits = clean + noise / len(EXPERTS)
         probabilities = jax.nn.softmax(logits)
         _, chosen = jax.lax.top_k(logits, self.top_k)
         self._report(clean, chosen)
 
-        if self.train:
+        if train:
             outputs = jnp.stack([dense(tokens), shift(tokens)], axis=1)
             gates = probabilities * jnp.sum(jax.nn.one_hot(chosen, len(EXPERTS)), axis=1)
             y = jnp.sum(gates[..., None].astype(outputs.dtype) * outputs, axis=1)
-        elif self._has_kernel(tokens):
-            y = self._fused(tokens)
+        elif (kernel := mixture_kernel(self, tokens)) is not None:
+            y = kernel(tokens, self.variables["params"])
         else:
             weight = shift.weight()
             dense_expert, dense_variables = dense.clone(parent=None), dense.variables
@@ -102,6 +102,17 @@ class MoEDense(nn.Module):
             gates = jnp.take_along_axis(probabilities, chosen, axis=1)
             y = jnp.sum(gates[..., None].astype(outputs.dtype) * outputs, axis=1)
         return y.reshape(*x.shape[:-1], self.features)
+
+    @property
+    def primitives(self) -> Primitives:
+        """How the layer computes, as a model says it."""
+        return Primitives(
+            self.weight_bits,
+            self.activations,
+            implementation=self.implementation,
+            dtype=self.dtype,
+            precision=self.precision,
+        )
 
     @nn.nowrap
     def experts(self) -> tuple[Dense, ShiftDense]:
@@ -124,35 +135,6 @@ class MoEDense(nn.Module):
             name="shift",
         )
         return dense, shift
-
-    def _has_kernel(self, tokens):
-        reason = why_no_kernel(tokens, ("moe",), self.weight_bits, self.activations)
-        if self.top_k != 1:
-            reason = f"the kernel chooses one expert a token, not {self.top_k}"
-        params = self.variables["params"]
-        arrays = tokens, params
-        return uses_tvm("a mixture of experts", self.implementation, reason, is_packed(params), arrays)
-
-    def _fused(self, tokens):
-        params = self.variables["params"]
-        linear = describe_linear(
-            "moe",
-            params,
-            tokens.shape[-1],
-            self.features,
-            self.activations,
-            self.implementation,
-            self.precision,
-        )
-        reference = self.clone(parent=None, implementation="xla")
-
-        def kernel(tokens, params):
-            return fused_linear(linear, linear_arrays(linear, params, self.weight_bits), tokens)
-
-        def on_xla(tokens, params):
-            return reference.apply({"params": params}, tokens)
-
-        return with_gradient(self.implementation, kernel, on_xla)(tokens, params)
 
     def _report(self, clean, chosen):
         if not self.is_mutable_collection("routing"):
@@ -177,9 +159,9 @@ def load_probabilities(
     """q_i(x): the probability that expert i is among the ``top_k`` under the router's noise.
 
     The noise is Gaussian, independent for each expert, of standard deviation 1 / E (as the authors' code
-    and V-MoE read the paper's N(0, 1/E)). Given expert i's own noise t, each rival j is ahead with
+    and V-MoE read the paper's N(0, 1/E)). Given expert i's own noise t, each rival j wins with
     probability Phi((l_j - l_i) E - t), independently of the others; so q_i is the integral over t of the
-    probability that fewer than ``top_k`` rivals are ahead. With two experts and top-1 it is
+    probability that fewer than ``top_k`` rivals win. With two experts and top-1 it is
     Phi((l_1 - l_2) E / sqrt 2). Differentiable, and sums to ``top_k`` over the experts.
     """
     experts = logits.shape[-1]
@@ -192,11 +174,11 @@ def load_probabilities(
     for i in range(experts):
         rivals = jnp.delete(logits, i, axis=-1)
         margin = (rivals - logits[..., i : i + 1]) * experts
-        ahead = jax.scipy.stats.norm.cdf(margin[..., None] - nodes)
-        # counts[c]: the probability that c of the rivals seen so far are ahead.
-        counts = [jnp.ones_like(ahead[..., 0, :])]
+        wins = jax.scipy.stats.norm.cdf(margin[..., None] - nodes)
+        # counts[c]: the probability that c of the rivals seen so far win.
+        counts = [jnp.ones_like(wins[..., 0, :])]
         for j in range(experts - 1):
-            p = ahead[..., j, :]
+            p = wins[..., j, :]
             counts = [
                 (counts[c] * (1 - p) if c < len(counts) else 0) + (counts[c - 1] * p if c else 0)
                 for c in range(len(counts) + 1)

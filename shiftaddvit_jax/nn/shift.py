@@ -53,8 +53,10 @@ class ShiftDense(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
-        """Apply the layer.
+    def __call__(
+        self, x: Float[Array, "*batch inputs"], train: bool = False
+    ) -> Float[Array, "*batch outputs"]:
+        """Apply the layer, the same in training.
 
         Raises:
           ValueError: unknown mode or quantizer.

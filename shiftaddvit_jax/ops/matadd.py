@@ -1,6 +1,7 @@
 """MatAdd: a product with binary codes, which needs additions alone."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -29,17 +30,12 @@ def matadd(
             f"matadd expects [..., rows, inner] and [..., inner, columns], got {codes.shape} "
             f"and {values.shape}"
         )
-    unsupported = _why_no_kernel(values)
-    return run_op("matadd", implementation, _kernel, _matadd, codes, values, unsupported=unsupported)
+    description = MatAdd(codes.shape[-1], values.shape[-1], values.dtype.name)
+    kernel, unsupported = partial(_kernel, description), description.why_not()
+    return run_op("matadd", implementation, kernel, _matadd, codes, values, unsupported=unsupported)
 
 
-def _why_no_kernel(values):
-    if values.dtype in (jnp.float32, jnp.int8):
-        return None
-    return f"its kernel adds float32 or int8 values, not {values.dtype}"
-
-
-def _kernel(codes, values):
+def _kernel(description, codes, values):
     batch = jnp.broadcast_shapes(codes.shape[:-2], values.shape[:-2])
     (rows, inner), columns = codes.shape[-2:], values.shape[-1]
     count = math.prod(batch)
@@ -47,8 +43,9 @@ def _kernel(codes, values):
     values = jnp.broadcast_to(values, (*batch, inner, columns)).reshape(count, inner, columns)
     dtype = _sum_dtype(values)
     output = jax.ShapeDtypeStruct((codes.shape[0], rows, columns), dtype)
-    kernel = Kernel("matadd", MatAdd(inner, columns, values.dtype.name))
-    return call_kernel(kernel, [output], codes, values)[0].reshape(*batch, rows, columns)
+    return call_kernel(Kernel("matadd", description), [output], codes, values)[0].reshape(
+        *batch, rows, columns
+    )
 
 
 def _sum_dtype(values):

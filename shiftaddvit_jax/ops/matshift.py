@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from kernels_tvm.descriptions import Linear
 from shiftaddvit_jax.ops.activations import Activations, quantize_activations
-from shiftaddvit_jax.ops.implementation import Implementation, run_op
+from shiftaddvit_jax.ops.implementation import Implementation, float32_only, run_op
 from shiftaddvit_jax.ops.implementation.fused import fused_linear
 from shiftaddvit_jax.ops.packing import (
     PackedWeight,
@@ -63,12 +63,13 @@ def shift_product(
         weight = round_to_octaves(weight) if activations == "int8" else weight
         return _matshift(quantize_activations(x, activations), weight)
 
+    linear = _describe(*weight.shape, packed_bits(activations), activations, implementation)
+
     def kernel(x, weight):
-        packed = pack_weight(weight, packed_bits(activations))
-        return _kernel(x, packed, weight.shape[1], activations, implementation)
+        return _kernel(linear, x, pack_weight(weight, linear.bits))
 
     # Kernels take packed weights alone: None does not pack them in every call.
-    unsupported = _why_no_kernel(x, activations)
+    unsupported = float32_only(x) or linear.why_not()
     return run_op(
         "matshift", implementation, kernel, reference, x, weight, unsupported=unsupported, prefer=False
     )
@@ -92,8 +93,8 @@ def packed_product(
         weight = unpack_weight(packed, x.shape[-1], outputs).astype(x.dtype)
         return _matshift(quantize_activations(x, activations), weight)
 
-    kernel = partial(_kernel, outputs=outputs, activations=activations, implementation=implementation)
-    unsupported = _why_no_kernel(x, activations)
+    linear = _describe(x.shape[-1], outputs, packed.bits, activations, implementation)
+    kernel, unsupported = partial(_kernel, linear), float32_only(x) or linear.why_not()
     return run_op(
         "matshift", implementation, kernel, reference, x, packed, unsupported=unsupported, prefer=True
     )
@@ -106,17 +107,13 @@ def _check_shapes(x, weight):
         )
 
 
-def _why_no_kernel(x, activations):
-    if x.dtype != jnp.float32:
-        return f"its kernels compute in float32, not {x.dtype}"
-    return "there is no kernel for fixed-point activations" if activations == "fixed_point" else None
+def _describe(inputs, outputs, bits, activations, implementation):
+    return Linear("shift", inputs, outputs, bits, activations, shifts=implementation == "tvm_shift")
 
 
-def _kernel(x, packed, outputs, activations, implementation):
-    shifts = implementation == "tvm_shift"
-    linear = Linear("shift", x.shape[-1], outputs, packed.bits, activations, shifts)
-    arrays = {"codes": packed.codes, "exponent": packed.exponent, "shift_bias": jnp.zeros(outputs)}
-    return fused_linear(linear, arrays, x)
+def _kernel(linear, x, packed):
+    bias = jnp.zeros(linear.outputs)
+    return fused_linear(linear, {"codes": packed.codes, "exponent": packed.exponent, "shift_bias": bias}, x)
 
 
 # A jit of its own names the product in the traced model, where operations are counted by primitive.

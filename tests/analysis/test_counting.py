@@ -48,7 +48,7 @@ class OneLayer(nn.Module):
 
     @nn.compact
     def __call__(self, images, train=False):
-        return sav.nn.make_linear(self.kind, 5, self.primitives, name="layer", train=train)(images)
+        return sav.nn.make_linear(self.kind, 5, self.primitives, name="layer")(images, train)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 
 from shiftaddvit_jax.models.pvt_v2 import OverlapPatchEmbed
 from shiftaddvit_jax.nn import Primitives
+from shiftaddvit_jax.nn.plan import Unnormalized
 
 
 def variables_and_images(embed, shape):
@@ -41,7 +42,7 @@ def normalized(x, params, eps):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("use_kernel", [False, True], ids=["xla", "tvm"])
+@pytest.mark.parametrize("implementation", ["xla", "tvm"])
 @pytest.mark.parametrize(
     ("shape", "patch", "stride"),
     [
@@ -52,43 +53,44 @@ def normalized(x, params, eps):
         ((1, 5, 5, 1), 3, 2),
     ],
 )
-def test_overlapping_patches_are_their_formula_in_float64(use_kernel, precision, shape, patch, stride):
-    embed = OverlapPatchEmbed(48, patch, stride, 1e-3, Primitives(precision=precision), use_kernel)
+def test_overlapping_patches_are_their_formula_in_float64(implementation, precision, shape, patch, stride):
+    primitives = Primitives(precision=precision, implementation=implementation)
+    embed = OverlapPatchEmbed(48, patch, stride, 1e-3, primitives)
     variables, x = variables_and_images(embed, shape)
     y = jax.jit(embed.apply)(variables, x)
     expected = reference(variables["params"], x, patch, stride, 1e-3, precision)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
-def embed_of_normalized(shape):
-    """A patch embedding on kernels, its variables, images, and the LayerNorm ahead of it."""
-    embed = OverlapPatchEmbed(48, 3, 2, 1e-3, Primitives(), use_kernel=True)
+def embed_of_unnormalized(shape):
+    """A patch embedding on kernels, its variables, and images whose LayerNorm is left to it."""
+    embed = OverlapPatchEmbed(48, 3, 2, 1e-3, Primitives(implementation="tvm"))
     variables, x = variables_and_images(embed, shape)
     rng = np.random.default_rng(1)
-    ahead = {name: rng.normal(size=shape[-1]).astype(np.float32) for name in ("scale", "bias")}
-    return embed, variables, x, ahead
+    scale, bias = (rng.normal(size=shape[-1]).astype(np.float32) for _ in range(2))
+    return embed, variables, Unnormalized(x, scale, bias, 1e-3)
 
 
 @pytest.mark.parametrize("shape", [(2, 9, 6, 32), (1, 1, 1, 16), (3, 2, 1, 48), (1, 30, 31, 16)])
-def test_a_kernel_normalizes_the_pixels_ahead_and_not_the_zeros_around(shape):
-    embed, variables, x, ahead = embed_of_normalized(shape)
-    y = jax.jit(embed.apply)(variables, x, ahead)
-    pixels = normalized(x, ahead, 1e-3)
+def test_a_kernel_normalizes_the_pixels_and_not_the_zeros_around(shape):
+    embed, variables, given = embed_of_unnormalized(shape)
+    y = jax.jit(embed.apply)(variables, given)
+    pixels = normalized(given.x, {"scale": given.scale, "bias": given.bias}, 1e-3)
     expected = reference(variables["params"], pixels, 3, 2, 1e-3, "float32")
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
-def test_what_is_normalized_ahead_has_the_gradient_of_xlas_modules():
-    embed, variables, x, ahead = embed_of_normalized((2, 9, 6, 32))
+def test_a_layer_norm_left_to_a_kernel_has_the_gradient_of_xlas_modules():
+    embed, variables, given = embed_of_unnormalized((2, 9, 6, 32))
 
-    def on_kernels(variables, x, ahead):
-        return (embed.apply(variables, x, ahead) ** 2).sum()
+    def on_kernels(variables, given):
+        return (embed.apply(variables, given) ** 2).sum()
 
-    def on_xla(variables, x, ahead):
-        x = nn.LayerNorm(1e-3).apply({"params": ahead}, x)
-        return (embed.clone(use_kernel=False).apply(variables, x) ** 2).sum()
+    def on_xla(variables, given):
+        x = nn.LayerNorm(1e-3).apply({"params": {"scale": given.scale, "bias": given.bias}}, given.x)
+        return (embed.clone(primitives=Primitives(implementation="xla")).apply(variables, x) ** 2).sum()
 
-    gradients, expected = (jax.grad(loss, (0, 1, 2))(variables, x, ahead) for loss in (on_kernels, on_xla))
+    gradients, expected = (jax.grad(loss, (0, 1))(variables, given) for loss in (on_kernels, on_xla))
     jax.tree.map(
         lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(other).max()),
         gradients,

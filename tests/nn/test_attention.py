@@ -347,8 +347,8 @@ def test_an_immutable_hash_gets_no_gradient():
 
 def test_dropout_in_training_zeroes_outputs_and_scales_the_rest():
     variables, x = variables_of("msa"), images()
-    layer = layer_of("msa", dropout=0.5, train=True)
-    y = np.asarray(layer.apply(variables, x, GRID, rngs={"dropout": jax.random.key(0)}))
+    layer = layer_of("msa", dropout=0.5)
+    y = np.asarray(layer.apply(variables, x, GRID, train=True, rngs={"dropout": jax.random.key(0)}))
     kept = y != 0
     assert 0.4 < kept.mean() < 0.6
     expected = np.asarray(jitted("msa", dropout=0.5)(variables, x))

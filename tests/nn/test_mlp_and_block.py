@@ -8,6 +8,7 @@ from scipy.special import erf
 from shiftaddvit_jax.nn import LINEAR_KINDS, Block, DropPath, Mlp, Primitives, make_attention
 
 GRID, CHANNELS, HIDDEN = (3, 5), 6, 10
+RATIO = HIDDEN / CHANNELS
 TOKENS = 15
 
 
@@ -47,7 +48,7 @@ def mlp_reference(params, x, kind, depthwise):
 @pytest.mark.parametrize("kind", ["dense", "shift"])
 @pytest.mark.parametrize("depthwise", [False, True])
 def test_mlp_is_its_formula_in_float64(implementation, kind, depthwise):
-    layer = Mlp(HIDDEN, kind, depthwise, primitives=Primitives(implementation=implementation))
+    layer = Mlp(RATIO, kind, depthwise, primitives=Primitives(implementation=implementation))
     variables, x = random_variables(layer), images()
     y = jax.jit(lambda variables, x: layer.apply(variables, x, GRID))(variables, x)
     expected = mlp_reference(variables["params"], x, kind, depthwise)
@@ -55,7 +56,7 @@ def test_mlp_is_its_formula_in_float64(implementation, kind, depthwise):
 
 
 def test_mlp_of_mixtures_reports_the_routing_of_both_layers():
-    layer = Mlp(HIDDEN, "moe")
+    layer = Mlp(RATIO, "moe")
     variables = random_variables(layer)
     apply = jax.jit(lambda variables, x: layer.apply(variables, x, GRID, mutable=["routing"]))
     y, state = apply(variables, images())
@@ -68,7 +69,7 @@ def test_mlp_of_mixtures_reports_the_routing_of_both_layers():
 
 @pytest.mark.parametrize("kind", LINEAR_KINDS)
 def test_mlp_gradients_are_finite_and_reach_every_parameter(kind):
-    layer = Mlp(HIDDEN, kind, depthwise=True)
+    layer = Mlp(RATIO, kind, depthwise=True)
     variables = random_variables(layer)
     loss = lambda variables: jnp.sum(layer.apply(variables, images(), GRID) ** 2)  # noqa: E731
     gradient = jax.jit(jax.grad(loss))(variables)
@@ -78,18 +79,18 @@ def test_mlp_gradients_are_finite_and_reach_every_parameter(kind):
 
 
 def test_mlp_drops_out_in_training_alone():
-    layer = Mlp(HIDDEN, dropout=0.5, train=True)
+    layer = Mlp(RATIO, dropout=0.5)
     variables = random_variables(layer)
-    y = layer.apply(variables, images(), GRID, rngs={"dropout": jax.random.key(0)})
+    y = layer.apply(variables, images(), GRID, train=True, rngs={"dropout": jax.random.key(0)})
     assert 0.3 < np.mean(np.asarray(y) == 0) < 0.7
-    still = Mlp(HIDDEN, dropout=0.5).apply(variables, images(), GRID)
+    still = layer.apply(variables, images(), GRID)
     expected = mlp_reference(variables["params"], images(), "dense", False)
     np.testing.assert_allclose(still, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_an_unknown_kind_of_mlp_names_the_nearest():
     with pytest.raises(ValueError, match="unknown kind of linear layer 'mae'; did you mean 'moe'"):
-        Mlp(HIDDEN, "mae").init(jax.random.key(0), images(), GRID)
+        Mlp(RATIO, "mae").init(jax.random.key(0), images(), GRID)
 
 
 RATE, MANY = 0.25, 4000
@@ -97,7 +98,7 @@ RATE, MANY = 0.25, 4000
 
 def dropped(seed=0):
     x = np.random.default_rng(0).uniform(1, 2, (MANY, 2, 3)).astype(np.float32)
-    return x, np.asarray(DropPath(RATE, train=True).apply({}, x, rngs={"dropout": jax.random.key(seed)}))
+    return x, np.asarray(DropPath(RATE).apply({}, x, train=True, rngs={"dropout": jax.random.key(seed)}))
 
 
 def test_drop_path_drops_or_scales_whole_images():
@@ -118,9 +119,9 @@ def test_drop_path_draws_anew_for_another_key():
     assert np.any((dropped(0)[1] == 0) != (dropped(1)[1] == 0))
 
 
-@pytest.mark.parametrize("layer", [DropPath(RATE), DropPath(0.0, train=True)], ids=["inference", "rate 0"])
-def test_drop_path_is_the_identity_in_inference_and_at_rate_zero(layer):
-    np.testing.assert_array_equal(layer.apply({}, images()), images())
+@pytest.mark.parametrize(("rate", "train"), [(RATE, False), (0.0, True)], ids=["inference", "rate 0"])
+def test_drop_path_is_the_identity_in_inference_and_at_rate_zero(rate, train):
+    np.testing.assert_array_equal(DropPath(rate).apply({}, images(), train), images())
 
 
 def layer_norm(x, params, eps):
@@ -131,7 +132,7 @@ def layer_norm(x, params, eps):
 
 @pytest.mark.parametrize("eps", [1e-6, 0.1])
 def test_block_adds_attention_and_mlp_of_normalised_tokens_to_its_input(eps):
-    block = Block(2, mlp_ratio=HIDDEN / CHANNELS, depthwise=True, layer_norm_eps=eps)
+    block = Block(2, mlp_ratio=RATIO, depthwise=True, layer_norm_eps=eps)
     variables, x = random_variables(block), images()
     params = variables["params"]
     attended = layer_norm(x.astype(np.float64), params["norm1"], eps).astype(np.float32)
@@ -142,9 +143,9 @@ def test_block_adds_attention_and_mlp_of_normalised_tokens_to_its_input(eps):
 
 
 def test_block_in_training_keeps_whole_images_of_each_branch_or_drops_them():
-    block = Block(2, drop_path=0.5, train=True)
+    block = Block(2, drop_path=0.5)
     variables, x = random_variables(block), images(32)
-    y = np.asarray(block.apply(variables, x, GRID, rngs={"dropout": jax.random.key(0)}))
+    y = np.asarray(block.apply(variables, x, GRID, train=True, rngs={"dropout": jax.random.key(0)}))
     untouched = np.all(y == x, axis=(1, 2))
     assert 0 < untouched.sum() < 32
     assert not np.any((y == x).all(axis=-1)[~untouched])

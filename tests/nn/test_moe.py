@@ -51,8 +51,10 @@ def mixture(params, x, logits, top_k):
     return np.sum(gates[..., None] * expert_outputs(params, x), axis=-2)
 
 
-def apply_with_routing(layer, params, x, rngs=None):
-    apply = jax.jit(lambda params, x: layer.apply({"params": params}, x, rngs=rngs, mutable=["routing"]))
+def apply_with_routing(layer, params, x, rngs=None, train=False):
+    apply = jax.jit(
+        lambda params, x: layer.apply({"params": params}, x, train, rngs=rngs, mutable=["routing"])
+    )
     y, state = apply(params, x)
     return y, state["routing"]
 
@@ -90,19 +92,21 @@ def test_tvm_chooses_one_expert_a_token():
 @TOP_K
 def test_training_is_the_weighted_sum_of_the_chosen_experts_under_noise(top_k):
     params, x = parameters(), tokens(3, 9)
-    layer = MoEDense(FEATURES, train=True, top_k=top_k)
+    layer = MoEDense(FEATURES, top_k=top_k)
     rngs = {"router": jax.random.key(3)}
     key = layer.apply({}, rngs=rngs, method=lambda layer: layer.make_rng("router"))
     noise = np.asarray(jax.random.normal(key, (27, 2))).reshape(3, 9, 2)
     logits = clean_logits(params, x) + noise / 2
-    y = layer.apply({"params": params}, x, rngs=rngs)
+    y = layer.apply({"params": params}, x, train=True, rngs=rngs)
     np.testing.assert_allclose(y, mixture(params, x, logits, top_k), rtol=1e-5, atol=1e-5)
 
 
 def test_training_draws_its_choice_from_the_router_stream():
     params, x = {"params": parameters()}, tokens(50)
-    layer = MoEDense(FEATURES, train=True)
-    first, again, other = (layer.apply(params, x, rngs={"router": jax.random.key(k)}) for k in (0, 0, 1))
+    layer = MoEDense(FEATURES)
+    first, again, other = (
+        layer.apply(params, x, train=True, rngs={"router": jax.random.key(k)}) for k in (0, 0, 1)
+    )
     np.testing.assert_array_equal(first, again)
     assert np.any(np.asarray(first) != np.asarray(other))
 
@@ -110,7 +114,7 @@ def test_training_draws_its_choice_from_the_router_stream():
 def test_training_needs_a_router_stream_and_inference_none():
     params, x = {"params": parameters()}, tokens(4)
     with pytest.raises(Exception, match="router"):
-        MoEDense(FEATURES, train=True).apply(params, x)
+        MoEDense(FEATURES).apply(params, x, train=True)
     np.testing.assert_array_equal(MoEDense(FEATURES).apply(params, x), MoEDense(FEATURES).apply(params, x))
 
 
@@ -128,9 +132,9 @@ def test_all_tokens_may_choose_one_expert(only):
 @pytest.mark.parametrize("train", [False, True])
 def test_importance_and_load_are_the_noiseless_sums(top_k, train):
     params, x = parameters(), tokens(2, 17)
-    layer = MoEDense(FEATURES, train=train, top_k=top_k)
+    layer = MoEDense(FEATURES, top_k=top_k)
     rngs = {"router": jax.random.key(0)}
-    _, routing = apply_with_routing(layer, params, x, rngs)
+    _, routing = apply_with_routing(layer, params, x, rngs, train)
     logits = clean_logits(params, x).reshape(34, 2)
     first = norm.cdf((logits[:, 0] - logits[:, 1]) * 2 / np.sqrt(2)).sum()
     load = [first, 34 - first] if top_k == 1 else [34, 34]
@@ -149,10 +153,10 @@ def test_tokens_counts_the_tokens_that_chose_each_expert():
 @pytest.mark.parametrize("train", [False, True])
 def test_the_gradient_reaches_the_router_through_the_gate(train):
     params, x = parameters(), tokens(9)
-    layer = MoEDense(FEATURES, train=train)
+    layer = MoEDense(FEATURES)
     rngs = {"router": jax.random.key(3)}
     cotangent = np.random.default_rng(2).normal(size=(9, FEATURES)).astype(np.float32)
-    loss = lambda params: jnp.vdot(layer.apply({"params": params}, x, rngs=rngs), cotangent)  # noqa: E731
+    loss = lambda params: jnp.vdot(layer.apply({"params": params}, x, train, rngs=rngs), cotangent)  # noqa: E731
     gradient = jax.jit(jax.grad(loss))(params)["router"]["kernel"]
 
     logits = clean_logits(params, x)
@@ -355,7 +359,7 @@ def test_a_model_without_moe_layers_has_no_routing_loss():
 
 
 ROUTER_INPUTS, ROUTER_TOKENS, ROUTER_STEPS = 16, 512, 300
-ROUTER_LAYER = MoEDense(1, train=True)
+ROUTER_LAYER = MoEDense(1)
 ROUTER_OPTIMIZER = optax.adam(optax.cosine_decay_schedule(0.05, ROUTER_STEPS))
 
 
@@ -374,6 +378,7 @@ def slow_share_after_training(key, latencies):
         _, state = ROUTER_LAYER.apply(
             {"params": params | {"router": router}},
             router_tokens(token_key),
+            train=True,
             rngs={"router": noise_key},
             mutable=["routing"],
         )

@@ -1,0 +1,261 @@
+"""The plan for inference: which parts of a model one TVM kernel each computes.
+
+A module marks a method that may be one kernel by `in_one_kernel`, with the function below that knows the
+kernel. Everything else about kernels is decided here:
+
+- ``x + attention(norm(x))`` of a block is one kernel, and so is ``x + mlp(norm(x))``;
+- a patch embedding is one, and a classifier's head with the mean of its tokens;
+- the LayerNorm at the end of a stage belongs to the kernel that reads its output: `leave_to_reader`;
+- a mixture of experts is one where its branch is not.
+
+Whole branches have kernels on CPUs alone; on GPUs each op has its own. No kernel computes what is trained,
+what has a number format that the kernels lack, or what somebody watches: a call that collects routing
+statistics or intermediates runs module by module.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+from kernels_tvm.descriptions import (
+    Description,
+    HammingLinear,
+    Head,
+    Linear,
+    Mlp,
+    PatchEmbed,
+    SoftmaxAttention,
+)
+from shiftaddvit_jax.nn.kernels import Params, describe_linear, is_packed, linear_arrays, norm_arrays
+from shiftaddvit_jax.ops.implementation import float32_only, uses_tvm, with_gradient
+from shiftaddvit_jax.ops.implementation.custom_call import on_gpu, with_xla_gradient
+from shiftaddvit_jax.ops.implementation.fused import (
+    fused_attention,
+    fused_head,
+    fused_linear,
+    fused_mlp,
+    fused_patch_embed,
+)
+
+MOST_SOFTMAX_TOKENS = 64  # for more, XLA's products of whole matrices are faster than the kernel
+WATCHED = ("routing", "intermediates")  # collections that show what happens inside
+
+
+class Unnormalized(struct.PyTreeNode):
+    """Tokens whose LayerNorm is left to the kernel that reads them.
+
+    Attributes:
+      x: the tokens, [..., channels].
+      scale: of the LayerNorm, [channels].
+      bias: of the LayerNorm, [channels].
+      epsilon: of the LayerNorm.
+    """
+
+    x: Float[Array, "*batch channels"]
+    scale: Float[Array, "channels"]
+    bias: Float[Array, "channels"]
+    epsilon: float = struct.field(pytree_node=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the tokens."""
+        return self.x.shape
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype of the tokens."""
+        return self.x.dtype
+
+
+def normalized(x: Float[Array, "*batch channels"] | Unnormalized) -> Float[Array, "*batch channels"]:
+    """``x`` itself, or after the LayerNorm that was left to its reader."""
+    if not isinstance(x, Unnormalized):
+        return x
+    norm = nn.LayerNorm(x.epsilon, dtype=x.dtype, parent=None)
+    return norm.apply({"params": {"scale": x.scale, "bias": x.bias}}, x.x)
+
+
+def leave_to_reader(
+    module: nn.Module, norm: nn.LayerNorm, x: Float[Array, "*batch channels"], train: bool
+) -> Float[Array, "*batch channels"] | Unnormalized:
+    """``norm(x)``; where ``module``, whose output this is, runs on kernels, ``x`` and its parameters."""
+    if x.shape[-1] % 16 or not _runs_on_kernels(module, x, train):
+        return norm(x)
+    params = norm.variables["params"]
+    return Unnormalized(x, params["scale"], params["bias"], norm.epsilon)
+
+
+Kernel = tuple[Description, Callable[[Any, Params], Array]]
+
+
+def in_one_kernel(describe: Callable[..., Kernel | None]) -> Callable[[Callable], Callable]:
+    """Mark a method ``(x, *arguments, train=False)`` of a module as one kernel, where ``describe`` knows it.
+
+    ``describe(module, params, x, *arguments)`` returns what the kernel computes and the function (x, params)
+    that calls it, or None. The method itself is the reference: XLA runs it where the kernel can't be, and for
+    gradients.
+    """
+
+    def decorate(method):
+        @functools.wraps(method)
+        def run(self, x, *arguments, train: bool = False):
+            kernel = None
+            if _runs_on_kernels(self, x, train):
+                kernel = describe(self, self.variables["params"], x, *arguments)
+            if kernel is None or kernel[0].why_not():
+                return method(self, normalized(x), *arguments, train=train)
+            alone = self.clone(parent=None, primitives=self.primitives.on_xla())
+
+            def reference(x, params):
+                return alone.apply({"params": params}, x, *arguments, method=method.__name__)
+
+            return with_xla_gradient(kernel[1], reference)(x, self.variables["params"])
+
+        return run
+
+    return decorate
+
+
+def _runs_on_kernels(module: nn.Module, x: Array | Unnormalized, train: bool) -> bool:
+    """Whether a module in inference leaves to kernels all that it can.
+
+    ``implementation=None`` does for packed parameters.
+
+    Raises:
+      ValueError: an unknown implementation, or TVM asked for where it can't run at all.
+    """
+    watched = any(module.is_mutable_collection(name) for name in WATCHED)
+    if on_gpu() or train or watched or module.is_initializing() or float32_only(x):
+        return False
+    packed = is_packed(module.variables["params"])
+    return uses_tvm(type(module).__name__, module.primitives.implementation, prefer=packed)
+
+
+def attention_sum(
+    block: nn.Module, params: Params, x: Float[Array, "batch tokens channels"], grid: tuple[int, int]
+) -> Kernel | None:
+    """The kernel of a block's ``x + attention(norm1(x))``."""
+    _, tokens, channels = x.shape
+    primitives, epsilon = block.primitives, block.norm1.epsilon
+    qkv, proj = (
+        describe_linear(block.projections, params["attn"][name], channels, outputs, primitives)
+        for name, outputs in (("qkv", 3 * channels), ("proj", channels))
+        if name in params["attn"]
+    )
+    if block.attention == "msa" and tokens <= MOST_SOFTMAX_TOKENS:
+        attention = SoftmaxAttention(qkv, proj, block.num_heads, tokens, epsilon)
+    elif block.attention == "hamming_linear" and primitives.threshold != "tensor":
+        sample = primitives.threshold == "sample"
+        attention = HammingLinear(qkv, proj, block.num_heads, tokens, sample, epsilon)
+    else:
+        return None
+
+    def run(x, params):
+        layers = params["attn"]
+        arrays = norm_arrays(params["norm1"])
+        arrays |= linear_arrays(qkv, layers["qkv"], primitives.weight_bits, "qkv_")
+        arrays |= {"value_kernel": layers["dconv"]} if "dconv" in layers else {}
+        arrays |= linear_arrays(proj, layers["proj"], primitives.weight_bits, "proj_")
+        return fused_attention(attention, arrays, x)
+
+    return attention, run
+
+
+def mlp_sum(
+    block: nn.Module, params: Params, x: Float[Array, "batch tokens channels"], grid: tuple[int, int]
+) -> Kernel:
+    """The kernel of a block's ``x + mlp(norm2(x))``."""
+    _, tokens, channels = x.shape
+    primitives, hidden = block.primitives, int(channels * block.mlp_ratio)
+    fc1, fc2 = (
+        describe_linear(block.mlp, params["mlp"][name], inputs, outputs, primitives)
+        for name, inputs, outputs in (("fc1", channels, hidden), ("fc2", hidden, channels))
+    )
+    grid = tuple(grid) if block.depthwise else None
+    mlp = Mlp(fc1, fc2, block.norm2.epsilon, tokens, grid, block.relu)
+
+    def run(x, params):
+        layers = params["mlp"]
+        arrays = norm_arrays(params["norm2"])
+        arrays |= linear_arrays(fc1, layers["fc1"], primitives.weight_bits, "fc1_")
+        arrays |= linear_arrays(fc2, layers["fc2"], primitives.weight_bits, "fc2_")
+        if grid:
+            conv = layers["dwconv"]
+            arrays |= {"conv_kernel": conv["kernel"].reshape(9, -1), "conv_bias": conv["bias"]}
+        return fused_mlp(mlp, arrays, x)
+
+    return mlp, run
+
+
+def patch_embedding(
+    embed: nn.Module, params: Params, x: Float[Array, "batch height width channels"] | Unnormalized
+) -> Kernel:
+    """The kernel of a patch embedding, with the LayerNorm that was left to it."""
+    _, height, width, channels = x.shape
+    projection = Linear(
+        "dense", embed.patch_size**2 * channels, embed.features, precision=embed.primitives.precision
+    )
+    input_epsilon = x.epsilon if isinstance(x, Unnormalized) else None
+    description = PatchEmbed(
+        projection, height, width, channels, embed.patch_size, embed.stride, embed.norm.epsilon, input_epsilon
+    )
+
+    def run(x, params):
+        arrays = linear_arrays(projection, params["proj"], embed.primitives.weight_bits, "projection_")
+        arrays |= norm_arrays(params["norm"])
+        if isinstance(x, Unnormalized):
+            arrays |= {"ahead_scale": x.scale, "ahead_bias": x.bias}
+            x = x.x
+        return fused_patch_embed(description, arrays, x)
+
+    return description, run
+
+
+def mean_head(
+    head: nn.Module, params: Params, x: Float[Array, "batch rows columns channels"] | Unnormalized
+) -> Kernel | None:
+    """The kernel of a head that averages the tokens whose LayerNorm was left to it."""
+    if not isinstance(x, Unnormalized):
+        return None
+    batch, rows, columns, channels = x.shape
+    projection = Linear("dense", channels, head.features, precision=head.primitives.precision)
+    description = Head(projection, rows * columns, x.epsilon)
+
+    def run(x, params):
+        arrays = {"norm_scale": x.scale, "norm_bias": x.bias}
+        arrays |= linear_arrays(projection, params, head.primitives.weight_bits, "projection_")
+        return fused_head(description, arrays, x.x.reshape(batch, rows * columns, channels))
+
+    return description, run
+
+
+def mixture_kernel(
+    layer: nn.Module, tokens: Float[Array, "tokens inputs"]
+) -> Callable[[Float[Array, "tokens inputs"], Params], Float[Array, "tokens outputs"]] | None:
+    """The function (tokens, params) of a mixture of experts as one kernel, on CPUs and GPUs, or None.
+
+    Raises:
+      ValueError: TVM asked for where it can't run.
+    """
+    params, primitives = layer.variables["params"], layer.primitives
+    linear = describe_linear("moe", params, tokens.shape[-1], layer.features, primitives)
+    reason = float32_only(tokens) or linear.why_not()
+    if layer.top_k != 1:
+        reason = f"the kernel chooses one expert a token, not {layer.top_k}"
+    arrays = tokens, params
+    if not uses_tvm("a mixture of experts", layer.implementation, reason, is_packed(params), arrays):
+        return None
+    alone = layer.clone(parent=None, implementation="xla")
+
+    def kernel(tokens, params):
+        return fused_linear(linear, linear_arrays(linear, params, layer.weight_bits), tokens)
+
+    def reference(tokens, params):
+        return alone.apply({"params": params}, tokens)
+
+    return with_gradient(layer.implementation, kernel, reference)
