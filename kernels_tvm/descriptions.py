@@ -10,10 +10,6 @@ from typing import Literal
 from kernels_tvm.packing import blocked_shape, packed_shape
 
 LANES = 16  # of a vector, on every target
-CACHE_BYTES = 128 * 1024  # a tile of rows that a thread works on at once
-BETWEEN_BYTES = 4 * 1024 * 1024  # from one pass over the tokens to the next: what caches of all threads hold
-TILE_ROWS = 512  # at most: more share the weights no better, and threads less evenly
-TOGETHER = 8  # rows at most whose sums are folded into one vector
 WEIGHTS = ("blocks", "codes")  # of linear layers: how the names of such parameters end
 VALUE_TAPS = 9  # tokens that the convolution of the values spans
 
@@ -21,21 +17,6 @@ VALUE_TAPS = 9  # tokens that the convolution of the values spans
 def round_up(value: int, multiple: int) -> int:
     """The smallest multiple that is no smaller than ``value``."""
     return -(-value // multiple) * multiple
-
-
-def rows_at_once(row_bytes: int) -> int:
-    """How many rows a tile has at most."""
-    return max(1, min(TILE_ROWS, CACHE_BYTES // row_bytes))
-
-
-def images_at_once(values: int) -> int:
-    """How many images go from pass to pass together, with so many float32 values of each in between."""
-    return max(1, BETWEEN_BYTES // (4 * values))
-
-
-def rows_together(rows: int) -> int:
-    """How many neighbours among ``rows`` are reduced together, see `emit.fold_rows`: a divisor of them."""
-    return max(size for size in range(1, TOGETHER + 1) if rows % size == 0)
 
 
 def joined(description) -> tuple[dict[str, int], int]:
@@ -54,7 +35,7 @@ def joined(description) -> tuple[dict[str, int], int]:
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearDescription:
     """What a linear layer computes.
 
     Attributes:
@@ -122,7 +103,7 @@ def _layer_norm(name, channels):
 
 
 @dataclass(frozen=True)
-class Mlp:
+class MlpDescription:
     """What an MLP computes. Channels and hidden channels are multiples of 16.
 
     Attributes:
@@ -134,8 +115,8 @@ class Mlp:
       relu: whether a ReLU comes right after the first layer.
     """
 
-    fc1: Linear
-    fc2: Linear
+    fc1: LinearDescription
+    fc2: LinearDescription
     epsilon: float
     tokens: int
     grid: tuple[int, int] | None = None
@@ -150,7 +131,7 @@ class Mlp:
 
 
 @dataclass(frozen=True)
-class SoftmaxAttention:
+class SoftmaxAttentionDescription:
     """What softmax attention computes. Channels are a multiple of 16, head_dim of 8.
 
     Attributes:
@@ -161,8 +142,8 @@ class SoftmaxAttention:
       epsilon: of the LayerNorm.
     """
 
-    qkv: Linear
-    proj: Linear
+    qkv: LinearDescription
+    proj: LinearDescription
     heads: int
     tokens: int
     epsilon: float
@@ -184,7 +165,7 @@ class SoftmaxAttention:
 
 
 @dataclass(frozen=True)
-class HammingLinear:
+class HammingLinearDescription:
     """What linear attention in Hamming space computes. Channels are a multiple of 16, head_dim of 8.
 
     Attributes:
@@ -196,8 +177,8 @@ class HammingLinear:
       epsilon: of the LayerNorm.
     """
 
-    qkv: Linear
-    proj: Linear
+    qkv: LinearDescription
+    proj: LinearDescription
     heads: int
     tokens: int
     sample_threshold: bool
@@ -220,15 +201,8 @@ class HammingLinear:
         return norm + _prefixed("qkv", self.qkv) + values + _prefixed("proj", self.proj)
 
 
-def image_tiles(attention: HammingLinear, threads: int) -> tuple[int, int]:
-    """Into how many tiles each image's tokens are cut, and how many tokens a tile has: whole groups."""
-    limit, group = rows_at_once(attention.qkv.row_bytes), rows_together(attention.tokens)
-    count = round_up(-(-attention.tokens // limit), threads)
-    return count, round_up(-(-attention.tokens // count), group)
-
-
 @dataclass(frozen=True)
-class MatAdd:
+class MatAddDescription:
     """A product with codes 0, 1 and -1.
 
     Attributes:
@@ -243,7 +217,7 @@ class MatAdd:
 
 
 @dataclass(frozen=True)
-class HammingProduct:
+class HammingProductDescription:
     """Products of binary codes of -1 and 1, given as bits.
 
     Attributes:
@@ -259,7 +233,7 @@ class HammingProduct:
 
 
 @dataclass(frozen=True)
-class Binarize:
+class BinarizeDescription:
     """Codes of values: ``high`` above the threshold, else ``low``.
 
     Attributes:
@@ -278,7 +252,7 @@ class Binarize:
 
 
 @dataclass(frozen=True)
-class DepthwiseConv:
+class DepthwiseConvDescription:
     """A depthwise convolution, zero-padded to the same size.
 
     Attributes:
@@ -297,7 +271,7 @@ class DepthwiseConv:
 
 
 @dataclass(frozen=True)
-class PatchEmbed:
+class PatchEmbedDescription:
     """A strided convolution whose patches may overlap, zero-padded by half a patch, then a LayerNorm.
 
     Attributes:
@@ -311,7 +285,7 @@ class PatchEmbed:
       epsilon_ahead: of a LayerNorm of each pixel ahead of the convolution, None for none.
     """
 
-    projection: Linear
+    projection: LinearDescription
     height: int
     width: int
     channels: int
@@ -340,7 +314,7 @@ class PatchEmbed:
 
 
 @dataclass(frozen=True)
-class Head:
+class HeadDescription:
     """A LayerNorm of each token, the mean of an image's tokens, and a linear layer.
 
     Attributes:
@@ -349,7 +323,7 @@ class Head:
       epsilon: of the LayerNorm.
     """
 
-    projection: Linear
+    projection: LinearDescription
     tokens: int
     epsilon: float
 

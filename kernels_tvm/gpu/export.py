@@ -14,10 +14,11 @@ from pathlib import Path
 
 from tvm.runtime import _ffi_api
 
-from kernels_tvm.gpu.build import Resources, compile_cubin, compile_kernel, machine_code, nvcc
+from kernels_tvm.gpu.build import compile_kernel
 from kernels_tvm.gpu.library import emit, entry_name
+from kernels_tvm.gpu.nvidia import Resources, compile_cubin, machine_code, nvcc
 from kernels_tvm.gpu.targets import GpuTarget
-from kernels_tvm.library import Kernel, can_link, save_entry
+from kernels_tvm.store import Kernel, can_link, save_entry
 
 SYMBOL = "__tvm_ffi__library_bin"
 FALLBACK = "TVM_COMPILE_FORCE_FALLBACK"

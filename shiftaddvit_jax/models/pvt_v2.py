@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_tvm.descriptions import Linear, PatchEmbed
+from kernels_tvm.descriptions import LinearDescription, PatchEmbedDescription
 from shiftaddvit_jax.models.pyramid import SIDES, SR_RATIOS, STAGES, check_size, reductions, stage_arguments
 from shiftaddvit_jax.nn import Block, Conv, Primitives, make_linear
 from shiftaddvit_jax.nn.kernels import Params, classify, patch_embed_arrays, runs_on_kernels
@@ -60,8 +60,8 @@ class OverlapPatchEmbed(nn.Module):
         _, height, width, channels = x.shape
         inputs, precision = self.patch_size**2 * channels, self.primitives.precision
         norm = stage_norm(self.layer_norm_eps, self.primitives, parent=None)
-        embed = PatchEmbed(
-            Linear("dense", inputs, self.features, precision=precision),
+        embed = PatchEmbedDescription(
+            LinearDescription("dense", inputs, self.features, precision=precision),
             height,
             width,
             channels,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_tvm.descriptions import HammingLinear, SoftmaxAttention
+from kernels_tvm.descriptions import HammingLinearDescription, SoftmaxAttentionDescription
 from shiftaddvit_jax.nn.attention import make_attention
 from shiftaddvit_jax.nn.kernels import (
     attention_arrays,
@@ -153,10 +153,10 @@ class Block(nn.Module):
             for name, outputs in (("qkv", 3 * channels), ("proj", channels))
         )
         if self.attention == "msa":
-            kernel = SoftmaxAttention(qkv, proj, self.num_heads, x.shape[1], norm.epsilon)
+            kernel = SoftmaxAttentionDescription(qkv, proj, self.num_heads, x.shape[1], norm.epsilon)
         else:
             sample = primitives.threshold == "sample"
-            kernel = HammingLinear(qkv, proj, self.num_heads, x.shape[1], sample, norm.epsilon)
+            kernel = HammingLinearDescription(qkv, proj, self.num_heads, x.shape[1], sample, norm.epsilon)
 
         def forward(x, params):
             arrays = attention_arrays(kernel, params["norm1"], params["attn"], primitives.weight_bits)

@@ -8,7 +8,14 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, PyTree
 
-from kernels_tvm.descriptions import HammingLinear, Head, Linear, Mlp, PatchEmbed, SoftmaxAttention
+from kernels_tvm.descriptions import (
+    HammingLinearDescription,
+    HeadDescription,
+    LinearDescription,
+    MlpDescription,
+    PatchEmbedDescription,
+    SoftmaxAttentionDescription,
+)
 from shiftaddvit_jax.ops import PackedWeight, pack_weight, power_of_two
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.custom_call import on_gpu, with_xla_gradient
@@ -64,8 +71,8 @@ def classify(
     ``params`` are those of both, ``"norm"`` and ``"dense"``.
     """
     norm_alone, dense_alone = norm.clone(parent=None), dense.clone(parent=None)
-    projection = Linear("dense", x.shape[-1], dense.features, precision=precision)
-    head = Head(projection, x.shape[1], norm.epsilon)
+    projection = LinearDescription("dense", x.shape[-1], dense.features, precision=precision)
+    head = HeadDescription(projection, x.shape[1], norm.epsilon)
 
     def forward(x, params):
         return fused_head(head, head_arrays(head, params["norm"], params["dense"]), x)
@@ -85,7 +92,7 @@ def describe_linear(
     activations: Activations,
     implementation: Implementation,
     precision: Precision,
-) -> Linear:
+) -> LinearDescription:
     """The kernel's description of a linear layer.
 
     Raises:
@@ -98,14 +105,16 @@ def describe_linear(
         check_packed(packed, activations)
         bits = packed.bits
     if kind == "dense":
-        return Linear(kind, inputs, outputs, precision=precision)
+        return LinearDescription(kind, inputs, outputs, precision=precision)
     # What a shift layer has no use for is left alone: one kernel does for both.
     precision = precision if kind == "moe" else "float32"
-    return Linear(kind, inputs, outputs, bits, activations, implementation == "tvm_shift", precision)
+    return LinearDescription(
+        kind, inputs, outputs, bits, activations, implementation == "tvm_shift", precision
+    )
 
 
 def linear_arrays(
-    linear: Linear, params: Params, weight_bits: int, prefix: str = ""
+    linear: LinearDescription, params: Params, weight_bits: int, prefix: str = ""
 ) -> dict[str, Float[Array, "..."]]:
     """A layer's parameters by the kernel's names; weights that are not packed are packed here."""
     arrays = {}
@@ -125,7 +134,7 @@ def linear_arrays(
     return {prefix + name: array for name, array in arrays.items()}
 
 
-def dense_blocks(linear: Linear, params: Params) -> Array:
+def dense_blocks(linear: LinearDescription, params: Params) -> Array:
     """The weights of a dense layer as the kernel takes them, those of bfloat16 as their bits."""
     if "blocks" in params:
         blocks = params["blocks"]
@@ -152,14 +161,14 @@ def describe_mlp(
     activations: Activations,
     implementation: Implementation,
     precision: Precision,
-) -> Mlp:
+) -> MlpDescription:
     """The kernel's description of a block's MLP with its LayerNorm; ``params`` are the MLP's."""
     fc1 = describe_linear(kind, params["fc1"], channels, hidden, activations, implementation, precision)
     fc2 = describe_linear(kind, params["fc2"], hidden, channels, activations, implementation, precision)
-    return Mlp(fc1, fc2, epsilon, tokens, grid, relu)
+    return MlpDescription(fc1, fc2, epsilon, tokens, grid, relu)
 
 
-def mlp_arrays(mlp: Mlp, norm: Params, params: Params, weight_bits: int) -> dict[str, Array]:
+def mlp_arrays(mlp: MlpDescription, norm: Params, params: Params, weight_bits: int) -> dict[str, Array]:
     """The parameters of an MLP and of its LayerNorm by the kernel's names."""
     arrays = {"norm_scale": norm["scale"], "norm_bias": norm["bias"]}
     arrays |= linear_arrays(mlp.fc1, params["fc1"], weight_bits, "fc1_")
@@ -171,7 +180,10 @@ def mlp_arrays(mlp: Mlp, norm: Params, params: Params, weight_bits: int) -> dict
 
 
 def attention_arrays(
-    attention: HammingLinear | SoftmaxAttention, norm: Params, params: Params, weight_bits: int
+    attention: HammingLinearDescription | SoftmaxAttentionDescription,
+    norm: Params,
+    params: Params,
+    weight_bits: int,
 ) -> dict[str, Array]:
     """The parameters of an attention and of its LayerNorm by the kernel's names."""
     return {
@@ -183,7 +195,7 @@ def attention_arrays(
     }
 
 
-def head_arrays(head: Head, norm: Params, dense: Params) -> dict[str, Array]:
+def head_arrays(head: HeadDescription, norm: Params, dense: Params) -> dict[str, Array]:
     """The parameters of a classifier's head by the kernel's names."""
     return {
         "norm_scale": norm["scale"],
@@ -193,7 +205,7 @@ def head_arrays(head: Head, norm: Params, dense: Params) -> dict[str, Array]:
 
 
 def patch_embed_arrays(
-    embed: PatchEmbed, conv: Params, norm: Params, ahead: Params | None = None
+    embed: PatchEmbedDescription, conv: Params, norm: Params, ahead: Params | None = None
 ) -> dict[str, Array]:
     """The parameters of a patch embedding, and of the LayerNorm ahead of it if any, by the kernel's names."""
     return {

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8, Int32
 
-from kernels_tvm.descriptions import MatAdd
-from kernels_tvm.library import Kernel
+from kernels_tvm.descriptions import MatAddDescription
+from kernels_tvm.store import Kernel
 from shiftaddvit_jax.ops.custom_call import call_kernel
 from shiftaddvit_jax.ops.implementation import Implementation, run_op
 
@@ -47,7 +47,7 @@ def _kernel(codes, values):
     values = jnp.broadcast_to(values, (*batch, inner, columns)).reshape(count, inner, columns)
     dtype = _sum_dtype(values)
     output = jax.ShapeDtypeStruct((codes.shape[0], rows, columns), dtype)
-    kernel = Kernel("matadd", MatAdd(inner, columns, values.dtype.name))
+    kernel = Kernel("matadd", MatAddDescription(inner, columns, values.dtype.name))
     return call_kernel(kernel, [output], codes, values)[0].reshape(*batch, rows, columns)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_tvm.descriptions import Linear
+from kernels_tvm.descriptions import LinearDescription
 from shiftaddvit_jax.ops.activations import Activations, quantize_activations
 from shiftaddvit_jax.ops.fused import fused_linear
 from shiftaddvit_jax.ops.implementation import Implementation, run_op
@@ -114,7 +114,7 @@ def _why_no_kernel(x, activations):
 
 def _kernel(x, packed, outputs, activations, implementation):
     shifts = implementation == "tvm_shift"
-    linear = Linear("shift", x.shape[-1], outputs, packed.bits, activations, shifts)
+    linear = LinearDescription("shift", x.shape[-1], outputs, packed.bits, activations, shifts)
     arrays = {"codes": packed.codes, "exponent": packed.exponent, "shift_bias": jnp.zeros(outputs)}
     return fused_linear(linear, arrays, x)
 

@@ -11,18 +11,18 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from kernels_tvm import library, targets
-from kernels_tvm.descriptions import MatAdd
-from kernels_tvm.library import Kernel
+from kernels_tvm.cpu import library, targets
+from kernels_tvm.descriptions import MatAddDescription
+from kernels_tvm.store import Kernel, cache_folder
 
-KERNEL = Kernel("matadd", MatAdd(3, 2, "int8"))
+KERNEL = Kernel("matadd", MatAddDescription(3, 2, "int8"))
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return library.cache_folder()
+    return cache_folder()
 
 
 @pytest.fixture
@@ -54,9 +54,9 @@ def load():
 PROCESS = f"""
 import os, signal, sys
 import numpy as np
-from kernels_tvm import library
-from kernels_tvm.descriptions import MatAdd
-from kernels_tvm.library import Kernel
+from kernels_tvm.cpu import library
+from kernels_tvm.descriptions import MatAddDescription
+from kernels_tvm.store import Kernel
 KERNEL = Kernel{tuple(KERNEL)}
 """
 LOAD = """
@@ -95,7 +95,7 @@ def test_a_compiled_kernel_is_one_file_in_a_folder_of_the_users_alone(folder):
 def test_without_xdg_cache_home_the_folder_is_in_the_home(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert library.cache_folder() == tmp_path / ".cache" / "shiftaddvit_jax" / "kernels"
+    assert cache_folder() == tmp_path / ".cache" / "shiftaddvit_jax" / "kernels"
 
 
 @pytest.mark.usefixtures("folder")
@@ -130,7 +130,7 @@ def test_a_process_that_has_loaded_a_kernel_compiles_another(folder):
     load()
     compile_another = """
         assert "tvm" not in sys.modules
-        other = library.load(Kernel("matadd", MatAdd(2, 1, "int8")))
+        other = library.load(Kernel("matadd", MatAddDescription(2, 1, "int8")))
         assert "tvm" in sys.modules
         y = np.zeros((1, 1, 1), np.int32)
         other(*map(tvm_ffi.from_dlpack, (np.int8([[[-1, 1]]]), np.int8([[[5], [7]]]), y)))
@@ -154,7 +154,7 @@ def test_torch_can_be_imported_after_a_kernel_and_stays_as_it_was_before_it(fold
 @pytest.mark.skipif(not targets._runs(targets.named_target("avx2")), reason="this machine does not run avx2")
 def test_the_environment_has_a_process_compile_for_another_target(folder):
     check = """
-        from kernels_tvm.targets import host_target
+        from kernels_tvm.cpu.targets import host_target
         assert host_target().name == "avx2"
         """
     finish(start(check, LOAD, SHIFTADDVIT_TARGET="avx2"))
@@ -222,18 +222,18 @@ def test_a_damaged_entry_is_compiled_again(folder, builds, tmp_path, monkeypatch
     (entry,) = folder.iterdir()
     # Elsewhere: the library that is loaded stays as it is.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "damaged"))
-    library.cache_folder().mkdir(parents=True)
-    (library.cache_folder() / entry.name).write_bytes(damage(entry.read_bytes()))
+    cache_folder().mkdir(parents=True)
+    (cache_folder() / entry.name).write_bytes(damage(entry.read_bytes()))
     load()
     load()
     assert builds == [KERNEL] * 2
-    assert entries(library.cache_folder()) == [entry.name]
+    assert entries(cache_folder()) == [entry.name]
 
 
 def test_a_process_killed_while_it_writes_leaves_no_entry(folder, builds):
     killed = start(
         """
-        from kernels_tvm import library
+        from kernels_tvm.cpu import library
         def write_half(self, path):
             with open(path, "wb") as file:
                 file.write(b"half a library")
@@ -279,8 +279,8 @@ def test_an_entry_is_named_by_all_that_it_depends_on(monkeypatch):
     names = {
         name(),
         name(Kernel("hamming_product", KERNEL.description)),
-        name(Kernel("matadd", MatAdd(3, 2))),
-        name(Kernel("matadd", MatAdd(2, 3, "int8"))),
+        name(Kernel("matadd", MatAddDescription(3, 2))),
+        name(Kernel("matadd", MatAddDescription(2, 3, "int8"))),
         name(target=avx2),
         name(threads=3),
         *(

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from kernels_tvm import runtime, targets
-from kernels_tvm.targets import TARGETS, named_target
+from kernels_tvm import runtime
+from kernels_tvm.cpu import targets
+from kernels_tvm.cpu.targets import TARGETS, named_target
 
 AVX2 = {"avx2", "fma", "bmi2", "f16c"}
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}

@@ -2,12 +2,15 @@
 
 import pytest
 
-from kernels_tvm import library, tuning
-from kernels_tvm.descriptions import Binarize, Linear, Mlp
-from kernels_tvm.library import Kernel
-from kernels_tvm.targets import host_target
+from kernels_tvm.cpu import library, tuning
+from kernels_tvm.cpu.targets import host_target
+from kernels_tvm.descriptions import BinarizeDescription, LinearDescription, MlpDescription
+from kernels_tvm.store import Kernel
 
-MLP = Kernel("mlp", Mlp(Linear("dense", 16, 32), Linear("dense", 32, 16), 1e-6, 9, (3, 3)))
+MLP = Kernel(
+    "mlp",
+    MlpDescription(LinearDescription("dense", 16, 32), LinearDescription("dense", 32, 16), 1e-6, 9, (3, 3)),
+)
 OWN = host_target()
 OTHER = next(value for value in tuning.CHOICES[OWN.name]["strip_bytes"] if value != OWN.strip_bytes)
 
@@ -51,7 +54,7 @@ def test_every_variant_is_measured_once_where_none_is_faster(times):
 
 
 def test_a_kernel_without_tiles_has_nothing_to_try():
-    assert tuning.count_trials(Kernel("binarize", Binarize(16, True))) == 0
+    assert tuning.count_trials(Kernel("binarize", BinarizeDescription(16, True))) == 0
 
 
 def test_kernels_are_built_for_what_was_kept(monkeypatch, tmp_path):

@@ -7,9 +7,9 @@ import sys
 import pytest
 from driver import needs_cudart
 
-from kernels_tvm.gpu import build, library
+from kernels_tvm.gpu import library, nvidia
 from kernels_tvm.gpu.targets import gpu_target
-from kernels_tvm.library import cache_folder
+from kernels_tvm.store import cache_folder
 
 TARGET = gpu_target("cuda-sm_86")
 
@@ -24,7 +24,7 @@ def compiled(tmp_path, monkeypatch):
         return code[::-1].encode()
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(build, "machine_code", compile_source)
+    monkeypatch.setattr(nvidia, "machine_code", compile_source)
     return sources
 
 

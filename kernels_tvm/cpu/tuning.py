@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kernels_tvm.library import Kernel, build, kernel_key, kernel_target, user_records
-from kernels_tvm.targets import Target, host_target, thread_count
+from kernels_tvm.cpu.library import build, kernel_key, kernel_target, user_records
+from kernels_tvm.cpu.targets import Target, host_target, thread_count
+from kernels_tvm.store import Kernel
 
 # Of each fact, what is tried beside the target's own value.
 CHOICES = {

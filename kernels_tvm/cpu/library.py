@@ -1,48 +1,36 @@
-"""Kernels by name and description: compiled once, then loaded from a folder of the user's cache.
+"""CPU kernels by name and description: compiled once, then loaded from the cache (`kernels_tvm.store`).
 
 An entry is named by what it depends on: the kernel and its description, the target, the number of threads,
-TVM's version and the text of this package. Entries are written under a temporary name and renamed, so
-concurrent processes and a kill leave nothing half written. Each ends with its hash, since loading a damaged
-library can crash the process; what is damaged or does not load is compiled again.
+TVM's version and the text of this package.
 """
 
 import dataclasses
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable
 from functools import cache
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from kernels_tvm.runtime import load_function, start
-from kernels_tvm.targets import Target, host_target, thread_count
-
-PACKAGES = ("apache-tvm", "apache-tvm-ffi")
-
-
-class Kernel(NamedTuple):
-    """A kernel to be: the name of its function in `builders`, and the description that the function takes."""
-
-    name: str
-    description: Any
+from kernels_tvm.cpu.targets import Target, host_target, thread_count
+from kernels_tvm.runtime import start
+from kernels_tvm.store import PACKAGES, Kernel, load_or_build, source_hash
 
 
 def builders() -> dict[str, Callable]:
     """The functions (target, threads, description) -> TIR, by the names of their kernels. Imports TVM."""
-    from kernels_tvm.attention import hamming_linear_kernel
-    from kernels_tvm.binarize import binarize_kernel
-    from kernels_tvm.depthwise_conv import depthwise_conv_kernel
-    from kernels_tvm.head import head_kernel
-    from kernels_tvm.matadd import hamming_product_kernel, matadd_kernel
-    from kernels_tvm.matshift import linear_kernel
-    from kernels_tvm.mlp import mlp_kernel
-    from kernels_tvm.patch_embed import patch_embed_kernel
-    from kernels_tvm.softmax import softmax_attention_kernel
+    from kernels_tvm.cpu.binarize import binarize_kernel
+    from kernels_tvm.cpu.depthwise_conv import depthwise_conv_kernel
+    from kernels_tvm.cpu.hamming import hamming_product_kernel
+    from kernels_tvm.cpu.hamming_attention import hamming_linear_kernel
+    from kernels_tvm.cpu.head import head_kernel
+    from kernels_tvm.cpu.linear import linear_kernel
+    from kernels_tvm.cpu.matadd import matadd_kernel
+    from kernels_tvm.cpu.mlp import mlp_kernel
+    from kernels_tvm.cpu.patch_embed import patch_embed_kernel
+    from kernels_tvm.cpu.softmax_attention import softmax_attention_kernel
 
     return {
         "patch_embed": patch_embed_kernel,
@@ -56,17 +44,6 @@ def builders() -> dict[str, Callable]:
         "mlp": mlp_kernel,
         "hamming_linear": hamming_linear_kernel,
     }
-
-
-def is_installed() -> bool:
-    """Whether TVM can be imported."""
-    return util.find_spec("tvm") is not None
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: $XDG_CACHE_HOME/shiftaddvit_jax/kernels, by default in ~/.cache."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "shiftaddvit_jax" / "kernels"
 
 
 def kernel_key(kernel: Kernel) -> str:
@@ -129,15 +106,6 @@ def entry_name(kernel: Kernel, target: Target, threads: int) -> str:
 
 
 @cache
-def source_hash() -> str:
-    """The hash of this package's text."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-@cache
 def load(kernel: Kernel):
     """The kernel's function for this machine, compiled now if no process has before.
 
@@ -152,54 +120,9 @@ def load(kernel: Kernel):
     return load_or_build(entry_name(kernel, target, threads), lambda: build(kernel, target, threads))
 
 
-def load_or_build(entry: str, build: Callable):
-    """The function ``main`` of the cache's library of that name, which ``build()`` makes if it must."""
-    path = cache_folder() / f"{entry}.so"
-    if read_entry(path) is not None:
-        try:
-            return load_function(path)
-        except Exception:  # whatever a library of another system makes the loader raise
-            path.unlink(missing_ok=True)
-    library = build()
-    if can_link() and save_entry(library.export_library, path):
-        return load_function(path)
-    return library["main"]
-
-
 def build(kernel: Kernel, target: Target, threads: int):
     """The kernel's library, compiled for ``target``."""
     start()  # ahead of the imports of TVM
-    from kernels_tvm.build import compile_kernel
+    from kernels_tvm.cpu.build import compile_kernel
 
     return compile_kernel(builders()[kernel.name](target, threads, kernel.description), target)
-
-
-def save_entry(write: Callable[[str], None], path: Path) -> bool:
-    """Keep what ``write(path)`` writes, and its hash at the end; False where that can't be written."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            temporary = Path(folder) / path.name
-            write(str(temporary))
-            with temporary.open("ab") as file:  # loaders ignore what follows a library
-                file.write(hashlib.sha256(temporary.read_bytes()).digest())
-            os.replace(temporary, path)
-    except OSError:
-        return False
-    return True
-
-
-def read_entry(path: Path) -> bytes | None:
-    """What `save_entry` kept, without the hash; None where nothing is kept, or the file is damaged."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    size = hashlib.sha256().digest_size
-    kept, digest = content[:-size], content[-size:]
-    return kept if hashlib.sha256(kept).digest() == digest else None
-
-
-def can_link() -> bool:
-    """Whether this machine has a linker, as TVM looks for one."""
-    return shutil.which("g++") is not None or shutil.which("clang++") is not None
