@@ -278,11 +278,11 @@ class PatchEmbedDescription:
       projection: the product with a patch, its channels last; its outputs are a multiple of 16.
       height: of the images.
       width: of the images.
-      channels: of the images; with a LayerNorm ahead a multiple of 16.
+      channels: of the images; with an input LayerNorm a multiple of 16.
       patch: side of a patch.
       stride: distance of two patches.
       epsilon: of the LayerNorm.
-      epsilon_ahead: of a LayerNorm of each pixel ahead of the convolution, None for none.
+      input_epsilon: of a LayerNorm of each pixel before the convolution; None for none.
     """
 
     projection: LinearDescription
@@ -292,7 +292,7 @@ class PatchEmbedDescription:
     patch: int
     stride: int
     epsilon: float
-    epsilon_ahead: float | None = None
+    input_epsilon: float | None = None
 
     @property
     def padding(self) -> int:
@@ -308,9 +308,9 @@ class PatchEmbedDescription:
 
     def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
-        ahead = _layer_norm("ahead", self.channels) if self.epsilon_ahead is not None else []
+        input_norm = _layer_norm("input_norm", self.channels) if self.input_epsilon is not None else []
         norm = _layer_norm("norm", self.projection.outputs)
-        return ahead + _prefixed("projection", self.projection) + norm
+        return input_norm + _prefixed("projection", self.projection) + norm
 
 
 @dataclass(frozen=True)

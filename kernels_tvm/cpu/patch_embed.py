@@ -24,7 +24,7 @@ def patch_embed_kernel(target: Target, threads: int, embed: PatchEmbedDescriptio
         total = arguments.symbols["images"] * (rows * columns)
 
         def load_row(row, buffer, offset):
-            load = _load_patch if embed.epsilon_ahead is None else _load_normalized_patch
+            load = _load_patch if embed.input_epsilon is None else _load_normalized_patch
             load(embed, x, buffers, *split(row, rows * columns), buffer, offset)
 
         def store(row, column, value, lanes_):
@@ -69,9 +69,9 @@ def _load_normalized_patch(embed, x, buffers, image, token, buffer, offset):
             patch,
             lambda dx, column, pixels=pixels: x[image, lanes(pixels[dx] + column)],
             channels,
-            buffers["ahead_scale"],
-            buffers["ahead_bias"],
-            embed.epsilon_ahead,
+            buffers["input_norm_scale"],
+            buffers["input_norm_bias"],
+            embed.input_epsilon,
             lambda dx, column, value, start=start: T.buffer_store(
                 buffer, value, [lanes(start + dx * channels + column)]
             ),

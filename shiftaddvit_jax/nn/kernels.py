@@ -209,7 +209,7 @@ def patch_embed_arrays(
 ) -> dict[str, Array]:
     """The parameters of a patch embedding, and of the LayerNorm ahead of it if any, by the kernel's names."""
     return {
-        **({"ahead_scale": ahead["scale"], "ahead_bias": ahead["bias"]} if ahead else {}),
+        **({"input_norm_scale": ahead["scale"], "input_norm_bias": ahead["bias"]} if ahead else {}),
         "projection_blocks": dense_blocks(embed.projection, conv),
         "projection_bias": conv["bias"],
         "norm_scale": norm["scale"],
