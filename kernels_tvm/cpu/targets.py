@@ -171,5 +171,14 @@ def _cpu_features() -> frozenset[str]:
 
 @cache
 def thread_count() -> int:
-    """How many threads a kernel's work is cut for: TVM_NUM_THREADS, else the CPUs of this process."""
-    return int(os.environ.get("TVM_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    """How many threads a kernel's work is cut for: TVM_NUM_THREADS, else the CPUs of this process.
+
+    Raises:
+      ValueError: TVM_NUM_THREADS is no whole number of at least 1.
+    """
+    wanted = os.environ.get("TVM_NUM_THREADS")
+    if not wanted:
+        return len(os.sched_getaffinity(0))
+    if not (wanted.isascii() and wanted.isdigit() and int(wanted) >= 1):
+        raise ValueError(f"TVM_NUM_THREADS is {wanted!r}; expected a whole number of at least 1")
+    return int(wanted)

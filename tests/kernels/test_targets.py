@@ -89,6 +89,14 @@ def test_tvm_num_threads_sets_the_number_of_threads(monkeypatch, value, threads)
     assert targets.thread_count.__wrapped__() == threads
 
 
+@pytest.mark.parametrize("value", ["0", "-2", "abc", "2.5", "1_0"])
+def test_a_number_of_threads_that_is_none_is_an_error(monkeypatch, value):
+    monkeypatch.setenv("TVM_NUM_THREADS", value)
+    message = f"TVM_NUM_THREADS is '{value}'; expected a whole number of at least 1"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        targets.thread_count.__wrapped__()
+
+
 def test_by_default_there_is_a_thread_for_each_cpu_of_the_process(monkeypatch):
     monkeypatch.delenv("TVM_NUM_THREADS", raising=False)
     monkeypatch.setattr(targets.os, "sched_getaffinity", lambda pid: {0, 2, 5})
