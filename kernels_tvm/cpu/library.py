@@ -1,22 +1,17 @@
-"""CPU kernels by name and description: compiled once, then loaded from the cache (`kernels_tvm.store`).
-
-An entry is named by what it depends on: the kernel and its description, the target, the number of threads,
-TVM's version and the text of this package.
-"""
+"""CPU kernels by name and description: compiled once, then loaded from the cache, see `kernels_tvm.store`."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import warnings
 from collections.abc import Callable
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
-from kernels_tvm.cpu.targets import Target, host_target, thread_count
+from kernels_tvm import store
+from kernels_tvm.cpu.targets import TARGETS, Target, host_target, thread_count
 from kernels_tvm.runtime import start
-from kernels_tvm.store import PACKAGES, Kernel, load_or_build, source_hash
+from kernels_tvm.store import Kernel, load_or_build
 
 
 def builders() -> dict[str, Callable]:
@@ -83,7 +78,7 @@ def _records(path: Path) -> dict[str, dict]:
         return {}
     except (ValueError, AttributeError, TypeError) as error:
         warnings.warn(
-            f"{path} does not hold tile sizes ({error}) and is ignored; delete it and run `shiftaddvit tune`",
+            f"{path} does not hold tile sizes ({error}) and is ignored; delete it, and tune again",
             stacklevel=2,
         )
         return {}
@@ -92,17 +87,7 @@ def _records(path: Path) -> dict[str, dict]:
 
 def entry_name(kernel: Kernel, target: Target, threads: int) -> str:
     """What identifies the compiled kernel, also as the name of a custom call."""
-    depends_on = {
-        "kernel": kernel.name,
-        "description": dataclasses.asdict(kernel.description),
-        "target": [target.name, sorted(target.llvm, key=str), target.float_tile, target.int8_tile],
-        "cache": [target.strip_bytes, target.convolved_tokens],
-        "threads": threads,
-        "versions": [metadata.version(package) for package in PACKAGES],
-        "source": source_hash(),
-    }
-    text = json.dumps(depends_on, sort_keys=True, default=str)
-    return f"{kernel.name}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+    return store.entry_name("cpu", kernel, target, threads=threads)
 
 
 @cache
@@ -113,7 +98,7 @@ def load(kernel: Kernel):
       ValueError: this machine's CPU is not among the targets.
     """
     if host_target() is None:
-        raise ValueError("no TVM kernels for this CPU; use implementation='xla' or None")
+        raise ValueError(f"no kernels for this CPU, only for {', '.join(target.name for target in TARGETS)}")
     target, threads = kernel_target(kernel), thread_count()
     # TVM's own guess is half of the CPUs, on machines without hyper-threads too.
     os.environ.setdefault("TVM_NUM_THREADS", str(threads))

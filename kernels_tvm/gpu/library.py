@@ -6,12 +6,9 @@ launches, named by their CUDA source and the architecture. Both end with their h
 
 import contextlib
 import ctypes
-import dataclasses
 import hashlib
-import json
 from collections.abc import Callable
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 from kernels_tvm import store
@@ -64,15 +61,7 @@ def emit(kernel: Kernel, target: GpuTarget):
 
 def entry_name(kernel: Kernel, target: GpuTarget) -> str:
     """What identifies the compiled kernel, also as the name of a custom call."""
-    depends_on = {
-        "kernel": kernel.name,
-        "description": dataclasses.asdict(kernel.description),
-        "target": dataclasses.asdict(target),
-        "versions": [metadata.version(package) for package in store.PACKAGES],
-        "source": store.source_hash(),
-    }
-    digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
-    return f"{kernel.name}-{target.name}-{digest[:32]}"
+    return store.entry_name("gpu", kernel, target)
 
 
 @cache
@@ -124,5 +113,5 @@ def cubin(code: str, target: GpuTarget) -> bytes:
     if kept is not None:
         return kept
     made = nvidia.machine_code(code, target.arch)
-    store.save_entry(lambda file: Path(file).write_bytes(made), path)
+    store.try_to_save(lambda file: Path(file).write_bytes(made), path)
     return made

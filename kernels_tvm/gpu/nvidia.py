@@ -87,7 +87,7 @@ def _run_nvrtc(code, arch):
     except ImportError as error:
         raise RuntimeError(
             "GPU kernels are compiled by nvcc, which is not on the PATH, or by NVRTC, which is not installed "
-            "(pip install 'shiftaddvit-jax[gpu]')"
+            "(the packages cuda-bindings and nvidia-cuda-nvrtc)"
         ) from error
 
     includes = files_of_wheels("*/include")

@@ -1,16 +1,19 @@
 import dataclasses
 import hashlib
 import os
+import re
 import shutil
 import stat
 import subprocess
 import sys
 import textwrap
+import warnings
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 
+from kernels_tvm import store
 from kernels_tvm.cpu import library, targets
 from kernels_tvm.descriptions import MatAddDescription
 from kernels_tvm.store import Kernel, cache_folder
@@ -168,7 +171,7 @@ def test_a_damaged_record_of_tile_sizes_is_ignored_with_a_warning(monkeypatch, t
     path = library.user_records(targets.host_target())
     path.parent.mkdir(parents=True)
     path.write_text(text)
-    with pytest.warns(UserWarning, match="does not hold tile sizes"):
+    with pytest.warns(UserWarning, match=r"does not hold tile sizes .*; delete it, and tune again"):
         assert library.kernel_target(KERNEL) == targets.host_target()
 
 
@@ -254,8 +257,12 @@ def test_a_process_killed_while_it_writes_leaves_no_entry(folder, builds):
 def test_a_folder_that_cannot_be_written_is_done_without(monkeypatch, tmp_path, builds):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    load()
-    assert builds == [KERNEL]
+    message = f"{cache_folder()} can't be written, so every kernel is compiled at every start"
+    with pytest.warns(UserWarning, match=re.escape(message)):
+        load()
+    with warnings.catch_warnings(action="error"):
+        load()
+    assert builds == [KERNEL] * 2
 
 
 def test_a_machine_without_a_linker_keeps_kernels_for_the_process(folder, monkeypatch):
@@ -266,7 +273,7 @@ def test_a_machine_without_a_linker_keeps_kernels_for_the_process(folder, monkey
 
 def test_a_cpu_that_is_no_target_is_an_error(monkeypatch):
     monkeypatch.setattr(library, "host_target", lambda: None)
-    with pytest.raises(ValueError, match="no TVM kernels for this CPU; use implementation='xla' or None"):
+    with pytest.raises(ValueError, match=r"no kernels for this CPU, only for amx, .*, neon"):
         library.load.__wrapped__(KERNEL)
 
 
@@ -283,14 +290,28 @@ def test_an_entry_is_named_by_all_that_it_depends_on(monkeypatch):
         name(Kernel("matadd", MatAddDescription(2, 3, "int8"))),
         name(target=avx2),
         name(threads=3),
-        *(
-            name(target=dataclasses.replace(amx, **{fact: 1}))
-            for fact in ("float_tile", "int8_tile", "strip_bytes", "convolved_tokens")
-        ),
+        *(name(target=dataclasses.replace(amx, **{fact.name: 1})) for fact in dataclasses.fields(amx)),
     }
-    monkeypatch.setattr(library, "source_hash", lambda: "other")
+    monkeypatch.setattr(store, "source_hash", lambda side: "other")
     names.add(name())
-    monkeypatch.setattr(library.metadata, "version", lambda package: "other")
+    monkeypatch.setattr(store.metadata, "version", lambda package: "other")
     names.add(name())
-    assert len(names) == 12
+    assert len(names) == 8 + len(dataclasses.fields(amx))
     assert all(name.startswith(("matadd-", "hamming_product-")) for name in names)
+
+
+@pytest.mark.parametrize("fact", [fact.name for fact in dataclasses.fields(targets.Target)])
+def test_an_entry_is_named_by_each_fact_of_its_target(fact):
+    avx2 = targets.named_target("avx2")
+    changed = dataclasses.replace(avx2, **{fact: 1})
+    assert library.entry_name(KERNEL, changed, 2) != library.entry_name(KERNEL, avx2, 2)
+
+
+def test_an_entry_has_the_same_name_in_every_process():
+    name = library.entry_name(KERNEL, targets.named_target("avx2"), 2)
+    check = f"""
+        from kernels_tvm.cpu.targets import named_target
+        assert library.entry_name(KERNEL, named_target("avx2"), 2) == {name!r}
+        """
+    for process in [start(check, PYTHONHASHSEED=seed) for seed in ("1", "2")]:
+        finish(process)

@@ -1,5 +1,7 @@
 """What `tune` makes of times: the kernels' own are another matter."""
 
+import os
+
 import pytest
 
 from kernels_tvm.cpu import library, tuning
@@ -61,3 +63,18 @@ def test_kernels_are_built_for_what_was_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     tuning.save_record(MLP, {"strip_bytes": OTHER})
     assert library.kernel_target(MLP).strip_bytes == OTHER
+
+
+def test_a_record_that_cannot_be_written_leaves_the_old_ones_and_nothing_else(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    path = tuning.save_record(MLP, {"strip_bytes": OTHER})
+    before = path.read_text()
+
+    def fail(*paths):
+        raise OSError("no space")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        tuning.save_record(MLP, {})
+    assert list(path.parent.iterdir()) == [path]
+    assert path.read_text() == before
