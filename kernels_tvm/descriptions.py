@@ -10,10 +10,6 @@ from typing import Literal
 from kernels_tvm.packing import blocked_shape, packed_shape
 
 LANES = 16  # of a vector, on every target
-CACHE_BYTES = 128 * 1024  # a tile of rows that a thread works on at once
-BETWEEN_BYTES = 4 * 1024 * 1024  # from one pass over the tokens to the next: what caches of all threads hold
-TILE_ROWS = 512  # at most: more share the weights no better, and threads less evenly
-TOGETHER = 8  # rows at most whose sums are folded into one vector
 WEIGHTS = ("blocks", "codes")  # of linear layers: how the names of such parameters end
 VALUE_TAPS = 9  # tokens that the convolution of the values spans
 
@@ -21,21 +17,6 @@ VALUE_TAPS = 9  # tokens that the convolution of the values spans
 def round_up(value: int, multiple: int) -> int:
     """The smallest multiple that is no smaller than ``value``."""
     return -(-value // multiple) * multiple
-
-
-def rows_at_once(row_bytes: int) -> int:
-    """How many rows a tile has at most."""
-    return max(1, min(TILE_ROWS, CACHE_BYTES // row_bytes))
-
-
-def images_at_once(values: int) -> int:
-    """How many images go from pass to pass together, with so many float32 values of each in between."""
-    return max(1, BETWEEN_BYTES // (4 * values))
-
-
-def rows_together(rows: int) -> int:
-    """How many neighbours among ``rows`` are reduced together, see `emit.fold_rows`: a divisor of them."""
-    return max(size for size in range(1, TOGETHER + 1) if rows % size == 0)
 
 
 def joined(description) -> tuple[dict[str, int], int]:
@@ -75,7 +56,7 @@ def _check_heads(attention) -> str | None:
 
 
 @dataclass(frozen=True)
-class Linear(Description):
+class LinearDescription(Description):
     """What a linear layer computes.
 
     Attributes:
@@ -151,7 +132,7 @@ def _layer_norm(name, channels):
 
 
 @dataclass(frozen=True)
-class Mlp(Description):
+class MlpDescription(Description):
     """What an MLP computes. Channels and hidden channels are multiples of 16.
 
     Attributes:
@@ -163,8 +144,8 @@ class Mlp(Description):
       relu: whether a ReLU comes right after the first layer.
     """
 
-    fc1: Linear
-    fc2: Linear
+    fc1: LinearDescription
+    fc2: LinearDescription
     epsilon: float
     tokens: int
     grid: tuple[int, int] | None = None
@@ -184,7 +165,7 @@ class Mlp(Description):
 
 
 @dataclass(frozen=True)
-class SoftmaxAttention(Description):
+class SoftmaxAttentionDescription(Description):
     """What softmax attention computes. Channels are a multiple of 16, head_dim of 8.
 
     Attributes:
@@ -195,8 +176,8 @@ class SoftmaxAttention(Description):
       epsilon: of the LayerNorm.
     """
 
-    qkv: Linear
-    proj: Linear
+    qkv: LinearDescription
+    proj: LinearDescription
     heads: int
     tokens: int
     epsilon: float
@@ -222,7 +203,7 @@ class SoftmaxAttention(Description):
 
 
 @dataclass(frozen=True)
-class HammingLinear(Description):
+class HammingLinearDescription(Description):
     """What linear attention in Hamming space computes. Channels are a multiple of 16, head_dim of 8.
 
     Attributes:
@@ -234,8 +215,8 @@ class HammingLinear(Description):
       epsilon: of the LayerNorm.
     """
 
-    qkv: Linear
-    proj: Linear
+    qkv: LinearDescription
+    proj: LinearDescription
     heads: int
     tokens: int
     sample_threshold: bool
@@ -262,15 +243,8 @@ class HammingLinear(Description):
         return norm + _prefixed("qkv", self.qkv) + values + _prefixed("proj", self.proj)
 
 
-def image_tiles(attention: HammingLinear, threads: int) -> tuple[int, int]:
-    """Into how many tiles each image's tokens are cut, and how many tokens a tile has: whole groups."""
-    limit, group = rows_at_once(attention.qkv.row_bytes), rows_together(attention.tokens)
-    count = round_up(-(-attention.tokens // limit), threads)
-    return count, round_up(-(-attention.tokens // count), group)
-
-
 @dataclass(frozen=True)
-class MatAdd(Description):
+class MatAddDescription(Description):
     """A product with codes 0, 1 and -1.
 
     Attributes:
@@ -291,7 +265,7 @@ class MatAdd(Description):
 
 
 @dataclass(frozen=True)
-class HammingProduct(Description):
+class HammingProductDescription(Description):
     """Products of binary codes of -1 and 1, given as bits.
 
     Attributes:
@@ -307,7 +281,7 @@ class HammingProduct(Description):
 
 
 @dataclass(frozen=True)
-class Binarize(Description):
+class BinarizeDescription(Description):
     """Codes of values: ``high`` above the threshold, else ``low``.
 
     Attributes:
@@ -326,7 +300,7 @@ class Binarize(Description):
 
 
 @dataclass(frozen=True)
-class DepthwiseConv(Description):
+class DepthwiseConvDescription(Description):
     """A depthwise convolution, zero-padded to the same size.
 
     Attributes:
@@ -345,28 +319,28 @@ class DepthwiseConv(Description):
 
 
 @dataclass(frozen=True)
-class PatchEmbed(Description):
+class PatchEmbedDescription(Description):
     """A strided convolution whose patches may overlap, zero-padded by half a patch, then a LayerNorm.
 
     Attributes:
       projection: the product with a patch, its channels last; its outputs are a multiple of 16.
       height: of the images.
       width: of the images.
-      channels: of the images; with a LayerNorm ahead a multiple of 16.
+      channels: of the images; with an input LayerNorm a multiple of 16.
       patch: side of a patch.
       stride: distance of two patches.
       epsilon: of the LayerNorm.
-      epsilon_ahead: of a LayerNorm of each pixel ahead of the convolution, None for none.
+      input_epsilon: of a LayerNorm of each pixel before the convolution; None for none.
     """
 
-    projection: Linear
+    projection: LinearDescription
     height: int
     width: int
     channels: int
     patch: int
     stride: int
     epsilon: float
-    epsilon_ahead: float | None = None
+    input_epsilon: float | None = None
 
     @property
     def padding(self) -> int:
@@ -386,13 +360,13 @@ class PatchEmbed(Description):
 
     def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
-        ahead = _layer_norm("ahead", self.channels) if self.epsilon_ahead is not None else []
+        input_norm = _layer_norm("input_norm", self.channels) if self.input_epsilon is not None else []
         norm = _layer_norm("norm", self.projection.outputs)
-        return ahead + _prefixed("projection", self.projection) + norm
+        return input_norm + _prefixed("projection", self.projection) + norm
 
 
 @dataclass(frozen=True)
-class Head(Description):
+class HeadDescription(Description):
     """A LayerNorm of each token, the mean of an image's tokens, and a linear layer.
 
     Attributes:
@@ -401,7 +375,7 @@ class Head(Description):
       epsilon: of the LayerNorm.
     """
 
-    projection: Linear
+    projection: LinearDescription
     tokens: int
     epsilon: float
 

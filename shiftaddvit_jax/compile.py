@@ -11,9 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kernels_tvm.cpu.library import load
+from kernels_tvm.cpu.tuning import count_trials, save_record, tune
 from kernels_tvm.gpu.targets import GpuTarget
-from kernels_tvm.library import PACKAGES, Kernel, can_link, is_installed, load
-from kernels_tvm.tuning import count_trials, save_record, tune
+from kernels_tvm.store import PACKAGES, Kernel, can_link, is_installed
 from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.ops.implementation.custom_call import record_kernels
 from shiftaddvit_jax.pack import packed_shapes

@@ -12,7 +12,7 @@ import hypothesis
 import numpy as np
 import pytest
 
-from kernels_tvm import library, targets
+from kernels_tvm.cpu import library, targets
 from shiftaddvit_jax.ops.implementation import custom_call
 
 # Each example may compile, so none has a deadline; derandomized, so that a run repeats the one before it.

@@ -11,7 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import shiftaddvit_jax as sav
-from kernels_tvm import library
+from kernels_tvm import store
 from shiftaddvit_jax.models.create import variable_shapes
 from shiftaddvit_jax.ops.implementation import custom_call
 from shiftaddvit_jax.pack import packed_shapes
@@ -200,7 +200,7 @@ def test_none_runs_packed_variables_on_kernels_and_others_on_xla(activations):
 
 @pytest.fixture
 def without_tvm(monkeypatch):
-    monkeypatch.setattr(library, "is_installed", lambda: False)
+    monkeypatch.setattr(store, "is_installed", lambda: False)
     custom_call.unavailable.cache_clear()
     yield
     custom_call.unavailable.cache_clear()

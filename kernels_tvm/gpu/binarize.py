@@ -2,7 +2,7 @@
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import Binarize
+from kernels_tvm.descriptions import BinarizeDescription
 from kernels_tvm.emit import Arguments, kernel, when
 from kernels_tvm.gpu.emit import WORD_LANES, barrier, fill, launch, registers, shared
 from kernels_tvm.gpu.targets import GpuTarget
@@ -12,12 +12,12 @@ PARTS = 16  # blocks that share an image
 OCTET = 8  # channels that a thread codes at once: bits of a byte
 
 
-def scratch(binarize: Binarize, batch, rows) -> list[tuple[str, tuple, str]]:
+def scratch(binarize: BinarizeDescription, batch, rows) -> list[tuple[str, tuple, str]]:
     """Name, shape and dtype of what goes from launch to launch."""
     return [("sums", (batch, PARTS), "float32")] if binarize.sample_threshold else []
 
 
-def binarize_kernel(target: GpuTarget, binarize: Binarize):
+def binarize_kernel(target: GpuTarget, binarize: BinarizeDescription):
     """From x [batch, rows, channels] -> codes of the same shape, or bits [batch, rows, words].
 
     Bits are written as bytes, a thread each: no thread needs to know what another one found.

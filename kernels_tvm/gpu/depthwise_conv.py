@@ -2,19 +2,19 @@
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import DepthwiseConv
+from kernels_tvm.descriptions import DepthwiseConvDescription
 from kernels_tvm.emit import Arguments, kernel, when
 from kernels_tvm.gpu.emit import WORD_LANES, all_of, barrier, fill, launch, registers, shared
 from kernels_tvm.gpu.instructions import gelu
 from kernels_tvm.gpu.targets import GpuTarget
-from kernels_tvm.gpu.tiles import Block
+from kernels_tvm.gpu.tiles import ThreadBlock
 
 THREADS = 256
 PLACES = 64  # tokens that a block computes
 CHANNELS = 32  # of a block, fewer where a large kernel leaves no room
 
 
-def depthwise_conv_kernel(target: GpuTarget, conv: DepthwiseConv):
+def depthwise_conv_kernel(target: GpuTarget, conv: DepthwiseConvDescription):
     """From x [images, height, width, channels], kernel [taps, channels] -> y like x.
 
     With ``conv.gelu`` a bias [channels] comes after the kernel.
@@ -44,7 +44,7 @@ def depthwise_conv_kernel(target: GpuTarget, conv: DepthwiseConv):
         ):
             image, tile = T.bind(place // (down * across)), T.bind(place % (down * across))
             first_row, first_column = T.bind(tile // across * tall), T.bind(tile % across * wide)
-            block = Block(THREADS, thread, first_row, first_column)
+            block = ThreadBlock(THREADS, thread, first_row, first_column)
             tokens = shared((margin_tall * margin_wide, count))
             taps = shared((rows * columns, count))
 

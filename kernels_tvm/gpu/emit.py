@@ -1,6 +1,6 @@
 """Pieces that GPU kernels are written with: launches, shared memory, barriers, vectors of 128 bits.
 
-Kernels are Python functions that emit TIR, as on CPUs (`kernels_tvm.emit`). A Python loop and a loop of
+Kernels are Python functions that emit TIR, as on CPUs (`kernels_tvm.cpu.emit`). A Python loop and a loop of
 `T.unroll` are unrolled; one of `T.serial` stays a loop.
 """
 

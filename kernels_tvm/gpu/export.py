@@ -14,10 +14,11 @@ from pathlib import Path
 
 from tvm.runtime import _ffi_api
 
-from kernels_tvm.gpu.build import Resources, compile_cubin, compile_kernel, machine_code, nvcc
+from kernels_tvm.gpu.build import compile_kernel
 from kernels_tvm.gpu.library import emit, entry_name
+from kernels_tvm.gpu.nvidia import Resources, compile_cubin, machine_code, nvcc
 from kernels_tvm.gpu.targets import GpuTarget
-from kernels_tvm.library import Kernel, can_link, save_entry
+from kernels_tvm.store import Kernel, can_link, save_entry
 
 SYMBOL = "__tvm_ffi__library_bin"
 FALLBACK = "TVM_COMPILE_FORCE_FALLBACK"
@@ -31,7 +32,7 @@ def export_kernel(kernel: Kernel, target: GpuTarget, folder: Path) -> tuple[Path
 
     Raises:
       RuntimeError: a compiler is missing, or does not take what it is given.
-      OSError: the library can't be written.
+      OSError: the library can't be linked or written.
     """
     with _launches_as_source():
         library = compile_kernel(emit(kernel, target), target)
@@ -51,8 +52,9 @@ def export_kernel(kernel: Kernel, target: GpuTarget, folder: Path) -> tuple[Path
 
     path = folder / f"{entry_name(kernel, target)}.so"
     export = partial(library.mod.export_library, fpack_imports=pack)
-    if not (can_link() and save_entry(export, path)):
-        raise OSError(f"{path} can't be linked or written")
+    if not can_link():
+        raise OSError(f"{path} can't be linked: neither g++ nor clang++ is on the PATH")
+    save_entry(export, path)
     return path, resources
 
 

@@ -2,19 +2,19 @@
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import HammingProduct
+from kernels_tvm.descriptions import HammingProductDescription
 from kernels_tvm.emit import Arguments, kernel, when
 from kernels_tvm.gpu.emit import all_of, barrier, fill, launch, registers, words_of
 from kernels_tvm.gpu.instructions import WARP, different_bits
 from kernels_tvm.gpu.products import TENSOR_TILE, THREADS, Tile, tensor_product
 from kernels_tvm.gpu.targets import GpuTarget
-from kernels_tvm.gpu.tiles import Block, padded_tile
+from kernels_tvm.gpu.tiles import ThreadBlock, padded_tile
 
 POPCOUNT_TILE = Tile(64, 64, 8)
 TENSOR_WORDS = 4  # of shorter codes a tensor core's product would be mostly padding
 
 
-def hamming_product_kernel(target: GpuTarget, product: HammingProduct):
+def hamming_product_kernel(target: GpuTarget, product: HammingProductDescription):
     """Queries [batch, rows, words], keys [batch, words, others] (32 codes a word) -> [batch, rows, others].
 
     The product of two codes of -1 and 1 is their length less twice the number of bits in which they differ.
@@ -35,7 +35,7 @@ def hamming_product_kernel(target: GpuTarget, product: HammingProduct):
             launch(THREADS, batch * down, across) as (x, y_tile, thread),
         ):
             image = T.bind(T.truncdiv(x, down))
-            block = Block(
+            block = ThreadBlock(
                 THREADS, thread, T.bind(T.truncmod(x, down) * tile.rows), T.bind(y_tile * tile.columns)
             )
 

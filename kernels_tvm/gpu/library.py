@@ -6,18 +6,15 @@ launches, named by their CUDA source and the architecture. Both end with their h
 
 import contextlib
 import ctypes
-import dataclasses
 import hashlib
-import importlib.util
-import json
 from collections.abc import Callable
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
-from kernels_tvm import library
+from kernels_tvm import store
+from kernels_tvm.gpu import nvidia
 from kernels_tvm.gpu.targets import GpuTarget
-from kernels_tvm.library import Kernel
+from kernels_tvm.store import Kernel
 
 CUDART = "libcudart.so.13"
 
@@ -64,15 +61,7 @@ def emit(kernel: Kernel, target: GpuTarget):
 
 def entry_name(kernel: Kernel, target: GpuTarget) -> str:
     """What identifies the compiled kernel, also as the name of a custom call."""
-    depends_on = {
-        "kernel": kernel.name,
-        "description": dataclasses.asdict(kernel.description),
-        "target": dataclasses.asdict(target),
-        "versions": [metadata.version(package) for package in library.PACKAGES],
-        "source": library.source_hash(),
-    }
-    digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
-    return f"{kernel.name}-{target.name}-{digest[:32]}"
+    return store.entry_name("gpu", kernel, target)
 
 
 @cache
@@ -81,7 +70,7 @@ def load(kernel: Kernel, target: GpuTarget):
     from kernels_tvm.gpu.build import compile_kernel, provide_cubins
 
     provide_cubins(lambda code: cubin(code, target))
-    return library.load_or_build(
+    return store.load_or_build(
         entry_name(kernel, target), lambda: compile_kernel(emit(kernel, target), target)
     )
 
@@ -105,21 +94,11 @@ def load_cuda() -> bool:
         return tvm.get_global_func("ffi.Module.load_from_bytes.cuda", allow_missing=True) is not None
 
     if not loaded():
-        runtimes = files_of_wheels(f"*/lib/{CUDART}")
+        runtimes = nvidia.files_of_wheels(f"*/lib/{CUDART}")
         with contextlib.suppress(OSError):  # there is no runtime, or no driver
             for library in (*runtimes, Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"):
                 ctypes.CDLL(str(library))
     return loaded()
-
-
-def files_of_wheels(pattern: str) -> list[Path]:
-    """What NVIDIA's wheels have installed, such as ``*/include``."""
-    spec = importlib.util.find_spec("nvidia")  # the package that they share
-    return (
-        [path for root in spec.submodule_search_locations for path in Path(root).glob(pattern)]
-        if spec
-        else []
-    )
 
 
 def cubin(code: str, target: GpuTarget) -> bytes:
@@ -128,13 +107,11 @@ def cubin(code: str, target: GpuTarget) -> bytes:
     Raises:
       RuntimeError: the compiler does not take the source, or there is none.
     """
-    from kernels_tvm.gpu.build import machine_code
-
     name = hashlib.sha256(f"{target.arch} {code}".encode()).hexdigest()[:32]
-    path = library.cache_folder() / f"{name}.cubin"
-    kept = library.read_entry(path)
+    path = store.cache_folder() / f"{name}.cubin"
+    kept = store.read_entry(path)
     if kept is not None:
         return kept
-    made = machine_code(code, target.arch)
-    library.save_entry(lambda file: Path(file).write_bytes(made), path)
+    made = nvidia.machine_code(code, target.arch)
+    store.try_to_save(lambda file: Path(file).write_bytes(made), path)
     return made

@@ -6,7 +6,7 @@ addition for each code and value.
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import MatAdd, round_up
+from kernels_tvm.descriptions import MatAddDescription, round_up
 from kernels_tvm.emit import Arguments, kernel, when
 from kernels_tvm.gpu.emit import WORD_LANES, barrier, fill, launch, quad, registers, words_of
 from kernels_tvm.gpu.targets import GpuTarget
@@ -25,7 +25,7 @@ def _part(inner: int) -> int:
     return round_up(max(PART, -(-inner // MOST_PARTS)), TILE)
 
 
-def scratch(matadd: MatAdd, batch, rows) -> list[tuple[str, tuple, str]]:
+def scratch(matadd: MatAddDescription, batch, rows) -> list[tuple[str, tuple, str]]:
     """Name, shape and dtype of what goes from launch to launch."""
     parts = -(-matadd.inner // _part(matadd.inner))
     return [("parts", (parts, batch, rows, matadd.columns), _sum_dtype(matadd))] if parts > 1 else []
@@ -35,7 +35,7 @@ def _sum_dtype(matadd):
     return "int32" if matadd.dtype == "int8" else "float32"
 
 
-def matadd_kernel(target: GpuTarget, matadd: MatAdd):
+def matadd_kernel(target: GpuTarget, matadd: MatAddDescription):
     """From codes [batch, rows, inner], values [batch, inner, columns] -> [batch, rows, columns]."""
     inner, columns, dtype = matadd.inner, matadd.columns, matadd.dtype
 

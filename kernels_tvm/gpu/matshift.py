@@ -6,7 +6,7 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import Linear
+from kernels_tvm.descriptions import LinearDescription
 from kernels_tvm.emit import Arguments, kernel, when
 from kernels_tvm.gpu.emit import barrier, launch, quad, registers, shared, words_of
 from kernels_tvm.gpu.instructions import round_to_even, signed_byte
@@ -24,8 +24,8 @@ from kernels_tvm.gpu.products import (
 )
 from kernels_tvm.gpu.targets import GpuTarget
 from kernels_tvm.gpu.tiles import (
-    Block,
     Rows,
+    ThreadBlock,
     float_weight,
     load_blocks,
     load_floats,
@@ -38,14 +38,14 @@ QUANTIZED_ROWS = 16  # by a block
 QUANTIZING = THREADS // QUANTIZED_ROWS  # threads that share a row
 
 
-def scratch(linear: Linear, rows) -> list[tuple[str, tuple, str]]:
+def scratch(linear: LinearDescription, rows) -> list[tuple[str, tuple, str]]:
     """Name, shape and dtype of what goes from launch to launch, for a number or a symbol of rows."""
     if linear.activations == "float":
         return []
     return [("whole", (rows, linear.width), "int8"), ("scale", (rows,), "float32")]
 
 
-def linear_kernel(target: GpuTarget, linear: Linear):
+def linear_kernel(target: GpuTarget, linear: LinearDescription):
     """``y = linear(x)``: x [rows, inputs] float32, the parameters, scratch, y [rows, outputs] float32."""
 
     def body(x, buffers, y, limit):
@@ -54,7 +54,7 @@ def linear_kernel(target: GpuTarget, linear: Linear):
     return layer_kernel(linear, scratch(linear, "rows"), body)
 
 
-def layer_kernel(linear: Linear, between: list[tuple[str, tuple, str]], body: Callable):
+def layer_kernel(linear: LinearDescription, between: list[tuple[str, tuple, str]], body: Callable):
     """The kernel whose launches ``body(x, buffers, y, rows)`` emits, for at least one row.
 
     It takes x [rows, inputs] float32, the layer's parameters and what goes ``between`` launches, which are
@@ -94,11 +94,11 @@ class Results:
         tiles = T.ceildiv(self.limit, tile.rows), -(-self.y.shape[1].value // tile.columns)
         with launch(THREADS, *tiles) as (down, across, thread):
             rows = self.rows()
-            block = Block(THREADS, thread, T.bind(down * tile.rows), T.bind(across * tile.columns))
+            block = ThreadBlock(THREADS, thread, T.bind(down * tile.rows), T.bind(across * tile.columns))
             with when(block.first_row < rows.count):
                 compute(block, rows)
 
-    def store(self, block: Block, rows: Rows, bias, scale: Callable | None = None) -> Callable:
+    def store(self, block: ThreadBlock, rows: Rows, bias, scale: Callable | None = None) -> Callable:
         """What stores a product's sums as float32, scaled by ``scale(position, column)``, with the bias."""
         outputs = self.y.shape[1].value
 
@@ -131,7 +131,9 @@ class Results:
         return finish
 
 
-def launch_expert(target: GpuTarget, linear: Linear, kind: str, x, buffers: dict, results: Results) -> None:
+def launch_expert(
+    target: GpuTarget, linear: LinearDescription, kind: str, x, buffers: dict, results: Results
+) -> None:
     """Launch what computes the results by a layer of one kind, dense or shift."""
     if kind == "dense":
         _launch_dense(linear, x, buffers, results)

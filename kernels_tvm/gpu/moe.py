@@ -6,7 +6,7 @@ expert's rows return at once: the cost falls with the rows, and no row is droppe
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import Linear
+from kernels_tvm.descriptions import LinearDescription
 from kernels_tvm.emit import otherwise, when
 from kernels_tvm.gpu import matshift
 from kernels_tvm.gpu.emit import barrier, fill, launch, registers, shared
@@ -20,7 +20,7 @@ ROUTING = 8  # threads that share a row
 TOGETHER = THREADS // ROUTING  # rows that a block routes at once
 
 
-def scratch(linear: Linear, rows) -> list[tuple[str, tuple, str]]:
+def scratch(linear: LinearDescription, rows) -> list[tuple[str, tuple, str]]:
     """Name, shape and dtype of what goes from launch to launch, for a number or a symbol of rows.
 
     ``logit`` is the router's for the dense expert less that for the shift expert; ``dense_counts`` says how
@@ -35,7 +35,7 @@ def scratch(linear: Linear, rows) -> list[tuple[str, tuple, str]]:
     return routing + matshift.scratch(linear, rows)
 
 
-def moe_kernel(target: GpuTarget, linear: Linear):
+def moe_kernel(target: GpuTarget, linear: LinearDescription):
     """Each row of ``y`` is its expert's result times the router's probability.
 
     x [rows, inputs] float32, the parameters, scratch, y [rows, outputs] float32.

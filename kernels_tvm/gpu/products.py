@@ -9,7 +9,7 @@ from tvm.script.ir_builder import tirx as T
 from kernels_tvm.gpu.emit import barrier, fill, quad, registers
 from kernels_tvm.gpu.instructions import WARP, TensorCore, dot4
 from kernels_tvm.gpu.targets import GpuTarget
-from kernels_tvm.gpu.tiles import Block, padded_tile
+from kernels_tvm.gpu.tiles import ThreadBlock, padded_tile
 
 THREADS = 256
 SIDE = 16  # threads along the rows, and along the columns, of a tile
@@ -49,7 +49,7 @@ class Arithmetic:
     weight: Callable = T.bind
 
 
-def outer_product(block: Block, inputs: int, arithmetic: Arithmetic, load: Callable, finish: Callable):
+def outer_product(block: ThreadBlock, inputs: int, arithmetic: Arithmetic, load: Callable, finish: Callable):
     """Sum over the inputs the outer products of the tiles ``OUTER_TILE``.
 
     ``load(x_tile, w_tile, first_input)`` fills [rows, depth] and [depth, columns]. Then
@@ -89,7 +89,7 @@ def _multiply_add(total, a, b):
 FLOATS = Arithmetic("float32", "float32", _multiply_add)
 
 
-def dot_product(target: GpuTarget, block: Block, words: int, load: Callable, finish: Callable) -> None:
+def dot_product(target: GpuTarget, block: ThreadBlock, words: int, load: Callable, finish: Callable) -> None:
     """Sum over the words of four int8 numbers the products of the tiles ``DOT_TILE``, by `dot4`.
 
     ``load(x_tile, w_tile, first_word)`` fills [rows, depth] and [columns, depth]. Then
@@ -123,7 +123,7 @@ def dot_product(target: GpuTarget, block: Block, words: int, load: Callable, fin
 
 def tensor_product(
     target: GpuTarget,
-    block: Block,
+    block: ThreadBlock,
     words: int,
     load: Callable,
     finish: Callable,

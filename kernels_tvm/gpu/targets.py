@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from kernels_tvm.targets import named_target
+from kernels_tvm.targets import choose_target
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def gpu_target(name: str) -> GpuTarget:
     Raises:
       ValueError: unknown name.
     """
-    return named_target(name, GPU_TARGETS)
+    return choose_target(name, GPU_TARGETS)
 
 
 @dataclass(frozen=True)

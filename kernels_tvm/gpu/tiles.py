@@ -6,7 +6,7 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import Linear
+from kernels_tvm.descriptions import LinearDescription
 from kernels_tvm.emit import when
 from kernels_tvm.gpu.emit import WORD_LANES, fill, quad, registers, shared, words_of
 from kernels_tvm.packing import TILE_BYTES, TILE_INPUTS, TILE_OUTPUTS
@@ -29,7 +29,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Block:
+class ThreadBlock:
     """A block of threads, at the first row and column of the results that it computes."""
 
     threads: int
@@ -59,7 +59,7 @@ def _shape(tile):
     return rows, columns - PADDING
 
 
-def load_rows(block: Block, tile, count, width: int, valid: Callable, read: Callable) -> None:
+def load_rows(block: ThreadBlock, tile, count, width: int, valid: Callable, read: Callable) -> None:
     """Fill a tile, with zeros outside of the ``count`` rows and where ``valid(column)`` does not hold.
 
     ``read(position, column)`` is ``width`` elements of a row from the tile's column on.
@@ -83,7 +83,7 @@ def load_rows(block: Block, tile, count, width: int, valid: Callable, read: Call
     block.each(rows * vectors, load)
 
 
-def load_floats(block: Block, tile, x, rows: Rows, first_input, convert=lambda value: value) -> None:
+def load_floats(block: ThreadBlock, tile, x, rows: Rows, first_input, convert=lambda value: value) -> None:
     """Fill a tile with rows of ``x`` [rows, inputs] from an input on, each after ``convert``."""
     inputs = x.shape[1].value
     width = WORD_LANES if inputs % WORD_LANES == 0 else 1
@@ -99,7 +99,7 @@ def load_floats(block: Block, tile, x, rows: Rows, first_input, convert=lambda v
     load_rows(block, tile, rows.count, width, lambda column: first_input + column < inputs, read)
 
 
-def load_blocks(block: Block, tile, blocks, first_input) -> None:
+def load_blocks(block: ThreadBlock, tile, blocks, first_input) -> None:
     """Fill a tile [inputs, columns] with float32 weights in blocks, see `kernels_tvm.packing`."""
     count, inputs, outputs = (size.value for size in blocks.shape)
     depth, columns = _shape(tile)
@@ -118,7 +118,7 @@ def load_blocks(block: Block, tile, blocks, first_input) -> None:
     block.each(depth * vectors, load)
 
 
-def _for_each_word(block, linear: Linear, codes, inputs: int, columns: int, first_input, body):
+def _for_each_word(block, linear: LinearDescription, codes, inputs: int, columns: int, first_input, body):
     """``body(group, column, inside, words)`` for the words of codes of a tile, each of four inputs.
 
     The low halves of ``words[0]``'s bytes are the codes of the tile's ``column``, the high ones those of
@@ -149,7 +149,9 @@ def _for_each_word(block, linear: Linear, codes, inputs: int, columns: int, firs
     block.each(inputs * columns // (2 * TILE_INPUTS), decode)
 
 
-def load_weights(block: Block, tile, linear: Linear, buffers, first_input, encode: Callable) -> None:
+def load_weights(
+    block: ThreadBlock, tile, linear: LinearDescription, buffers, first_input, encode: Callable
+) -> None:
     """Fill a tile [inputs, columns] with what ``encode(code, negative, exponent)`` makes of each weight.
 
     All three are int32; a weight outside has the code 0, which stands for 0.
@@ -181,7 +183,7 @@ def float_weight(code, negative, exponent):
     return T.reinterpret("float32", T.Select(code == 0, T.int32(0), bits))
 
 
-def load_int8_weights(block: Block, tile, linear: Linear, buffers, first_input) -> None:
+def load_int8_weights(block: ThreadBlock, tile, linear: LinearDescription, buffers, first_input) -> None:
     """Fill a tile [columns, inputs / 4] with words of four int8 weights: powers of two over 2^exponent."""
 
     def body(group, column, inside, words):

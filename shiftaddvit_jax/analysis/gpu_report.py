@@ -12,9 +12,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels_tvm.descriptions import Binarize, DepthwiseConv, HammingProduct, Linear, MatAdd, round_up
-from kernels_tvm.gpu.build import Resources, compile_cubin, compile_ptx, disassemble, nvcc, source
+from kernels_tvm.descriptions import (
+    BinarizeDescription,
+    DepthwiseConvDescription,
+    HammingProductDescription,
+    LinearDescription,
+    MatAddDescription,
+    round_up,
+)
+from kernels_tvm.gpu.build import source
 from kernels_tvm.gpu.library import emit, scratch
+from kernels_tvm.gpu.nvidia import Resources, compile_cubin, compile_ptx, disassemble, nvcc
 from kernels_tvm.gpu.targets import (
     GPUS,
     INTEGER_LANES,
@@ -24,7 +32,7 @@ from kernels_tvm.gpu.targets import (
     GpuTarget,
     gpu_target,
 )
-from kernels_tvm.library import Kernel
+from kernels_tvm.store import Kernel
 from shiftaddvit_jax.progress import track
 
 Arrays = list[tuple[tuple[int, ...], str]]
@@ -64,7 +72,7 @@ def matshift(tokens: int, inputs: int, outputs: int) -> list[Case]:
         ("float shifts", 5, "float", True, {"float": products, "integer": 2 * products}),
         ("int8", 4, "int8", False, {"int8_tensor": 2 * products}),
     ):
-        linear = Linear("shift", inputs, outputs, bits, activations, shifts)
+        linear = LinearDescription("shift", inputs, outputs, bits, activations, shifts)
         parameters = [(shape, dtype) for _, shape, dtype in linear.arguments()]
         arrays = [((tokens, inputs), "float32"), *parameters, ((tokens, outputs), "float32")]
         dense = (1, tokens, inputs, outputs)
@@ -88,7 +96,13 @@ def matadd(tokens: int, head_dim: int, codes: int, heads: int) -> list[Case]:
         ]
         label = f"matadd {tokens}x{head_dim}x{codes}, {heads} heads, {dtype}"
         cases.append(
-            Case(label, Kernel("matadd", MatAdd(tokens, head_dim, dtype)), arrays, dict(operations), shape)
+            Case(
+                label,
+                Kernel("matadd", MatAddDescription(tokens, head_dim, dtype)),
+                arrays,
+                dict(operations),
+                shape,
+            )
         )
     return cases
 
@@ -101,17 +115,17 @@ def others() -> list[Case]:
     products = heads * tokens * tokens
     image = ((1, side, side, channels), "float32")
     taps, bias = ((9, channels), "float32"), ((channels,), "float32")
-    conv = DepthwiseConv(side, side, channels, (3, 3), gelu=True)
+    conv = DepthwiseConvDescription(side, side, channels, (3, 3), gelu=True)
     return [
         Case(
             f"binarize and pack {heads}x{tokens}x{head_dim}",
-            Kernel("binarize", Binarize(head_dim, True, packed=True)),
+            Kernel("binarize", BinarizeDescription(head_dim, True, packed=True)),
             [values, words],
             {"float": 2 * heads * tokens * head_dim, "integer": 2 * heads * tokens * head_dim},
         ),
         Case(
             f"popcount {heads}x{tokens}x{tokens}, {head_dim} bits",
-            Kernel("hamming_product", HammingProduct(head_dim)),
+            Kernel("hamming_product", HammingProductDescription(head_dim)),
             [words, ((heads, 1, tokens), "uint32"), ((heads, tokens, tokens), "int32")],
             {"integer": 2 * products, "popcount": products},
             (heads, tokens, head_dim, tokens),

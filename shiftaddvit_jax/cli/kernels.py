@@ -7,9 +7,10 @@ from pathlib import Path
 from rich.box import SIMPLE
 from rich.table import Table
 
+from kernels_tvm.cpu.library import user_records
+from kernels_tvm.cpu.targets import host_target
 from kernels_tvm.gpu.targets import GPU_TARGETS, gpu_target
-from kernels_tvm.library import cache_folder, user_records
-from kernels_tvm.targets import host_target
+from kernels_tvm.store import cache_folder
 from shiftaddvit_jax.cli.arguments import Commands, add_command, add_kinds, check_folders
 from shiftaddvit_jax.command import table_console
 from shiftaddvit_jax.compile import compile_kernels, export_kernels, kernels_of, tune_kernels

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, PyTree
 
-from kernels_tvm.descriptions import Linear
+from kernels_tvm.descriptions import LinearDescription
 from shiftaddvit_jax.nn.primitives import Primitives
 from shiftaddvit_jax.ops import PackedWeight, pack_weight, power_of_two
 from shiftaddvit_jax.ops.packing import block_weight, check_packed, packed_bits
@@ -20,14 +20,16 @@ def is_packed(params: Params) -> bool:
     return any(path[-1] in ("codes", "blocks") for path in flatten_dict(params))
 
 
-def describe_linear(kind: str, params: Params, inputs: int, outputs: int, primitives: Primitives) -> Linear:
+def describe_linear(
+    kind: str, params: Params, inputs: int, outputs: int, primitives: Primitives
+) -> LinearDescription:
     """The kernel's description of a linear layer of a kind, see `make_linear`.
 
     Raises:
       ValueError: weights packed with 5 bits, for int8 activations.
     """
     if kind == "dense":
-        return Linear(kind, inputs, outputs, precision=primitives.precision)
+        return LinearDescription(kind, inputs, outputs, precision=primitives.precision)
     # A weight of more bits has no packed form, which the description says.
     bits = max(
         packed_bits(primitives.activations), primitives.weight_bits if primitives.weight_bits > 5 else 0
@@ -37,7 +39,7 @@ def describe_linear(kind: str, params: Params, inputs: int, outputs: int, primit
         packed = PackedWeight(shift["codes"], shift["exponent"])
         check_packed(packed, primitives.activations)
         bits = packed.bits
-    return Linear(
+    return LinearDescription(
         kind,
         inputs,
         outputs,
@@ -50,7 +52,7 @@ def describe_linear(kind: str, params: Params, inputs: int, outputs: int, primit
 
 
 def linear_arrays(
-    linear: Linear, params: Params, weight_bits: int, prefix: str = ""
+    linear: LinearDescription, params: Params, weight_bits: int, prefix: str = ""
 ) -> dict[str, Float[Array, "..."]]:
     """A layer's parameters by the kernel's names; weights that are not packed are packed here."""
     arrays = {}

@@ -24,12 +24,12 @@ from jaxtyping import Array, Float
 
 from kernels_tvm.descriptions import (
     Description,
-    HammingLinear,
-    Head,
-    Linear,
-    Mlp,
-    PatchEmbed,
-    SoftmaxAttention,
+    HammingLinearDescription,
+    HeadDescription,
+    LinearDescription,
+    MlpDescription,
+    PatchEmbedDescription,
+    SoftmaxAttentionDescription,
 )
 from shiftaddvit_jax.nn.kernels import Params, describe_linear, is_packed, linear_arrays, norm_arrays
 from shiftaddvit_jax.ops.implementation import float32_only, uses_tvm, with_gradient
@@ -148,10 +148,10 @@ def attention_sum(
         if name in params["attn"]
     )
     if block.attention == "msa" and tokens <= MOST_SOFTMAX_TOKENS:
-        attention = SoftmaxAttention(qkv, proj, block.num_heads, tokens, epsilon)
+        attention = SoftmaxAttentionDescription(qkv, proj, block.num_heads, tokens, epsilon)
     elif block.attention == "hamming_linear" and primitives.threshold != "tensor":
         sample = primitives.threshold == "sample"
-        attention = HammingLinear(qkv, proj, block.num_heads, tokens, sample, epsilon)
+        attention = HammingLinearDescription(qkv, proj, block.num_heads, tokens, sample, epsilon)
     else:
         return None
 
@@ -177,7 +177,7 @@ def mlp_sum(
         for name, inputs, outputs in (("fc1", channels, hidden), ("fc2", hidden, channels))
     )
     grid = tuple(grid) if block.depthwise else None
-    mlp = Mlp(fc1, fc2, block.norm2.epsilon, tokens, grid, block.relu)
+    mlp = MlpDescription(fc1, fc2, block.norm2.epsilon, tokens, grid, block.relu)
 
     def run(x, params):
         layers = params["mlp"]
@@ -197,11 +197,11 @@ def patch_embedding(
 ) -> Kernel:
     """The kernel of a patch embedding, with the LayerNorm that was left to it."""
     _, height, width, channels = x.shape
-    projection = Linear(
+    projection = LinearDescription(
         "dense", embed.patch_size**2 * channels, embed.features, precision=embed.primitives.precision
     )
     input_epsilon = x.epsilon if isinstance(x, Unnormalized) else None
-    description = PatchEmbed(
+    description = PatchEmbedDescription(
         projection, height, width, channels, embed.patch_size, embed.stride, embed.norm.epsilon, input_epsilon
     )
 
@@ -209,7 +209,7 @@ def patch_embedding(
         arrays = linear_arrays(projection, params["proj"], embed.primitives.weight_bits, "projection_")
         arrays |= norm_arrays(params["norm"])
         if isinstance(x, Unnormalized):
-            arrays |= {"ahead_scale": x.scale, "ahead_bias": x.bias}
+            arrays |= {"input_norm_scale": x.scale, "input_norm_bias": x.bias}
             x = x.x
         return fused_patch_embed(description, arrays, x)
 
@@ -223,8 +223,8 @@ def mean_head(
     if not isinstance(x, Unnormalized):
         return None
     batch, rows, columns, channels = x.shape
-    projection = Linear("dense", channels, head.features, precision=head.primitives.precision)
-    description = Head(projection, rows * columns, x.epsilon)
+    projection = LinearDescription("dense", channels, head.features, precision=head.primitives.precision)
+    description = HeadDescription(projection, rows * columns, x.epsilon)
 
     def run(x, params):
         arrays = {"norm_scale": x.scale, "norm_bias": x.bias}

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt32
 
-from kernels_tvm.descriptions import Binarize
-from kernels_tvm.library import Kernel
+from kernels_tvm.descriptions import BinarizeDescription
+from kernels_tvm.store import Kernel
 from shiftaddvit_jax.ops.implementation import Implementation, float32_only, run_op
 from shiftaddvit_jax.ops.implementation.custom_call import call_kernel
 from shiftaddvit_jax.validation import check_choice
@@ -53,7 +53,7 @@ def binarize(
     def kernel(x):
         rows = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
         low, high = (float(level) for level in levels)
-        codes = Kernel("binarize", Binarize(x.shape[-1], threshold == "sample", low, high))
+        codes = Kernel("binarize", BinarizeDescription(x.shape[-1], threshold == "sample", low, high))
         return call_kernel(codes, [jax.ShapeDtypeStruct(rows.shape, x.dtype)], rows)[0].reshape(x.shape)
 
     unsupported = _why_no_kernel(x, threshold)
@@ -82,7 +82,7 @@ def pack_codes(
 
     def kernel(x):
         rows = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
-        bits = Kernel("binarize", Binarize(x.shape[-1], threshold == "sample", packed=True))
+        bits = Kernel("binarize", BinarizeDescription(x.shape[-1], threshold == "sample", packed=True))
         output = jax.ShapeDtypeStruct((*rows.shape[:2], words), jnp.uint32)
         return call_kernel(bits, [output], rows)[0].reshape(*x.shape[:-1], words)
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from kernels_tvm.descriptions import DepthwiseConv
-from kernels_tvm.library import Kernel
+from kernels_tvm.descriptions import DepthwiseConvDescription
+from kernels_tvm.store import Kernel
 from shiftaddvit_jax.ops.implementation import Implementation, float32_only, run_op
 from shiftaddvit_jax.ops.implementation.custom_call import call_kernel
 
@@ -69,7 +69,7 @@ def _convolve(op, x, *arrays, implementation):
 def _kernel(x, kernel, *bias):
     *_, height, width, channels = x.shape
     images = x.reshape(-1, height, width, channels)
-    conv = DepthwiseConv(height, width, channels, kernel.shape[:2], gelu=bool(bias))
+    conv = DepthwiseConvDescription(height, width, channels, kernel.shape[:2], gelu=bool(bias))
     output = jax.ShapeDtypeStruct(images.shape, x.dtype)
     taps = kernel.reshape(-1, channels)
     (y,) = call_kernel(Kernel("depthwise_conv", conv), [output], images, taps, *bias)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, UInt32
 
-from kernels_tvm.descriptions import HammingProduct
-from kernels_tvm.library import Kernel
+from kernels_tvm.descriptions import HammingProductDescription
+from kernels_tvm.store import Kernel
 from shiftaddvit_jax.ops.binarize import Threshold, binarize, pack_codes
 from shiftaddvit_jax.ops.implementation import Implementation, float32_only, run_op
 from shiftaddvit_jax.ops.implementation.custom_call import call_kernel
@@ -40,7 +40,7 @@ def hamming_product(
         others, count = keys.shape[-2], math.prod(batch)
         queries, keys = queries.reshape(count, rows, words), keys.reshape(count, others, words)
         output = jax.ShapeDtypeStruct((count, rows, others), jnp.int32)
-        product = Kernel("hamming_product", HammingProduct(length))
+        product = Kernel("hamming_product", HammingProductDescription(length))
         # It compares a query with many keys at once.
         (y,) = call_kernel(product, [output], queries, keys.swapaxes(1, 2))
         return y.reshape(*batch, rows, others)

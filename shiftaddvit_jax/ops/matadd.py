@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8, Int32
 
-from kernels_tvm.descriptions import MatAdd
-from kernels_tvm.library import Kernel
+from kernels_tvm.descriptions import MatAddDescription
+from kernels_tvm.store import Kernel
 from shiftaddvit_jax.ops.implementation import Implementation, run_op
 from shiftaddvit_jax.ops.implementation.custom_call import call_kernel
 
@@ -30,7 +30,7 @@ def matadd(
             f"matadd expects [..., rows, inner] and [..., inner, columns], got {codes.shape} "
             f"and {values.shape}"
         )
-    description = MatAdd(codes.shape[-1], values.shape[-1], values.dtype.name)
+    description = MatAddDescription(codes.shape[-1], values.shape[-1], values.dtype.name)
     kernel, unsupported = partial(_kernel, description), description.why_not()
     return run_op("matadd", implementation, kernel, _matadd, codes, values, unsupported=unsupported)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_tvm.descriptions import Linear
+from kernels_tvm.descriptions import LinearDescription
 from shiftaddvit_jax.ops.activations import Activations, quantize_activations
 from shiftaddvit_jax.ops.implementation import Implementation, float32_only, run_op
 from shiftaddvit_jax.ops.implementation.fused import fused_linear
@@ -108,7 +108,9 @@ def _check_shapes(x, weight):
 
 
 def _describe(inputs, outputs, bits, activations, implementation):
-    return Linear("shift", inputs, outputs, bits, activations, shifts=implementation == "tvm_shift")
+    return LinearDescription(
+        "shift", inputs, outputs, bits, activations, shifts=implementation == "tvm_shift"
+    )
 
 
 def _kernel(linear, x, packed):

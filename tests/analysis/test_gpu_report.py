@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from kernels_tvm.gpu.build import Resources
+from kernels_tvm.gpu.nvidia import Resources
 from kernels_tvm.gpu.targets import GPU_TARGETS, GPUS, gpu_target
 from shiftaddvit_jax.analysis import gpu_report
 from shiftaddvit_jax.cli import main

@@ -3,7 +3,7 @@ import functools
 import numpy as np
 import pytest
 
-from kernels_tvm import library, targets
+from kernels_tvm.cpu import library, targets
 from kernels_tvm.descriptions import joined
 
 RUNNING = [target for target in targets.TARGETS if targets._runs(target)]

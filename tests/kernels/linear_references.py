@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 from scipy.special import expit
 
-from kernels_tvm.descriptions import Linear
+from kernels_tvm.descriptions import LinearDescription
 from shiftaddvit_jax.ops import pack_weight
 
 
@@ -100,4 +100,8 @@ def mixture(rng, inputs, outputs, activations, router_bias, precision="float32")
         return expit(np.abs(logit))[:, None] * chosen
 
     parameters = [router, np.float32(router_bias), *dense, *packed(weight, bits, shift_bias)]
-    return Linear("moe", inputs, outputs, bits, activations, precision=precision), parameters, reference
+    return (
+        LinearDescription("moe", inputs, outputs, bits, activations, precision=precision),
+        parameters,
+        reference,
+    )

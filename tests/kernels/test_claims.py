@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from kernels_tvm import targets
+from kernels_tvm.cpu import targets
 
 RUNNING = [target for target in targets.TARGETS if targets._runs(target)]
 pytestmark = pytest.mark.skipif(not RUNNING, reason="no kernel runs on this machine")
@@ -16,8 +16,9 @@ def run(threads, count, known=False, parallel=True, target=None):
     import tvm
     from tvm.script.ir_builder import tirx as T
 
-    from kernels_tvm.build import compile_kernel
-    from kernels_tvm.emit import Claims, kernel
+    from kernels_tvm.cpu.build import compile_kernel
+    from kernels_tvm.cpu.emit import Claims
+    from kernels_tvm.emit import kernel
 
     target = target or RUNNING[0]
 

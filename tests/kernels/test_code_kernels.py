@@ -3,8 +3,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kernels_tvm.descriptions import Binarize, HammingProduct, MatAdd
-from kernels_tvm.library import Kernel
+from kernels_tvm.descriptions import BinarizeDescription, HammingProductDescription, MatAddDescription
+from kernels_tvm.store import Kernel
 
 SEEDS = st.integers(0, 2**16)
 BATCH, ROWS = st.integers(0, 3), st.integers(1, 20)
@@ -19,7 +19,10 @@ def test_sums_of_int8_values_are_numpys_integers(run_kernel, tiled_target, colum
     rng = np.random.default_rng(seed)
     codes = rng.integers(-1, 2, (batch, rows, 13)).astype(np.int8)
     values = rng.integers(-128, 128, (batch, 13, columns)).astype(np.int8)
-    kernel, output = Kernel("matadd", MatAdd(13, columns, "int8")), ((batch, rows, columns), "int32")
+    kernel, output = (
+        Kernel("matadd", MatAddDescription(13, columns, "int8")),
+        ((batch, rows, columns), "int32"),
+    )
     y = run_kernel(kernel, tiled_target, [codes, values], output)
     np.testing.assert_array_equal(y, codes.astype(np.int64) @ values)
 
@@ -28,7 +31,10 @@ def test_sums_of_the_largest_int8_values_do_not_saturate(run_kernel, tiled_targe
     codes, values = np.ones((1, 4, 999), np.int8), np.full((1, 999, 16), -128, np.int8)
     codes[0, 1], codes[0, 2, ::2] = -1, 0
     y = run_kernel(
-        Kernel("matadd", MatAdd(999, 16, "int8")), tiled_target, [codes, values], ((1, 4, 16), "int32")
+        Kernel("matadd", MatAddDescription(999, 16, "int8")),
+        tiled_target,
+        [codes, values],
+        ((1, 4, 16), "int32"),
     )
     np.testing.assert_array_equal(y, codes.astype(np.int64) @ values)
 
@@ -41,7 +47,7 @@ def test_sums_of_float_values_are_numpys_product(run_kernel, tiled_target, colum
     rng = np.random.default_rng(seed)
     codes = rng.integers(-1, 2, (batch, rows, 13)).astype(np.float32)
     values = rng.normal(size=(batch, 13, columns)).astype(np.float32)
-    kernel, output = Kernel("matadd", MatAdd(13, columns)), ((batch, rows, columns), "float32")
+    kernel, output = Kernel("matadd", MatAddDescription(13, columns)), ((batch, rows, columns), "float32")
     y = run_kernel(kernel, tiled_target, [codes, values], output)
     np.testing.assert_allclose(y, codes.astype(np.float64) @ values, rtol=1e-6, atol=1e-5)
 
@@ -60,7 +66,7 @@ def test_hamming_products_are_numpys_integers(run_kernel, tiled_target, length, 
     words = [part.view("<u4") for part in bits]
     arrays = [words[0], words[1].swapaxes(1, 2)]
     output = (batch, rows, others), "int32"
-    y = run_kernel(Kernel("hamming_product", HammingProduct(length)), tiled_target, arrays, output)
+    y = run_kernel(Kernel("hamming_product", HammingProductDescription(length)), tiled_target, arrays, output)
     np.testing.assert_array_equal(y, queries @ keys.swapaxes(1, 2))
 
 
@@ -73,12 +79,12 @@ def test_codes_and_bits_are_numpys(run_kernel, tiled_target, channels, sample, b
     limit = x.mean(axis=(1, 2), keepdims=True, dtype=np.float64) if sample else 0
     # A value alone is its own mean, and NumPy's sum in float64 is another than ours only in the last bits.
     above = x > limit + 1e-6 if sample else x > 0
-    kernel = Kernel("binarize", Binarize(channels, sample, -1, 1))
+    kernel = Kernel("binarize", BinarizeDescription(channels, sample, -1, 1))
     np.testing.assert_array_equal(
         run_kernel(kernel, tiled_target, [x], (x.shape, "float32")), np.where(above, 1, -1)
     )
     words = -(-channels // 32)
-    kernel = Kernel("binarize", Binarize(channels, sample, packed=True))
+    kernel = Kernel("binarize", BinarizeDescription(channels, sample, packed=True))
     packed = run_kernel(kernel, tiled_target, [x], ((batch, rows, words), "uint32"))
     bits = np.pad(above, ((0, 0), (0, 0), (0, -channels % 32)))
     np.testing.assert_array_equal(packed, np.packbits(bits, axis=-1, bitorder="little").view("<u4"))

@@ -5,7 +5,7 @@ import operator
 import numpy as np
 import pytest
 
-from kernels_tvm.targets import host_target
+from kernels_tvm.cpu.targets import host_target
 
 pytestmark = pytest.mark.skipif(host_target() is None, reason="no kernel runs on this machine")
 
@@ -17,8 +17,9 @@ def test_each_lane_is_what_its_row_folds_to(fold, rows, lanes_of_row):
     import tvm
     from tvm.script.ir_builder import tirx as T
 
-    from kernels_tvm.build import compile_kernel
-    from kernels_tvm.emit import Arguments, element, fold_rows, kernel, lanes
+    from kernels_tvm.cpu.build import compile_kernel
+    from kernels_tvm.cpu.emit import element, fold_rows, lanes
+    from kernels_tvm.emit import Arguments, kernel
 
     combine = {"sum": operator.add, "max": T.max}[fold]
 

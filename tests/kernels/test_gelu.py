@@ -1,13 +1,13 @@
 import numpy as np
 from scipy.special import erf
 
-from kernels_tvm.descriptions import DepthwiseConv
-from kernels_tvm.library import Kernel
+from kernels_tvm.descriptions import DepthwiseConvDescription
+from kernels_tvm.store import Kernel
 
 
 def run(run_kernel, target, x):
     """GELU alone: a convolution with one weight of 1 and a bias of 0."""
-    kernel = Kernel("depthwise_conv", DepthwiseConv(1, len(x), 1, (1, 1), gelu=True))
+    kernel = Kernel("depthwise_conv", DepthwiseConvDescription(1, len(x), 1, (1, 1), gelu=True))
     one, zero = np.ones((1, 1), np.float32), np.zeros(1, np.float32)
     shape = (1, 1, len(x), 1)
     return run_kernel(kernel, target, [x.reshape(shape), one, zero], (shape, "float32")).ravel()

@@ -5,15 +5,25 @@ import math
 import numpy as np
 import pytest
 
-from kernels_tvm.descriptions import LANES, HammingLinear, Head, Linear, Mlp, PatchEmbed, joined
+from kernels_tvm.descriptions import (
+    LANES,
+    HammingLinearDescription,
+    HeadDescription,
+    LinearDescription,
+    MlpDescription,
+    PatchEmbedDescription,
+    joined,
+)
 
-MOE = Linear("moe", 48, 80, 4, "int8")
+MOE = LinearDescription("moe", 48, 80, 4, "int8")
 DESCRIPTIONS = [
     MOE,
-    Head(MOE, 35, 1e-6),
-    Mlp(MOE, Linear("moe", 80, 48, 4, "int8"), 1e-6, 35, (5, 7)),
-    HammingLinear(Linear("dense", 48, 144), Linear("shift", 48, 48), 3, 35, True, 1e-6),
-    PatchEmbed(Linear("dense", 27, 48), 9, 11, 3, 3, 2, 1e-5),
+    HeadDescription(MOE, 35, 1e-6),
+    MlpDescription(MOE, LinearDescription("moe", 80, 48, 4, "int8"), 1e-6, 35, (5, 7)),
+    HammingLinearDescription(
+        LinearDescription("dense", 48, 144), LinearDescription("shift", 48, 48), 3, 35, True, 1e-6
+    ),
+    PatchEmbedDescription(LinearDescription("dense", 27, 48), 9, 11, 3, 3, 2, 1e-5),
 ]
 
 

@@ -15,8 +15,8 @@ from linear_references import (
     whole_tokens,
 )
 
-from kernels_tvm.descriptions import Head, Linear
-from kernels_tvm.library import Kernel
+from kernels_tvm.descriptions import HeadDescription, LinearDescription
+from kernels_tvm.store import Kernel
 
 SIZES = pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (67, 150)])
 SHIFTS = pytest.mark.parametrize("shifts", [False, True], ids=["products", "shifts"])
@@ -40,7 +40,7 @@ def test_int8_shift_layers_of_whole_tokens_are_numpys_integers(
 ):
     rng = np.random.default_rng(seed)
     x, weight = whole_tokens(rng, rows, inputs), powers(rng, inputs, outputs, octaves=7)
-    linear = Linear("shift", inputs, outputs, 4, "int8", shifts)
+    linear = LinearDescription("shift", inputs, outputs, 4, "int8", shifts)
     y = run(run_kernel, target, linear, x, packed(weight, 4))
     # 127 * 64 * inputs < 2^24: float32 holds every sum as it is, and so does float64.
     np.testing.assert_array_equal(y, x.astype(np.float64) @ weight)
@@ -56,7 +56,7 @@ def test_int8_shift_layers_of_any_tokens_are_numpys_integers_times_their_scales(
     x = rng.normal(0, magnitude, (rows, 67)).astype(np.float32)
     x[rng.random(rows) < 0.1] = 0
     weight = powers(rng, 67, 150, octaves=7)
-    linear = Linear("shift", 67, 150, 4, "int8", shifts)
+    linear = LinearDescription("shift", 67, 150, 4, "int8", shifts)
     y = run(run_kernel, target, linear, x, packed(weight, 4))
     clear = is_clear(x)
     np.testing.assert_array_equal(y[clear], int8_product(x, weight)[clear])
@@ -68,7 +68,7 @@ def test_the_largest_int8_sums_do_not_saturate(run_kernel, target, shifts):
     x, weight = np.full((3, 64), 127, np.float32), np.full((64, 16), 64, np.float32)
     x[1], x[2] = -127, 127 * signs[:, 0]
     weight[:, 0], weight[:, 1] = 64 * signs[:, 0], -64
-    y = run(run_kernel, target, Linear("shift", 64, 16, 4, "int8", shifts), x, packed(weight, 4))
+    y = run(run_kernel, target, LinearDescription("shift", 64, 16, 4, "int8", shifts), x, packed(weight, 4))
     np.testing.assert_array_equal(y, x.astype(np.float64) @ weight)
 
 
@@ -76,7 +76,7 @@ def test_the_largest_int8_sums_do_not_saturate(run_kernel, target, shifts):
 def test_a_bias_is_added_once(run_kernel, target, shifts):
     rng = np.random.default_rng(0)
     x, weight, bias = whole_tokens(rng, 5, 20), powers(rng, 20, 19, octaves=7), rng.normal(size=19)
-    linear = Linear("shift", 20, 19, 4, "int8", shifts)
+    linear = LinearDescription("shift", 20, 19, 4, "int8", shifts)
     y = run(run_kernel, target, linear, x, packed(weight, 4, bias))
     np.testing.assert_array_equal(y, (x @ weight) + bias.astype(np.float32))
 
@@ -93,7 +93,13 @@ def test_float_shift_layers_are_numpys_product(
     rng = np.random.default_rng(seed)
     x, bias = rng.normal(size=(rows, inputs)).astype(np.float32), rng.normal(size=outputs)
     weight = powers(rng, inputs, outputs, octaves) / 2**8
-    y = run(run_kernel, tiled_target, Linear("shift", inputs, outputs, bits), x, packed(weight, bits, bias))
+    y = run(
+        run_kernel,
+        tiled_target,
+        LinearDescription("shift", inputs, outputs, bits),
+        x,
+        packed(weight, bits, bias),
+    )
     assert_near(y, x.astype(np.float64) @ weight + bias)
 
 
@@ -105,7 +111,7 @@ def test_dense_layers_are_numpys_product(run_kernel, tiled_target, inputs, outpu
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(rows, inputs)).astype(np.float32)
     kernel, bias, parameters = dense_parameters(rng, inputs, outputs)
-    y = run(run_kernel, tiled_target, Linear("dense", inputs, outputs), x, parameters)
+    y = run(run_kernel, tiled_target, LinearDescription("dense", inputs, outputs), x, parameters)
     assert_near(y, x.astype(np.float64) @ kernel + bias)
 
 
@@ -121,7 +127,7 @@ def test_dense_layers_in_bfloat16_are_numpys_product_of_the_nearest_numbers(
     # Of 8 bits after the point bfloat16 holds 7: half of the numbers lie between two.
     x = rng.choice([-1, 1], (rows, inputs)) * (1 + rng.integers(0, 256, (rows, inputs)) / 256)
     kernel, bias, parameters = dense_parameters(rng, inputs, outputs)
-    linear = Linear("dense", inputs, outputs, precision="bfloat16")
+    linear = LinearDescription("dense", inputs, outputs, precision="bfloat16")
     y = run(run_kernel, tiled_target, linear, x.astype(np.float32), in_bfloat16(*parameters))
     assert_near(y, nearest_bfloat16(x) @ nearest_bfloat16(kernel) + bias)
 
@@ -181,7 +187,7 @@ def test_a_head_is_the_product_of_the_normalized_tokens_mean(
     x = rng.normal(1, 2, (images, tokens, inputs)).astype(np.float32)
     scale, shift = rng.normal(size=(2, inputs)).astype(np.float32)
     kernel, bias, parameters = dense_parameters(rng, inputs, outputs)
-    head = Kernel("head", Head(Linear("dense", inputs, outputs), tokens, 1e-3))
+    head = Kernel("head", HeadDescription(LinearDescription("dense", inputs, outputs), tokens, 1e-3))
     y = run_kernel(head, tiled_target, [x, scale, shift, *parameters], ((images, outputs), "float32"))
     centred = x.astype(np.float64) - x.mean(axis=-1, keepdims=True, dtype=np.float64)
     normalized = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-3) * scale + shift
@@ -191,5 +197,5 @@ def test_a_head_is_the_product_of_the_normalized_tokens_mean(
 def test_no_rows_are_no_work(run_kernel, target):
     weight = powers(np.random.default_rng(0), 20, 19, octaves=7)
     x = np.zeros((0, 20), np.float32)
-    y = run(run_kernel, target, Linear("shift", 20, 19, 4, "int8"), x, packed(weight, 4))
+    y = run(run_kernel, target, LinearDescription("shift", 20, 19, 4, "int8"), x, packed(weight, 4))
     assert y.shape == (0, 19)

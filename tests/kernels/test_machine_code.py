@@ -5,35 +5,35 @@ import re
 
 import pytest
 
-from kernels_tvm import library
+from kernels_tvm.cpu import library
+from kernels_tvm.cpu.targets import TARGETS, named_target
 from kernels_tvm.descriptions import (
-    Binarize,
-    DepthwiseConv,
-    HammingLinear,
-    HammingProduct,
-    Head,
-    Linear,
-    MatAdd,
-    Mlp,
-    PatchEmbed,
-    SoftmaxAttention,
+    BinarizeDescription,
+    DepthwiseConvDescription,
+    HammingLinearDescription,
+    HammingProductDescription,
+    HeadDescription,
+    LinearDescription,
+    MatAddDescription,
+    MlpDescription,
+    PatchEmbedDescription,
+    SoftmaxAttentionDescription,
 )
-from kernels_tvm.library import Kernel
-from kernels_tvm.targets import TARGETS, named_target
+from kernels_tvm.store import Kernel
 
 EVERY_TARGET = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 
 
 def mixture(inputs, outputs):
-    return Linear("moe", inputs, outputs, 4, "int8")
+    return LinearDescription("moe", inputs, outputs, 4, "int8")
 
 
 INT8, FLOAT, SHIFTS = (
-    Kernel("linear", Linear("shift", 48, 80, *settings))
+    Kernel("linear", LinearDescription("shift", 48, 80, *settings))
     for settings in ((4, "int8"), (5, "float"), (4, "int8", True))
 )
-MATADDS = [Kernel("matadd", MatAdd(13, 70, dtype)) for dtype in ("int8", "float32")]
-MLP = Kernel("mlp", Mlp(mixture(48, 96), mixture(96, 48), 1e-6, 35, (5, 7)))
+MATADDS = [Kernel("matadd", MatAddDescription(13, 70, dtype)) for dtype in ("int8", "float32")]
+MLP = Kernel("mlp", MlpDescription(mixture(48, 96), mixture(96, 48), 1e-6, 35, (5, 7)))
 EVERY_KERNEL = [
     INT8,
     FLOAT,
@@ -41,14 +41,16 @@ EVERY_KERNEL = [
     *MATADDS,
     MLP,
     Kernel("linear", mixture(48, 80)),
-    Kernel("hamming_linear", HammingLinear(mixture(48, 144), mixture(48, 48), 2, 35, True, 1e-6)),
-    Kernel("softmax_attention", SoftmaxAttention(mixture(48, 144), mixture(48, 48), 2, 35, 1e-6)),
-    Kernel("patch_embed", PatchEmbed(Linear("dense", 9 * 16, 48), 9, 6, 16, 3, 2, 1e-5)),
-    Kernel("hamming_product", HammingProduct(40)),
-    Kernel("binarize", Binarize(40, True)),
-    Kernel("binarize", Binarize(40, True, packed=True)),
-    Kernel("depthwise_conv", DepthwiseConv(5, 7, 20, (3, 3))),
-    Kernel("head", Head(Linear("dense", 48, 80), 35, 1e-6)),
+    Kernel("hamming_linear", HammingLinearDescription(mixture(48, 144), mixture(48, 48), 2, 35, True, 1e-6)),
+    Kernel("softmax_attention", SoftmaxAttentionDescription(mixture(48, 144), mixture(48, 48), 2, 35, 1e-6)),
+    Kernel(
+        "patch_embed", PatchEmbedDescription(LinearDescription("dense", 9 * 16, 48), 9, 6, 16, 3, 2, 1e-5)
+    ),
+    Kernel("hamming_product", HammingProductDescription(40)),
+    Kernel("binarize", BinarizeDescription(40, True)),
+    Kernel("binarize", BinarizeDescription(40, True, packed=True)),
+    Kernel("depthwise_conv", DepthwiseConvDescription(5, 7, 20, (3, 3))),
+    Kernel("head", HeadDescription(LinearDescription("dense", 48, 80), 35, 1e-6)),
 ]
 
 
@@ -59,7 +61,7 @@ def assembly(kernel, target):
 
 @EVERY_TARGET
 def test_sums_are_kept_in_registers_not_on_the_heap(target):
-    convolve = assembly(Kernel("depthwise_conv", DepthwiseConv(5, 7, 20, (3, 3))), target)
+    convolve = assembly(Kernel("depthwise_conv", DepthwiseConvDescription(5, 7, 20, (3, 3))), target)
     assert "TVMBackendAllocWorkspace" not in convolve
     assert "TVMBackendAllocWorkspace" in assembly(MLP, target)  # whose tiles are too large for registers
 

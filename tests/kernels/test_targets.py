@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from kernels_tvm import runtime, targets
-from kernels_tvm.targets import TARGETS, named_target
+from kernels_tvm import runtime
+from kernels_tvm.cpu import targets
+from kernels_tvm.cpu.targets import TARGETS, named_target
 
 AVX2 = {"avx2", "fma", "bmi2", "f16c"}
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
@@ -86,6 +87,14 @@ def test_every_target_has_a_name_of_its_own():
 def test_tvm_num_threads_sets_the_number_of_threads(monkeypatch, value, threads):
     monkeypatch.setenv("TVM_NUM_THREADS", value)
     assert targets.thread_count.__wrapped__() == threads
+
+
+@pytest.mark.parametrize("value", ["0", "-2", "abc", "2.5", "1_0"])
+def test_a_number_of_threads_that_is_none_is_an_error(monkeypatch, value):
+    monkeypatch.setenv("TVM_NUM_THREADS", value)
+    message = f"TVM_NUM_THREADS is '{value}'; expected a whole number of at least 1"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        targets.thread_count.__wrapped__()
 
 
 def test_by_default_there_is_a_thread_for_each_cpu_of_the_process(monkeypatch):

@@ -8,11 +8,11 @@ from linear_references import blocks
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.special import expit, ndtr
 
-from kernels_tvm import targets
-from kernels_tvm.descriptions import Linear, Mlp
-from kernels_tvm.library import Kernel
-from kernels_tvm.linear import few_rows
-from kernels_tvm.tuning import CHOICES
+from kernels_tvm.cpu import targets
+from kernels_tvm.cpu.linear import few_rows
+from kernels_tvm.cpu.tuning import CHOICES
+from kernels_tvm.descriptions import LinearDescription, MlpDescription
+from kernels_tvm.store import Kernel
 from shiftaddvit_jax.ops import pack_weight
 
 GRID, CHANNELS, HIDDEN = (9, 8), 16, 32
@@ -64,8 +64,11 @@ class MlpCase:
         self.y = self.x + hidden @ kernel2 + bias2
 
     def run(self, run_kernel, target, threads=2):
-        fc1, fc2 = Linear("dense", self.channels, HIDDEN), Linear("dense", HIDDEN, self.channels)
-        mlp = Mlp(fc1, fc2, 1e-6, self.x.shape[1], self.grid)
+        fc1, fc2 = (
+            LinearDescription("dense", self.channels, HIDDEN),
+            LinearDescription("dense", HIDDEN, self.channels),
+        )
+        mlp = MlpDescription(fc1, fc2, 1e-6, self.x.shape[1], self.grid)
         output = self.x.shape, "float32"
         scale, shift, kernel1, *between, kernel2, bias2 = self.parameters
         arrays = [self.x, scale, shift, blocks(kernel1), *between, blocks(kernel2), bias2]
@@ -97,7 +100,7 @@ def test_strips_give_the_same_numbers_whoever_claims_them(run_kernel, target):
 @pytest.mark.parametrize("at_once", [1, 2, 9])
 def test_few_tokens_are_computed_by_columns_however_many_images_at_once(run_kernel, target, threads, at_once):
     case = MlpCase(images=5, grid=(3, 7), channels=48)
-    assert few_rows(3 * 7, Linear("dense", 48, HIDDEN))
+    assert few_rows(3 * 7, LinearDescription("dense", 48, HIDDEN))
     strip_bytes = 4 * (3 + 2) * (7 + 2) * HIDDEN * at_once
     assert_near(case.run(run_kernel, dataclasses.replace(target, strip_bytes=strip_bytes), threads), case.y)
 
@@ -107,7 +110,9 @@ def test_rows_by_columns_are_cut_into_turns(run_kernel, strip_bytes):
     x, kernel, bias = random(70, 48), random(48, 80), random(80, seed=1)
     target = dataclasses.replace(RUNNING[-1], strip_bytes=strip_bytes)
     arrays = [x, blocks(kernel), bias]
-    y = run_kernel(Kernel("linear", Linear("dense", 48, 80)), target, arrays, ((70, 80), "float32"))
+    y = run_kernel(
+        Kernel("linear", LinearDescription("dense", 48, 80)), target, arrays, ((70, 80), "float32")
+    )
     assert_near(y, x.astype(np.float64) @ kernel + bias)
 
 
@@ -126,7 +131,7 @@ def test_a_mixture_is_its_formula_with_every_tile_size_that_is_tried(run_kernel,
     weight = (rng.choice([-1, 1], (35, 150)) * 2.0 ** rng.integers(-6, 1, (35, 150))).astype(np.float32)
     dense = [blocks(kernel), np.zeros(160, np.float32)]
     packed = [*map(np.asarray, pack_weight(weight, 4)), np.zeros(160, np.float32)]
-    linear = Kernel("linear", Linear("moe", 35, 150, 4, "int8"))
+    linear = Kernel("linear", LinearDescription("moe", 35, 150, 4, "int8"))
     y = run_kernel(linear, variant, [x, router, bias, *dense, *packed], ((101, 150), "float32"))
     logit = x.astype(np.float64) @ (router[:, 0] - router[:, 1]) + 0.1
     chosen = np.where(logit[:, None] >= 0, x.astype(np.float64) @ kernel, x.astype(np.float64) @ weight)

@@ -1,13 +1,18 @@
 """What `tune` makes of times: the kernels' own are another matter."""
 
+import os
+
 import pytest
 
-from kernels_tvm import library, tuning
-from kernels_tvm.descriptions import Binarize, Linear, Mlp
-from kernels_tvm.library import Kernel
-from kernels_tvm.targets import host_target
+from kernels_tvm.cpu import library, tuning
+from kernels_tvm.cpu.targets import host_target
+from kernels_tvm.descriptions import BinarizeDescription, LinearDescription, MlpDescription
+from kernels_tvm.store import Kernel
 
-MLP = Kernel("mlp", Mlp(Linear("dense", 16, 32), Linear("dense", 32, 16), 1e-6, 9, (3, 3)))
+MLP = Kernel(
+    "mlp",
+    MlpDescription(LinearDescription("dense", 16, 32), LinearDescription("dense", 32, 16), 1e-6, 9, (3, 3)),
+)
 OWN = host_target()
 OTHER = next(value for value in tuning.CHOICES[OWN.name]["strip_bytes"] if value != OWN.strip_bytes)
 
@@ -51,10 +56,25 @@ def test_every_variant_is_measured_once_where_none_is_faster(times):
 
 
 def test_a_kernel_without_tiles_has_nothing_to_try():
-    assert tuning.count_trials(Kernel("binarize", Binarize(16, True))) == 0
+    assert tuning.count_trials(Kernel("binarize", BinarizeDescription(16, True))) == 0
 
 
 def test_kernels_are_built_for_what_was_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     tuning.save_record(MLP, {"strip_bytes": OTHER})
     assert library.kernel_target(MLP).strip_bytes == OTHER
+
+
+def test_a_record_that_cannot_be_written_leaves_the_old_ones_and_nothing_else(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    path = tuning.save_record(MLP, {"strip_bytes": OTHER})
+    before = path.read_text()
+
+    def fail(*paths):
+        raise OSError("no space")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        tuning.save_record(MLP, {})
+    assert list(path.parent.iterdir()) == [path]
+    assert path.read_text() == before

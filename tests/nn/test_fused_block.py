@@ -12,8 +12,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import correlate1d
 from scipy.special import ndtr, softmax
 
-from kernels_tvm import targets
-from kernels_tvm.descriptions import images_at_once
+from kernels_tvm.cpu import targets
+from kernels_tvm.cpu.tiles import images_at_once
 from shiftaddvit_jax.nn import Block, Primitives
 
 GRID, CHANNELS, HEADS = (5, 7), 48, 2

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels_tvm import library
+from kernels_tvm import store
+from kernels_tvm.cpu import library
 from shiftaddvit_jax.nn import Primitives, make_attention
 from shiftaddvit_jax.ops import (
     binarize,
@@ -98,7 +99,7 @@ WITHOUT_KERNEL = pytest.mark.parametrize(("reason", "call"), UNSUPPORTED.values(
 
 @pytest.fixture
 def without_tvm(monkeypatch):
-    monkeypatch.setattr(library, "is_installed", lambda: False)
+    monkeypatch.setattr(store, "is_installed", lambda: False)
     yield from forgetting_what_is_available()
 
 

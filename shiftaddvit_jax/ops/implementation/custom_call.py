@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from kernels_tvm import library
+from kernels_tvm import store
+from kernels_tvm.cpu import library
 from kernels_tvm.gpu import library as gpu_library
 from kernels_tvm.gpu.targets import GpuTarget, supporting_target
+from kernels_tvm.store import Kernel
 
 
 @cache
@@ -21,7 +23,7 @@ def unavailable() -> str | None:
     """Why no TVM kernel runs here, in one line; None if they do."""
     if jax.default_backend() not in ("cpu", "gpu"):
         return f"TVM kernels run on CPU and GPU, and JAX runs on {jax.default_backend()!r}"
-    if not library.is_installed():
+    if not store.is_installed():
         return "TVM is not installed (pip install 'shiftaddvit-jax[tvm]')"
     if on_gpu() and gpu_target() is None:
         return "this GPU is not among the kernels' targets"
@@ -49,9 +51,7 @@ def gpu_target() -> GpuTarget | None:
     return supporting_target(capability) if capability else None
 
 
-def call_kernel(
-    kernel: library.Kernel, outputs: Sequence[jax.ShapeDtypeStruct], *arguments: Array
-) -> list[Array]:
+def call_kernel(kernel: Kernel, outputs: Sequence[jax.ShapeDtypeStruct], *arguments: Array) -> list[Array]:
     """The outputs of a kernel. No gradient; under vmap it is called once for each element."""
     recorded = _recorded.get()
     if recorded is not None:
@@ -75,7 +75,7 @@ _for_gpu: ContextVar[bool] = ContextVar("for_gpu", default=False)
 @contextmanager
 def record_kernels(
     for_gpu: bool = False,
-) -> Iterator[dict[library.Kernel, list[tuple[tuple[int, ...], str]]]]:
+) -> Iterator[dict[Kernel, list[tuple[tuple[int, ...], str]]]]:
     """Within it, calls are noted instead of made: kernels, with the shapes and dtypes they are called with.
 
     Outputs follow arguments. For tracing alone, as by `jax.eval_shape`. ``for_gpu`` takes the kernels of
@@ -91,7 +91,7 @@ def record_kernels(
 
 
 @cache
-def _register(kernel: library.Kernel) -> str:
+def _register(kernel: Kernel) -> str:
     _choose_waiting()
     entry = library.entry_name(kernel, library.kernel_target(kernel), library.thread_count())
     return _register_function(entry, library.load(kernel), platform="cpu")
@@ -108,7 +108,7 @@ def _choose_waiting() -> None:
 
 
 @cache
-def _register_gpu(kernel: library.Kernel, target: GpuTarget) -> str:
+def _register_gpu(kernel: Kernel, target: GpuTarget) -> str:
     # Launches go to JAX's stream, and nothing else happens, so a CUDA graph may record them.
     entry, function = gpu_library.entry_name(kernel, target), gpu_library.load(kernel, target)
     return _register_function(entry, function, platform="gpu", allow_cuda_graph=True)

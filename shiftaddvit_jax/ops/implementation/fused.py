@@ -12,22 +12,22 @@ from jaxtyping import Array, Float
 
 from kernels_tvm.descriptions import (
     LANES,
-    HammingLinear,
-    Head,
-    Linear,
-    Mlp,
-    PatchEmbed,
-    SoftmaxAttention,
+    HammingLinearDescription,
+    HeadDescription,
+    LinearDescription,
+    MlpDescription,
+    PatchEmbedDescription,
+    SoftmaxAttentionDescription,
     joined,
     round_up,
 )
-from kernels_tvm.library import Kernel
+from kernels_tvm.store import Kernel
 from shiftaddvit_jax.ops.implementation.custom_call import call_kernel, on_gpu
 
 Arrays = Mapping[str, Array]
 
 
-def fused_linear(linear: Linear, arrays: Arrays, x: Float[Array, "*batch inputs"]) -> Array:
+def fused_linear(linear: LinearDescription, arrays: Arrays, x: Float[Array, "*batch inputs"]) -> Array:
     """``x`` through a linear layer of any kind, float32."""
     rows = x.reshape(-1, linear.inputs)
     output = jax.ShapeDtypeStruct((rows.shape[0], linear.outputs), jnp.float32)
@@ -35,14 +35,14 @@ def fused_linear(linear: Linear, arrays: Arrays, x: Float[Array, "*batch inputs"
     return y.reshape(*x.shape[:-1], linear.outputs)
 
 
-def fused_head(head: Head, arrays: Arrays, x: Float[Array, "batch tokens channels"]) -> Array:
+def fused_head(head: HeadDescription, arrays: Arrays, x: Float[Array, "batch tokens channels"]) -> Array:
     """The mean of the normalized tokens through a linear layer, [batch, outputs], float32."""
     output = jax.ShapeDtypeStruct((x.shape[0], head.projection.outputs), jnp.float32)
     (y,) = call_kernel(Kernel("head", head), [output], x, *_in_order(head, arrays))
     return y
 
 
-def fused_mlp(mlp: Mlp, arrays: Arrays, x: Float[Array, "batch tokens channels"]) -> Array:
+def fused_mlp(mlp: MlpDescription, arrays: Arrays, x: Float[Array, "batch tokens channels"]) -> Array:
     """Return x + mlp(norm(x)), float32."""
     output = jax.ShapeDtypeStruct(x.shape, jnp.float32)
     (y,) = call_kernel(Kernel("mlp", mlp), [output], x, *_in_order(mlp, arrays))
@@ -50,7 +50,7 @@ def fused_mlp(mlp: Mlp, arrays: Arrays, x: Float[Array, "batch tokens channels"]
 
 
 def fused_patch_embed(
-    embed: PatchEmbed, arrays: Arrays, x: Float[Array, "batch height width channels"]
+    embed: PatchEmbedDescription, arrays: Arrays, x: Float[Array, "batch height width channels"]
 ) -> Array:
     """The tokens of a patch embedding, [batch, rows, columns, features], float32."""
     rows, columns = embed.grid
@@ -61,10 +61,12 @@ def fused_patch_embed(
 
 
 def fused_attention(
-    attention: HammingLinear | SoftmaxAttention, arrays: Arrays, x: Float[Array, "batch tokens channels"]
+    attention: HammingLinearDescription | SoftmaxAttentionDescription,
+    arrays: Arrays,
+    x: Float[Array, "batch tokens channels"],
 ) -> Array:
     """Return x + attention(norm(x)), float32."""
-    name = "hamming_linear" if isinstance(attention, HammingLinear) else "softmax_attention"
+    name = "hamming_linear" if isinstance(attention, HammingLinearDescription) else "softmax_attention"
     output = jax.ShapeDtypeStruct(x.shape, jnp.float32)
     (y,) = call_kernel(Kernel(name, attention), [output], x, *_in_order(attention, arrays))
     return y

@@ -6,7 +6,7 @@ import pytest
 from driver import DRIVER
 from pocl import Program
 
-from kernels_tvm.gpu import build, library
+from kernels_tvm.gpu import library, nvidia
 from kernels_tvm.gpu.targets import GPU_TARGETS, OPENCL
 
 BY_DEFAULT = ("sm_75", "sm_86")  # the others take `-m all_architectures`
@@ -61,6 +61,6 @@ def run_blocks():
 )
 def architecture(request):
     """Every compute capability; the test is skipped where NVIDIA's compiler is missing."""
-    if build.nvcc() is None:
+    if nvidia.nvcc() is None:
         pytest.skip("nvcc is not on the PATH (CUDA toolkit 13)")
     return request.param

@@ -8,12 +8,12 @@ import sys
 import pytest
 from driver import needs_cudart
 
-from kernels_tvm.descriptions import MatAdd
-from kernels_tvm.gpu import build
+from kernels_tvm.descriptions import MatAddDescription
+from kernels_tvm.gpu import nvidia
 from kernels_tvm.gpu.export import FALLBACK, SYMBOL, export_kernel
 from kernels_tvm.gpu.library import entry_name
 from kernels_tvm.gpu.targets import gpu_target
-from kernels_tvm.library import Kernel
+from kernels_tvm.store import Kernel
 
 LOAD = """
 import sys
@@ -31,10 +31,10 @@ print("loaded")
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A library, and what its launches take."""
-    if build.nvcc() is None:
+    if nvidia.nvcc() is None:
         pytest.skip("nvcc is not on the PATH (CUDA toolkit 13)")
     folder = tmp_path_factory.mktemp("exported")
-    return export_kernel(Kernel("matadd", MatAdd(300, 4)), gpu_target("cuda-sm_86"), folder)
+    return export_kernel(Kernel("matadd", MatAddDescription(300, 4)), gpu_target("cuda-sm_86"), folder)
 
 
 def test_a_library_holds_machine_code_and_no_source(exported):
@@ -55,7 +55,7 @@ def test_what_exporting_tells_tvm_is_taken_back(exported):
 
 def test_a_library_is_an_entry_of_the_cache(exported):
     path, _ = exported
-    kernel, target = Kernel("matadd", MatAdd(300, 4)), gpu_target("cuda-sm_86")
+    kernel, target = Kernel("matadd", MatAddDescription(300, 4)), gpu_target("cuda-sm_86")
     assert path.name == f"{entry_name(kernel, target)}.so"
     content = path.read_bytes()
     assert hashlib.sha256(content[:-32]).digest() == content[-32:]

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from linear_references import assert_near
 
-from kernels_tvm.descriptions import Binarize, HammingProduct, MatAdd
-from kernels_tvm.library import Kernel
+from kernels_tvm.descriptions import BinarizeDescription, HammingProductDescription, MatAddDescription
+from kernels_tvm.store import Kernel
 
 
 def packed_bits(codes):
@@ -24,7 +24,7 @@ def test_matadd_is_numpys_product(run_blocks, shape, dtype):
     values = rng.normal(size=(batch, inner, columns)).astype(np.float32)
     if dtype == "int8":
         values = rng.integers(-128, 128, values.shape).astype(np.int8)
-    kernel = Kernel("matadd", MatAdd(inner, columns, dtype))
+    kernel = Kernel("matadd", MatAddDescription(inner, columns, dtype))
     sums = "int32" if dtype == "int8" else "float32"
     y = run_blocks(kernel, [codes, values], ((batch, rows, columns), sums))
     expected = codes.astype(np.float64) @ values
@@ -34,7 +34,7 @@ def test_matadd_is_numpys_product(run_blocks, shape, dtype):
 def test_a_code_of_zero_leaves_out_values_that_are_no_numbers(run_blocks):
     codes = np.array([[[0, 1, 0, 0]]], np.float32)
     values = np.array([np.nan, 2, np.inf, -np.inf], np.float32).reshape(1, 4, 1)
-    y = run_blocks(Kernel("matadd", MatAdd(4, 1)), [codes, values], ((1, 1, 1), "float32"))
+    y = run_blocks(Kernel("matadd", MatAddDescription(4, 1)), [codes, values], ((1, 1, 1), "float32"))
     assert y == 2
 
 
@@ -48,7 +48,7 @@ def test_hamming_products_are_numpys_integers(run_blocks, batch, rows, others, l
     queries, keys = rng.choice([-1, 1], (batch, rows, length)), rng.choice([-1, 1], (batch, others, length))
     arrays = [packed_bits(queries), packed_bits(keys).swapaxes(1, 2)]
     y = run_blocks(
-        Kernel("hamming_product", HammingProduct(length)), arrays, ((batch, rows, others), "int32")
+        Kernel("hamming_product", HammingProductDescription(length)), arrays, ((batch, rows, others), "int32")
     )
     np.testing.assert_array_equal(y, queries @ keys.swapaxes(1, 2))
 
@@ -59,18 +59,20 @@ def test_codes_and_bits_are_numpys(run_blocks, shape, sample):
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     limit = x.mean(axis=(1, 2), keepdims=True, dtype=np.float64) if sample else 0
     assert np.abs(x - limit).min() > 1e-6  # so that no rounding of the mean matters
-    codes = run_blocks(Kernel("binarize", Binarize(shape[-1], sample, -1, 1)), [x], (shape, "float32"))
+    codes = run_blocks(
+        Kernel("binarize", BinarizeDescription(shape[-1], sample, -1, 1)), [x], (shape, "float32")
+    )
     np.testing.assert_array_equal(codes, np.where(x > limit, 1, -1))
     bits = packed_bits(np.where(x > limit, 1, -1))
-    kernel = Kernel("binarize", Binarize(shape[-1], sample, packed=True))
+    kernel = Kernel("binarize", BinarizeDescription(shape[-1], sample, packed=True))
     np.testing.assert_array_equal(run_blocks(kernel, [x], (bits.shape, "uint32")), bits)
 
 
 @pytest.mark.parametrize(
     ("kernel", "arguments", "output"),
     [
-        (Kernel("matadd", MatAdd(200, 4)), [(0, 3, 200), (0, 200, 4)], (0, 3, 4)),
-        (Kernel("binarize", Binarize(8, True)), [(0, 3, 8)], (0, 3, 8)),
+        (Kernel("matadd", MatAddDescription(200, 4)), [(0, 3, 200), (0, 200, 4)], (0, 3, 4)),
+        (Kernel("binarize", BinarizeDescription(8, True)), [(0, 3, 8)], (0, 3, 8)),
     ],
 )
 def test_an_empty_batch_launches_nothing(run_blocks, kernel, arguments, output):

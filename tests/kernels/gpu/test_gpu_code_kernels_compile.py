@@ -4,29 +4,35 @@ import re
 
 import pytest
 
-from kernels_tvm.descriptions import Binarize, DepthwiseConv, HammingProduct, Linear, MatAdd
-from kernels_tvm.gpu import build, library
-from kernels_tvm.library import Kernel
+from kernels_tvm.descriptions import (
+    BinarizeDescription,
+    DepthwiseConvDescription,
+    HammingProductDescription,
+    LinearDescription,
+    MatAddDescription,
+)
+from kernels_tvm.gpu import build, library, nvidia
+from kernels_tvm.store import Kernel
 
 SUMS = [
-    Kernel("matadd", MatAdd(3136, 32)),
-    Kernel("matadd", MatAdd(32, 32, "int8")),
-    Kernel("matadd", MatAdd(13, 5)),
-    Kernel("hamming_product", HammingProduct(64)),
+    Kernel("matadd", MatAddDescription(3136, 32)),
+    Kernel("matadd", MatAddDescription(32, 32, "int8")),
+    Kernel("matadd", MatAddDescription(13, 5)),
+    Kernel("hamming_product", HammingProductDescription(64)),
 ]
 OTHERS = [
-    Kernel("hamming_product", HammingProduct(256)),
-    Kernel("binarize", Binarize(32, True)),
-    Kernel("binarize", Binarize(75, True, packed=True)),
-    Kernel("depthwise_conv", DepthwiseConv(14, 14, 640, (3, 3), gelu=True)),
-    Kernel("depthwise_conv", DepthwiseConv(1, 784, 65, (1, 9))),
+    Kernel("hamming_product", HammingProductDescription(256)),
+    Kernel("binarize", BinarizeDescription(32, True)),
+    Kernel("binarize", BinarizeDescription(75, True, packed=True)),
+    Kernel("depthwise_conv", DepthwiseConvDescription(14, 14, 640, (3, 3), gelu=True)),
+    Kernel("depthwise_conv", DepthwiseConvDescription(1, 784, 65, (1, 9))),
 ]
 
 
 @pytest.mark.parametrize("kernel", SUMS + OTHERS, ids=str)
 def test_kernels_compile_with_no_spills(architecture, kernel):
     source = build.source(library.emit(kernel, architecture), architecture)
-    cubin, launches = build.compile_cubin(source, architecture.arch)
+    cubin, launches = nvidia.compile_cubin(source, architecture.arch)
     assert cubin.startswith(b"\x7fELF")
     assert launches
     assert {(launch.spills, launch.stack) for launch in launches.values()} == {(0, 0)}
@@ -37,7 +43,7 @@ def products(kernel, target):
 
     A product of integers with a constant is part of an address; data are in registers.
     """
-    ptx = build.compile_ptx(build.source(library.emit(kernel, target), target), target.arch)
+    ptx = nvidia.compile_ptx(build.source(library.emit(kernel, target), target), target.arch)
     between = ptx.split("bar.sync")[1]
     assert re.search(r"\b(add|popc|fma)\.", between)
     data = r"(?:mul|mad)\.\S+\s+%\w+, %\w+, %\w+|(?:mul|fma|mad)\.\S*f32|dp[24]a|\bmma\."
@@ -50,12 +56,12 @@ def test_sums_of_codes_multiply_no_data(architecture, kernel):
 
 
 def test_products_of_floats_are_found_where_they_are(architecture):
-    assert products(Kernel("linear", Linear("shift", 64, 64)), architecture)
+    assert products(Kernel("linear", LinearDescription("shift", 64, 64)), architecture)
 
 
 def test_long_codes_are_compared_by_tensor_cores_where_they_compare_bits(architecture):
-    kernel = Kernel("hamming_product", HammingProduct(256))
+    kernel = Kernel("hamming_product", HammingProductDescription(256))
     source = build.source(library.emit(kernel, architecture), architecture)
-    ptx = build.compile_ptx(source, architecture.arch)
+    ptx = nvidia.compile_ptx(source, architecture.arch)
     assert ("b1.b1.s32.xor.popc" in ptx) == (architecture.bit_mma is not None)
     assert ("popc.b32" in ptx) == (architecture.bit_mma is None)

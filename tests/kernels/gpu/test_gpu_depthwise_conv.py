@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from kernels_tvm.descriptions import DepthwiseConv
-from kernels_tvm.library import Kernel
+from kernels_tvm.descriptions import DepthwiseConvDescription
+from kernels_tvm.store import Kernel
 
 
 @pytest.mark.parametrize("gelu", [False, True], ids=["plain", "gelu"])
@@ -29,7 +29,7 @@ def test_depthwise_convolutions_are_sums_of_shifted_products(run_blocks, shape, 
     if gelu:
         expected = expected + bias
         expected = expected * (1 + erf(expected / np.sqrt(2))) / 2
-    kernel = Kernel("depthwise_conv", DepthwiseConv(*shape[1:], taps, gelu))
+    kernel = Kernel("depthwise_conv", DepthwiseConvDescription(*shape[1:], taps, gelu))
     arrays = [x, weights.reshape(-1, shape[3]), *([bias] if gelu else [])]
     y = run_blocks(kernel, arrays, (shape, "float32"))
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)

@@ -3,13 +3,14 @@
 import importlib.util
 import subprocess
 import sys
+import warnings
 
 import pytest
 from driver import needs_cudart
 
-from kernels_tvm.gpu import build, library
+from kernels_tvm.gpu import library, nvidia
 from kernels_tvm.gpu.targets import gpu_target
-from kernels_tvm.library import cache_folder
+from kernels_tvm.store import cache_folder
 
 TARGET = gpu_target("cuda-sm_86")
 
@@ -24,7 +25,7 @@ def compiled(tmp_path, monkeypatch):
         return code[::-1].encode()
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(build, "machine_code", compile_source)
+    monkeypatch.setattr(nvidia, "machine_code", compile_source)
     return sources
 
 
@@ -56,7 +57,10 @@ def test_damaged_machine_code_is_compiled_again(compiled, damage):
 def test_a_folder_that_cannot_be_written_is_done_without(compiled, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert library.cubin("source", TARGET) == b"ecruos"
+    with pytest.warns(UserWarning, match="is compiled at every start"):
+        library.cubin("source", TARGET)
+    with warnings.catch_warnings(action="error"):
+        assert library.cubin("source", TARGET) == b"ecruos"
 
 
 # TVM is imported before there is a driver, so it goes without its CUDA library.

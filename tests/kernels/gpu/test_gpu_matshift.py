@@ -4,10 +4,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from linear_references import assert_near, int8_product, packed, powers, whole_tokens
 
-from kernels_tvm.descriptions import Linear
-from kernels_tvm.gpu import build, library
+from kernels_tvm.descriptions import LinearDescription
+from kernels_tvm.gpu import build, library, nvidia
 from kernels_tvm.gpu.targets import gpu_target
-from kernels_tvm.library import Kernel
+from kernels_tvm.store import Kernel
 
 ODD = pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (67, 150), (36, 20)])
 PAPER = pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_float_layers_are_numpys_product(run_blocks, inputs, outputs, shifts, bi
     x, bias = rng.normal(size=(rows, inputs)).astype(np.float32), rng.normal(size=outputs)
     x[rng.random(x.shape) < 0.1] = 0
     weight = powers(rng, inputs, outputs, octaves) / 2**8
-    linear = Linear("shift", inputs, outputs, bits, shifts=shifts)
+    linear = LinearDescription("shift", inputs, outputs, bits, shifts=shifts)
     y = run(run_blocks, linear, x, packed(weight, bits, bias))
     assert_near(y, x.astype(np.float64) @ weight + bias)
 
@@ -53,7 +53,7 @@ def test_float_layers_are_numpys_product(run_blocks, inputs, outputs, shifts, bi
 def test_int8_layers_of_whole_tokens_are_numpys_integers(run_blocks, inputs, outputs, shifts, int8_mma, rows):
     rng = np.random.default_rng(rows)
     x, weight = whole_tokens(rng, rows, inputs), powers(rng, inputs, outputs, octaves=7)
-    linear = Linear("shift", inputs, outputs, 4, "int8", shifts)
+    linear = LinearDescription("shift", inputs, outputs, 4, "int8", shifts)
     y = run(run_blocks, linear, x, packed(weight, 4), int8_mma=int8_mma)
     # 127 * 64 * inputs < 2^24: float32 holds every sum as it is, and so does float64.
     np.testing.assert_array_equal(y, x.astype(np.float64) @ weight)
@@ -68,7 +68,7 @@ def test_int8_layers_of_any_tokens_are_numpys_integers_times_their_scales(
     x = rng.normal(0, magnitude, (90, 67)).astype(np.float32)
     x[rng.random(90) < 0.1] = 0
     weight = powers(rng, 67, 150, octaves=7)
-    linear = Linear("shift", 67, 150, 4, "int8", shifts)
+    linear = LinearDescription("shift", 67, 150, 4, "int8", shifts)
     y = run(run_blocks, linear, x, packed(weight, 4), int8_mma=int8_mma)
     np.testing.assert_array_equal(y, int8_product(x, weight))
 
@@ -77,7 +77,7 @@ def test_int8_layers_of_any_tokens_are_numpys_integers_times_their_scales(
 def test_a_bias_is_added_once(run_blocks, shifts, int8_mma):
     rng = np.random.default_rng(0)
     x, weight, bias = whole_tokens(rng, 5, 20), powers(rng, 20, 19, octaves=7), rng.normal(size=19)
-    linear = Linear("shift", 20, 19, 4, "int8", shifts)
+    linear = LinearDescription("shift", 20, 19, 4, "int8", shifts)
     y = run(run_blocks, linear, x, packed(weight, 4, bias), int8_mma=int8_mma)
     np.testing.assert_array_equal(y, (x @ weight) + bias.astype(np.float32))
 
@@ -86,7 +86,7 @@ def test_a_bias_is_added_once(run_blocks, shifts, int8_mma):
 def test_float_layers_of_the_papers_shapes(run_blocks, rows, inputs, outputs):
     rng = np.random.default_rng(0)
     x, weight = rng.normal(size=(rows, inputs)).astype(np.float32), powers(rng, inputs, outputs, 15) / 2**8
-    y = run(run_blocks, Linear("shift", inputs, outputs), x, packed(weight, 5))
+    y = run(run_blocks, LinearDescription("shift", inputs, outputs), x, packed(weight, 5))
     assert_near(y, x.astype(np.float64) @ weight)
 
 
@@ -94,11 +94,19 @@ def test_float_layers_of_the_papers_shapes(run_blocks, rows, inputs, outputs):
 def test_int8_layers_of_the_papers_shapes(run_blocks, rows, inputs, outputs):
     rng = np.random.default_rng(0)
     x, weight = whole_tokens(rng, rows, inputs), powers(rng, inputs, outputs, 7)
-    y = run(run_blocks, Linear("shift", inputs, outputs, 4, "int8"), x, packed(weight, 4), int8_mma=None)
+    y = run(
+        run_blocks,
+        LinearDescription("shift", inputs, outputs, 4, "int8"),
+        x,
+        packed(weight, 4),
+        int8_mma=None,
+    )
     np.testing.assert_array_equal(y, x.astype(np.float64) @ weight)
 
 
-@pytest.mark.parametrize("linear", [Linear("shift", 20, 19), Linear("shift", 20, 19, 4, "int8")])
+@pytest.mark.parametrize(
+    "linear", [LinearDescription("shift", 20, 19), LinearDescription("shift", 20, 19, 4, "int8")]
+)
 def test_no_rows_launch_nothing(run_blocks, linear):
     weight = powers(np.random.default_rng(0), 20, 19, octaves=7)
     assert run(run_blocks, linear, np.zeros((0, 20), np.float32), packed(weight, linear.bits)).shape == (
@@ -111,37 +119,39 @@ def test_magnitudes_of_any_float_shift_as_they_multiply(run_blocks):
     magnitudes = 2.0 ** np.arange(-126, 112, dtype=np.float32)
     x = np.diag(magnitudes * np.where(np.arange(238) % 2, -1.5, 1)).astype(np.float32)
     weight = np.full((238, 3), 1, np.float32) * np.float32([0.25, -1, 2])
-    y = run(run_blocks, Linear("shift", 238, 3, 5, shifts=True), x, packed(weight, 5))
+    y = run(run_blocks, LinearDescription("shift", 238, 3, 5, shifts=True), x, packed(weight, 5))
     normal = np.abs(x @ weight) >= np.finfo(np.float32).tiny
     np.testing.assert_array_equal(y[normal], (x @ weight)[normal])
 
 
 def test_without_nvcc_nvrtc_compiles(monkeypatch):
     pytest.importorskip("cuda.bindings", reason="NVRTC is not installed (pip install 'shiftaddvit-jax[gpu]')")
-    monkeypatch.setattr(build, "nvcc", lambda: None)
+    monkeypatch.setattr(nvidia, "nvcc", lambda: None)
     target = gpu_target("cuda-sm_86")
-    source = build.source(library.emit(Kernel("linear", Linear("shift", 64, 512, 4, "int8")), target), target)
-    assert build.machine_code(source, target.arch).startswith(b"\x7fELF")
+    source = build.source(
+        library.emit(Kernel("linear", LinearDescription("shift", 64, 512, 4, "int8")), target), target
+    )
+    assert nvidia.machine_code(source, target.arch).startswith(b"\x7fELF")
     with pytest.raises(RuntimeError, match=r"NVRTC failed for sm_86: .*error: "):
-        build.machine_code("no CUDA", target.arch)
+        nvidia.machine_code("no CUDA", target.arch)
 
 
 @pytest.mark.parametrize(
     "linear",
     [
-        Linear("shift", 64, 512),
-        Linear("shift", 67, 150, 4),
-        Linear("shift", 64, 512, shifts=True),
-        Linear("shift", 64, 512, 4, "int8"),
-        Linear("shift", 67, 150, 4, "int8", shifts=True),
-        Linear("moe", 64, 512, 4, "int8"),
-        Linear("moe", 67, 150),
+        LinearDescription("shift", 64, 512),
+        LinearDescription("shift", 67, 150, 4),
+        LinearDescription("shift", 64, 512, shifts=True),
+        LinearDescription("shift", 64, 512, 4, "int8"),
+        LinearDescription("shift", 67, 150, 4, "int8", shifts=True),
+        LinearDescription("moe", 64, 512, 4, "int8"),
+        LinearDescription("moe", 67, 150),
     ],
     ids=str,
 )
 def test_linear_layers_compile_without_spills(architecture, linear):
     source = build.source(library.emit(Kernel("linear", linear), architecture), architecture)
-    cubin, launches = build.compile_cubin(source, architecture.arch)
+    cubin, launches = nvidia.compile_cubin(source, architecture.arch)
     assert cubin.startswith(b"\x7fELF")
     assert source.count("__global__ void") == 2 * len(launches)  # declared, and defined
     for launch in launches.values():

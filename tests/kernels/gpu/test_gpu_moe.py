@@ -3,7 +3,7 @@ import pytest
 from linear_references import assert_near, mixture
 
 from kernels_tvm.gpu import library
-from kernels_tvm.library import Kernel
+from kernels_tvm.store import Kernel
 
 FORMATS = pytest.mark.parametrize("activations", ["float", "int8"])
 

@@ -6,15 +6,14 @@ compiled and timed in this process, finds what a search over loop structures wou
 
 import dataclasses
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from kernels_tvm.library import Kernel, build, kernel_key, kernel_target, user_records
-from kernels_tvm.targets import Target, host_target, thread_count
+from kernels_tvm.cpu.library import build, kernel_key, kernel_target, user_records
+from kernels_tvm.cpu.targets import Target, host_target, thread_count
+from kernels_tvm.store import Kernel, replacing
 
 # Of each fact, what is tried beside the target's own value.
 CHOICES = {
@@ -86,10 +85,8 @@ def save_record(kernel: Kernel, facts: dict) -> Path:
     path = user_records(host_target())
     records = json.loads(path.read_text()) if path.is_file() else {}
     records[kernel_key(kernel)] = facts
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump(records, file, indent=1, sort_keys=True)
-    os.replace(file.name, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(records, indent=1, sort_keys=True))
     return path
 
 

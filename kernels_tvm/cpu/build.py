@@ -5,7 +5,7 @@ import tvm_ffi
 from tvm import tirx
 from tvm.tirx import compilation_pipeline
 
-from kernels_tvm.targets import Target
+from kernels_tvm.cpu.targets import Target
 
 
 def compile_kernel(function, target: Target):

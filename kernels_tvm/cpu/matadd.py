@@ -2,14 +2,15 @@
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import LANES, HammingProduct, MatAdd
-from kernels_tvm.emit import Arguments, kernel, lanes, load_lanes, local, splat, split, store_lanes, when
-from kernels_tvm.targets import Target
+from kernels_tvm.cpu.emit import lanes, load_lanes, local, splat, split, store_lanes
+from kernels_tvm.cpu.targets import Target
+from kernels_tvm.descriptions import LANES, MatAddDescription
+from kernels_tvm.emit import Arguments, kernel, when
 
 ROWS = 4  # computed together: they share the values that they add
 
 
-def matadd_kernel(target: Target, threads: int, matadd: MatAdd):
+def matadd_kernel(target: Target, threads: int, matadd: MatAddDescription):
     """From codes [batch, rows, inner], values [batch, inner, columns] -> [batch, rows, columns].
 
     Each output starts at 0 and has values added and subtracted: there is nothing to multiply.
@@ -61,39 +62,5 @@ def matadd_kernel(target: Target, threads: int, matadd: MatAdd):
             if rest:
                 counts = [min(LANES, rest - start) for start in range(0, rest, LANES)]
                 panel(image, first, columns - rest, counts)
-
-    return kernel(body)
-
-
-def hamming_product_kernel(target: Target, threads: int, product: HammingProduct):
-    """Queries [batch, rows, words], keys [batch, words, others] (32 codes a word) -> [batch, rows, others].
-
-    The product of two codes of -1 and 1 is their length less twice the number of bits in which they differ.
-    """
-    words = product.words
-
-    def body(arguments: Arguments):
-        queries = arguments("queries", ("batch", "rows", words), "uint32")
-        keys = arguments("keys", ("batch", words, "others"), "uint32")
-        y = arguments("y", ("batch", "rows", "others"), "int32")
-        rows, others = arguments.symbols["rows"], arguments.symbols["others"]
-        with T.parallel(0, arguments.symbols["batch"] * rows) as task:
-            image, row = split(task, rows)
-            with T.serial(0, T.floordiv(others, LANES)) as vector:
-                start = vector * LANES
-                distance = splat(T.uint32(0))
-                for word in range(words):
-                    differ = splat(queries[image, row, word]) ^ keys[image, word, lanes(start)]
-                    distance = distance + T.popcount(differ)
-                twice = T.shift_left(T.Cast(f"int32x{LANES}", distance), splat(T.int32(1)))
-                T.buffer_store(y, splat(T.int32(product.length)) - twice, [image, row, lanes(start)])
-            with T.serial(0, T.floormod(others, LANES)) as left:
-                other = T.bind(others - 1 - left)
-                distance = T.uint32(0)
-                for word in range(words):
-                    differ = queries[image, row, word] ^ keys[image, word, other]
-                    distance = distance + T.popcount(differ)
-                twice = T.shift_left(T.Cast("int32", distance), T.int32(1))
-                T.buffer_store(y, T.int32(product.length) - twice, [image, row, other])
 
     return kernel(body)

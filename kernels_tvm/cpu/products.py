@@ -9,12 +9,13 @@ from contextlib import nullcontext
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm import amx
-from kernels_tvm.bfloat16 import bfloat16_pairs, exact_pairs, rounded_pairs, rounded_to_bfloat16
-from kernels_tvm.decoding import quantize_row
+from kernels_tvm.cpu import amx
+from kernels_tvm.cpu.bfloat16 import bfloat16_pairs, exact_pairs, rounded_pairs, rounded_to_bfloat16
+from kernels_tvm.cpu.decoding import quantize_row
+from kernels_tvm.cpu.emit import constant, lanes, local, scratch, splat, split
+from kernels_tvm.cpu.targets import Target
 from kernels_tvm.descriptions import LANES, round_up
-from kernels_tvm.emit import constant, lanes, local, scratch, splat, split, when
-from kernels_tvm.targets import Target
+from kernels_tvm.emit import when
 
 SHIFTED_ROWS = 4  # computed together by shifts: their counts, signs and masks take registers too
 

@@ -2,15 +2,16 @@
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import LANES, Head, rows_together
-from kernels_tvm.emit import Arguments, constant, kernel, lanes
-from kernels_tvm.matshift import multiply_rows
-from kernels_tvm.mlp import part
-from kernels_tvm.normalization import layer_norm_rows
-from kernels_tvm.targets import Target
+from kernels_tvm.cpu.emit import constant, lanes
+from kernels_tvm.cpu.linear import multiply_rows
+from kernels_tvm.cpu.normalization import layer_norm_rows
+from kernels_tvm.cpu.targets import Target
+from kernels_tvm.cpu.tiles import rows_together
+from kernels_tvm.descriptions import LANES, HeadDescription
+from kernels_tvm.emit import Arguments, kernel, part
 
 
-def head_kernel(target: Target, threads: int, head: Head):
+def head_kernel(target: Target, threads: int, head: HeadDescription):
     """From x [images, tokens, channels] and the parameters to y [images, outputs], all float32."""
     linear, together = head.projection, rows_together(head.tokens)
     channels = linear.inputs

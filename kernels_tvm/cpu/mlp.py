@@ -9,29 +9,18 @@ Elsewhere weights are what fills the cache, so the outputs of both layers are cu
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.depthwise_conv import convolve_tokens
-from kernels_tvm.descriptions import LANES, Mlp, round_up, rows_together
-from kernels_tvm.elementary import gelu
-from kernels_tvm.emit import (
-    Arguments,
-    Claims,
-    constant,
-    kernel,
-    lanes,
-    local,
-    otherwise,
-    scratch,
-    split,
-    store_lanes,
-    turns,
-    when,
-)
-from kernels_tvm.linear import Layer, by_columns, few_rows
-from kernels_tvm.normalization import load_normalized
-from kernels_tvm.targets import Target
+from kernels_tvm.cpu.depthwise_conv import convolve_tokens
+from kernels_tvm.cpu.elementary import gelu
+from kernels_tvm.cpu.emit import Claims, constant, lanes, local, scratch, split, store_lanes, turns
+from kernels_tvm.cpu.linear import ThreadLayer, by_columns, few_rows
+from kernels_tvm.cpu.normalization import load_normalized
+from kernels_tvm.cpu.targets import Target
+from kernels_tvm.cpu.tiles import rows_together
+from kernels_tvm.descriptions import LANES, MlpDescription, round_up
+from kernels_tvm.emit import Arguments, kernel, otherwise, part, when
 
 
-def mlp_kernel(target: Target, threads: int, mlp: Mlp):
+def mlp_kernel(target: Target, threads: int, mlp: MlpDescription):
     """From x [images, tokens, channels], the parameters -> y [images, tokens, channels]."""
     emit = _by_columns if few_rows(mlp.tokens, mlp.fc1) else _by_strips
     return emit(target, threads, mlp)
@@ -155,7 +144,7 @@ def _by_strips(target, threads, mlp):
         claims = Claims(target, arguments.symbols["images"] * strips, threads)
         with T.parallel(0, threads) as thread:
             fc1, fc2 = (
-                Layer(target, getattr(mlp, name), part(buffers, f"{name}_"), keep=strips > threads)
+                ThreadLayer(target, getattr(mlp, name), part(buffers, f"{name}_"), keep=strips > threads)
                 for name in ("fc1", "fc2")
             )
             between = scratch(held * padded_width * hidden)
@@ -223,7 +212,7 @@ def _by_strips(target, threads, mlp):
     return kernel(body)
 
 
-def _strips(target: Target, mlp: Mlp, threads: int) -> int:
+def _strips(target: Target, mlp: MlpDescription, threads: int) -> int:
     """Into how many strips of rows the grid is cut: each fits the cache, and all threads have as many."""
     height, width = mlp.grid or (mlp.tokens, 1)
     margin = 1 if mlp.grid else 0
@@ -246,8 +235,3 @@ def _clear_sides(buffer, start, width, hidden):
     with T.serial(0, hidden // LANES) as block:
         for column in (0, width - 1):
             T.buffer_store(buffer, constant(0), [lanes(start + (block * width + column) * LANES)])
-
-
-def part(buffers: dict, prefix: str) -> dict:
-    """The buffers whose names start with ``prefix``, without it."""
-    return {name.removeprefix(prefix): buffer for name, buffer in buffers.items() if name.startswith(prefix)}

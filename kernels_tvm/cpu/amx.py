@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from tvm.script.ir_builder import tirx as T
 
+from kernels_tvm.cpu.emit import lanes, scratch
 from kernels_tvm.descriptions import LANES
-from kernels_tvm.emit import lanes, otherwise, scratch, when
+from kernels_tvm.emit import otherwise, when
 
 ROWS = 16  # of a register
 BF16_INPUTS, INT8_INPUTS = 32, 64  # that one instruction sums over

@@ -2,8 +2,8 @@
 
 from tvm.script.ir_builder import tirx as T
 
+from kernels_tvm.cpu.emit import splat
 from kernels_tvm.descriptions import LANES
-from kernels_tvm.emit import splat
 
 
 def _bits(x):

@@ -4,8 +4,8 @@ import operator
 
 from tvm.script.ir_builder import tirx as T
 
+from kernels_tvm.cpu.emit import accumulate_rows, constant, element, lanes, row_lanes, splat
 from kernels_tvm.descriptions import LANES
-from kernels_tvm.emit import accumulate_rows, constant, element, lanes, row_lanes, splat
 
 
 def layer_norm_rows(rows: int, load, channels: int, scale, bias, epsilon: float, write) -> None:

@@ -6,15 +6,11 @@ from functools import partial
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.attention import projection
-from kernels_tvm.descriptions import LANES, SoftmaxAttention, images_at_once, round_up, rows_together
-from kernels_tvm.elementary import exp
-from kernels_tvm.emit import (
-    Arguments,
+from kernels_tvm.cpu.elementary import exp
+from kernels_tvm.cpu.emit import (
     Claims,
     constant,
     fold,
-    kernel,
     lanes,
     local,
     scratch,
@@ -23,15 +19,18 @@ from kernels_tvm.emit import (
     store_lanes,
     turns,
 )
-from kernels_tvm.linear import apply_layer, few_rows
-from kernels_tvm.mlp import part
-from kernels_tvm.targets import Target
+from kernels_tvm.cpu.hamming_attention import projection
+from kernels_tvm.cpu.linear import apply_layer, few_rows
+from kernels_tvm.cpu.targets import Target
+from kernels_tvm.cpu.tiles import images_at_once, rows_together
+from kernels_tvm.descriptions import LANES, SoftmaxAttentionDescription, round_up
+from kernels_tvm.emit import Arguments, kernel, part
 
 ROWS = 6  # tokens computed together: as many vectors of sums fit the registers of every target
 LOWEST = -3e38  # score of what is no token: its exponential is less than any number's rounding
 
 
-def softmax_attention_kernel(target: Target, threads: int, attention: SoftmaxAttention):
+def softmax_attention_kernel(target: Target, threads: int, attention: SoftmaxAttentionDescription):
     """From x [batch, tokens, channels] and the parameters to y, like x."""
     tokens, channels, heads = attention.tokens, attention.channels, attention.heads
     together = rows_together(tokens)

@@ -4,21 +4,11 @@ from collections.abc import Callable, Sequence
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import LANES, DepthwiseConv
-from kernels_tvm.elementary import gelu
-from kernels_tvm.emit import (
-    Arguments,
-    constant,
-    for_each_vector,
-    kernel,
-    lanes,
-    load_lanes,
-    local,
-    split,
-    store_lanes,
-    when,
-)
-from kernels_tvm.targets import Target
+from kernels_tvm.cpu.elementary import gelu
+from kernels_tvm.cpu.emit import constant, for_each_vector, lanes, load_lanes, local, split, store_lanes
+from kernels_tvm.cpu.targets import Target
+from kernels_tvm.descriptions import LANES, DepthwiseConvDescription
+from kernels_tvm.emit import Arguments, kernel, when
 
 
 def convolve_tokens(
@@ -45,7 +35,7 @@ def convolve_tokens(
             finish(member, column, total)
 
 
-def depthwise_conv_kernel(target: Target, threads: int, conv: DepthwiseConv):
+def depthwise_conv_kernel(target: Target, threads: int, conv: DepthwiseConvDescription):
     """From x [images, height, width, channels], kernel [taps, channels] -> y like x.
 
     With ``conv.gelu`` a bias [channels] comes after the kernel.

@@ -2,15 +2,16 @@
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import LANES, PatchEmbed, rows_together
-from kernels_tvm.emit import Arguments, constant, for_each_row, kernel, lanes, otherwise, split, when
-from kernels_tvm.linear import apply_layer, few_rows
-from kernels_tvm.mlp import part
-from kernels_tvm.normalization import layer_norm_rows
-from kernels_tvm.targets import Target
+from kernels_tvm.cpu.emit import constant, for_each_row, lanes, split
+from kernels_tvm.cpu.linear import apply_layer, few_rows
+from kernels_tvm.cpu.normalization import layer_norm_rows
+from kernels_tvm.cpu.targets import Target
+from kernels_tvm.cpu.tiles import rows_together
+from kernels_tvm.descriptions import LANES, PatchEmbedDescription
+from kernels_tvm.emit import Arguments, kernel, otherwise, part, when
 
 
-def patch_embed_kernel(target: Target, threads: int, embed: PatchEmbed):
+def patch_embed_kernel(target: Target, threads: int, embed: PatchEmbedDescription):
     """From x [images, height * width * channels] and the parameters to y [images, tokens, features]."""
     rows, columns = embed.grid
     features = embed.projection.outputs
@@ -23,7 +24,7 @@ def patch_embed_kernel(target: Target, threads: int, embed: PatchEmbed):
         total = arguments.symbols["images"] * (rows * columns)
 
         def load_row(row, buffer, offset):
-            load = _load_patch if embed.epsilon_ahead is None else _load_normalized_patch
+            load = _load_patch if embed.input_epsilon is None else _load_normalized_patch
             load(embed, x, buffers, *split(row, rows * columns), buffer, offset)
 
         def store(row, column, value, lanes_):
@@ -68,9 +69,9 @@ def _load_normalized_patch(embed, x, buffers, image, token, buffer, offset):
             patch,
             lambda dx, column, pixels=pixels: x[image, lanes(pixels[dx] + column)],
             channels,
-            buffers["ahead_scale"],
-            buffers["ahead_bias"],
-            embed.epsilon_ahead,
+            buffers["input_norm_scale"],
+            buffers["input_norm_bias"],
+            embed.input_epsilon,
             lambda dx, column, value, start=start: T.buffer_store(
                 buffer, value, [lanes(start + dx * channels + column)]
             ),

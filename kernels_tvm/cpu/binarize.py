@@ -4,25 +4,15 @@ import operator
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import LANES, Binarize
-from kernels_tvm.emit import (
-    Arguments,
-    constant,
-    fold,
-    for_each_vector,
-    kernel,
-    lanes,
-    load_lanes,
-    local,
-    splat,
-    store_lanes,
-)
-from kernels_tvm.targets import Target
+from kernels_tvm.cpu.emit import constant, fold, for_each_vector, lanes, load_lanes, local, splat, store_lanes
+from kernels_tvm.cpu.targets import Target
+from kernels_tvm.descriptions import LANES, BinarizeDescription
+from kernels_tvm.emit import Arguments, kernel
 
 WORD = 32  # codes in a word
 
 
-def binarize_kernel(target: Target, threads: int, binarize: Binarize):
+def binarize_kernel(target: Target, threads: int, binarize: BinarizeDescription):
     """From x [batch, rows, channels] -> codes of the same shape, or bits [batch, rows, words]."""
     channels = binarize.channels
 

@@ -2,10 +2,10 @@
 
 from tvm.script.ir_builder import tirx as T
 
+from kernels_tvm.cpu.emit import accumulate_rows, constant, element, lanes, local, splat
+from kernels_tvm.cpu.targets import Target
 from kernels_tvm.descriptions import LANES
-from kernels_tvm.emit import accumulate_rows, constant, element, lanes, local, splat
 from kernels_tvm.packing import SIGNS_OFFSET, TILE_INPUTS, TILE_OUTPUTS
-from kernels_tvm.targets import Target
 
 HALF = TILE_OUTPUTS // 2  # outputs whose codes are in one half of the bytes
 

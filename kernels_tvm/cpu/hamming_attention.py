@@ -13,44 +13,34 @@ from collections.abc import Callable
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.descriptions import (
-    LANES,
-    VALUE_TAPS,
-    HammingLinear,
-    image_tiles,
-    images_at_once,
-    rows_together,
-)
-from kernels_tvm.emit import (
-    Arguments,
+from kernels_tvm.cpu.emit import (
     Claims,
     bits_of,
     constant,
     element,
     fold,
     fold_rows,
-    kernel,
     lanes,
     local,
-    otherwise,
     row_lanes,
     scratch,
     splat,
     split,
     store_lanes,
     turns,
-    when,
 )
-from kernels_tvm.linear import Layer
-from kernels_tvm.mlp import part
-from kernels_tvm.normalization import load_normalized
-from kernels_tvm.targets import Target
+from kernels_tvm.cpu.linear import ThreadLayer
+from kernels_tvm.cpu.normalization import load_normalized
+from kernels_tvm.cpu.targets import Target
+from kernels_tvm.cpu.tiles import image_tiles, images_at_once, rows_together
+from kernels_tvm.descriptions import LANES, VALUE_TAPS, HammingLinearDescription
+from kernels_tvm.emit import Arguments, kernel, otherwise, part, when
 
 SUBSET_BITS = 4  # of a code that are looked at together: a subset of as many rows of the context
 SUBSETS = 1 << SUBSET_BITS
 
 
-def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear):
+def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinearDescription):
     """From x [batch, tokens, channels], the parameters -> y [batch, tokens, channels]."""
     tokens, channels = attention.tokens, attention.channels
     tiles, size = image_tiles(attention, threads)
@@ -72,7 +62,9 @@ def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear
             return image, number, start, T.bind(T.max(T.min(tokens - start, length), 0))
 
         def layer(name):
-            return Layer(target, getattr(attention, name), part(buffers, f"{name}_"), keep=tiles > threads)
+            return ThreadLayer(
+                target, getattr(attention, name), part(buffers, f"{name}_"), keep=tiles > threads
+            )
 
         with turns(arguments.symbols["batch"], at_once) as (first, images):
             claims = Claims(target, images * tiles, threads)
@@ -115,7 +107,7 @@ def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear
 
 
 def projection(attention, buffers, place: Callable, x, first, qkv) -> tuple[Callable, Callable]:
-    """What `Layer.tile` needs for queries, keys and values.
+    """What `ThreadLayer.tile` needs for queries, keys and values.
 
     ``place(row)`` is a row's image in ``qkv``, whose first one is image ``first`` of ``x``, and its token. It
     loads as many rows as `rows_together` says.

@@ -5,9 +5,9 @@ import math
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
+from kernels_tvm.cpu.emit import constant, splat
+from kernels_tvm.cpu.targets import Target
 from kernels_tvm.descriptions import LANES
-from kernels_tvm.emit import constant, splat
-from kernels_tvm.targets import Target
 
 
 def polynomial(x, coefficients):

@@ -1,0 +1,1 @@
+"""Kernels for CPUs: loops over tiles that the caches and the vector registers of each target hold."""

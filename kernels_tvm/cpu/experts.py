@@ -1,0 +1,143 @@
+"""The weights of a linear layer, by kind: each decoded panel by panel, and multiplied with rows."""
+
+from collections.abc import Callable
+
+from tvm.script.ir_builder import tirx as T
+
+from kernels_tvm.cpu.bfloat16 import from_bfloat16
+from kernels_tvm.cpu.decoding import decode_float, decode_int8, decode_shifts, power_of_two
+from kernels_tvm.cpu.emit import lanes, local, scratch, splat
+from kernels_tvm.cpu.products import (
+    FloatPanels,
+    FloatRows,
+    Int8Panels,
+    Int8Rows,
+    ShiftPanels,
+    float_product,
+    int8_product,
+    shift_product,
+)
+from kernels_tvm.descriptions import LANES, round_up
+from kernels_tvm.emit import when
+
+
+def _for_each_panel(panels, share, body: Callable) -> None:
+    """``body(panel, columns)`` for each panel of a share, what yields their numbers, or for all.
+
+    The number of the panel that is not whole is known at compile time.
+    """
+    with share or T.serial(0, panels.count) as panel:
+        if panels.whole:
+            with when(panel < panels.whole):
+                body(panel, panels.columns)
+        if panels.rest:
+            with when(panel == panels.whole):
+                body(panels.whole, panels.rest)
+
+
+class Expert:
+    """What the kinds of weights share: ``panels``, each decoded right before it is multiplied."""
+
+    def __init__(self, target, linear, buffers, share, panels):
+        self.target, self.linear, self.buffers = target, linear, buffers
+        self.share, self.panels = share, panels
+        self.decoded = local(1, "int32")
+        T.buffer_store(self.decoded, T.int32(0), [0])
+
+    def multiply(self, rows, count, store):
+        """``store`` takes the results of ``count`` rows, see `ThreadLayer.tile`."""
+
+        def multiply(panel, columns):
+            first = panel * self.panels.columns
+            if self.panels.needed:
+                with when(self.decoded[0] == 0):
+                    self.prepare(panel, columns)
+
+            def finish(row, vector, sums):
+                column = first + vector * LANES
+                valid = min(LANES, self.linear.outputs - column) if isinstance(panel, int) else LANES
+                store(row, column, self.result(rows, row, column, sums), valid)
+
+            self.product(rows, count, panel, columns, finish)
+
+        _for_each_panel(self.panels, self.share, multiply)
+        if self.panels.kept:
+            T.buffer_store(self.decoded, T.int32(1), [0])
+
+
+class DenseExpert(Expert):
+    """Dense weights, in float32 or bfloat16."""
+
+    def __init__(self, target, linear, buffers, keep, share, packed=False):
+        given = None if packed else self.weights
+        self.rounded = linear.precision == "bfloat16" and not packed
+        # A power of two is a bfloat16 number.
+        exact = packed or self.rounded
+        panels = FloatPanels(target, linear.inputs, linear.outputs, keep, exact, given)
+        super().__init__(target, linear, buffers, share, panels)
+
+    def weights(self, first):
+        def load(k, vector):
+            weights = self.buffers["blocks"][T.floordiv(first, LANES) + vector, k, lanes(0)]
+            return from_bfloat16(weights) if self.rounded else weights
+
+        return load
+
+    def prepare(self, panel, columns):
+        self.panels.write(panel, columns, self.weights(panel * self.panels.columns))
+
+    def rows(self, capacity):
+        return FloatRows(self.target, capacity, self.linear.width, self.rounded)
+
+    def product(self, rows, count, panel, columns, finish):
+        float_product(self.target, rows, count, self.panels, panel, columns, finish)
+
+    def result(self, rows, row, column, sums):
+        return sums + self.buffers["bias"][lanes(column)]
+
+
+class FloatShiftExpert(DenseExpert):
+    """Power-of-two weights that are decoded to floats."""
+
+    def __init__(self, target, linear, buffers, keep, share):
+        buffers = buffers | {"bias": buffers["shift_bias"]}
+        super().__init__(target, linear, buffers, keep, share, packed=True)
+
+    def prepare(self, panel, columns):
+        decoded = scratch(round_up(self.linear.inputs, 4) * columns)
+        decode_float(self.linear, self.buffers, panel * self.panels.columns, columns, decoded)
+        self.panels.write(panel, columns, lambda k, vector: decoded[lanes(k * columns + vector * LANES)])
+
+
+class Int8ShiftExpert(Expert):
+    """Power-of-two weights for int8 rows: decoded to int8 numbers, or to shifts."""
+
+    def __init__(self, target, linear, buffers, keep, share):
+        panels = ShiftPanels if linear.shifts else Int8Panels
+        panels = panels(target, linear.inputs, linear.outputs, keep)
+        super().__init__(target, linear, buffers, share, panels)
+        self.scales = scratch(round_up(linear.outputs, LANES))  # 2^exponent of each output
+
+    def prepare(self, panel, columns):
+        first = panel * self.panels.columns
+        for vector in range(columns // LANES):
+            at = lanes(first + vector * LANES)
+            exponent = T.Cast(f"int32x{LANES}", self.buffers["exponent"][at])
+            T.buffer_store(self.scales, power_of_two(exponent), [at])
+        if self.linear.shifts:
+            decode_shifts(self.linear, self.buffers["codes"], first, columns, self.panels, panel)
+        else:
+            decode_int8(self.target, self.linear, self.buffers["codes"], first, columns, self.panels, panel)
+            self.panels.sum_columns(panel, columns)
+
+    def rows(self, capacity):
+        return Int8Rows(self.target, capacity, self.linear.width)
+
+    def product(self, rows, count, panel, columns, finish):
+        product = shift_product if self.linear.shifts else int8_product
+        product(self.target, rows, count, self.panels, panel, columns, finish)
+
+    def result(self, rows, row, column, sums):
+        at = lanes(column)
+        scale = self.scales[at] * splat(rows.scale[row])
+        return T.Cast(f"float32x{LANES}", sums) * scale + self.buffers["shift_bias"][at]

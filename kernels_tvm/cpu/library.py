@@ -1,0 +1,113 @@
+"""CPU kernels by name and description: compiled once, then loaded from the cache, see `kernels_tvm.store`."""
+
+import dataclasses
+import json
+import os
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from kernels_tvm import store
+from kernels_tvm.cpu.targets import TARGETS, Target, host_target, thread_count
+from kernels_tvm.runtime import start
+from kernels_tvm.store import Kernel, load_or_build
+
+
+def builders() -> dict[str, Callable]:
+    """The functions (target, threads, description) -> TIR, by the names of their kernels. Imports TVM."""
+    from kernels_tvm.cpu.binarize import binarize_kernel
+    from kernels_tvm.cpu.depthwise_conv import depthwise_conv_kernel
+    from kernels_tvm.cpu.hamming import hamming_product_kernel
+    from kernels_tvm.cpu.hamming_attention import hamming_linear_kernel
+    from kernels_tvm.cpu.head import head_kernel
+    from kernels_tvm.cpu.linear import linear_kernel
+    from kernels_tvm.cpu.matadd import matadd_kernel
+    from kernels_tvm.cpu.mlp import mlp_kernel
+    from kernels_tvm.cpu.patch_embed import patch_embed_kernel
+    from kernels_tvm.cpu.softmax_attention import softmax_attention_kernel
+
+    return {
+        "patch_embed": patch_embed_kernel,
+        "softmax_attention": softmax_attention_kernel,
+        "linear": linear_kernel,
+        "head": head_kernel,
+        "matadd": matadd_kernel,
+        "hamming_product": hamming_product_kernel,
+        "binarize": binarize_kernel,
+        "depthwise_conv": depthwise_conv_kernel,
+        "mlp": mlp_kernel,
+        "hamming_linear": hamming_linear_kernel,
+    }
+
+
+def kernel_key(kernel: Kernel) -> str:
+    """What identifies a kernel in a file of records."""
+    return f"{kernel.name} {json.dumps(dataclasses.asdict(kernel.description), sort_keys=True)}"
+
+
+def user_records(target: Target) -> Path:
+    """Where tuned tile sizes are kept: in $XDG_DATA_HOME, by default ~/.local/share."""
+    root = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(root) / "shiftaddvit_jax" / "records" / f"{target.name}.json"
+
+
+def kernel_target(kernel: Kernel) -> Target:
+    """The machine's target with the tile sizes on record for a kernel: the user's, else the package's."""
+    target = host_target()
+    shipped = Path(__file__).parent / "records" / f"{target.name}.json"
+    for path in (user_records(target), shipped):
+        facts = _records(path).get(kernel_key(kernel))
+        if facts is not None:
+            facts = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()
+            }
+            return dataclasses.replace(target, **facts)
+    return target
+
+
+@cache
+def _records(path: Path) -> dict[str, dict]:
+    """The facts of a file by the keys of their kernels; of a damaged file none, with a warning."""
+    facts = {field.name for field in dataclasses.fields(Target)}
+    try:
+        records = json.loads(path.read_text())
+        if not all(facts.issuperset(record) for record in records.values()):
+            raise ValueError("unknown facts")
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError, TypeError) as error:
+        warnings.warn(
+            f"{path} does not hold tile sizes ({error}) and is ignored; delete it, and tune again",
+            stacklevel=2,
+        )
+        return {}
+    return records
+
+
+def entry_name(kernel: Kernel, target: Target, threads: int) -> str:
+    """What identifies the compiled kernel, also as the name of a custom call."""
+    return store.entry_name("cpu", kernel, target, threads=threads)
+
+
+@cache
+def load(kernel: Kernel):
+    """The kernel's function for this machine, compiled now if no process has before.
+
+    Raises:
+      ValueError: this machine's CPU is not among the targets.
+    """
+    if host_target() is None:
+        raise ValueError(f"no kernels for this CPU, only for {', '.join(target.name for target in TARGETS)}")
+    target, threads = kernel_target(kernel), thread_count()
+    # TVM's own guess is half of the CPUs, on machines without hyper-threads too.
+    os.environ.setdefault("TVM_NUM_THREADS", str(threads))
+    return load_or_build(entry_name(kernel, target, threads), lambda: build(kernel, target, threads))
+
+
+def build(kernel: Kernel, target: Target, threads: int):
+    """The kernel's library, compiled for ``target``."""
+    start()  # ahead of the imports of TVM
+    from kernels_tvm.cpu.build import compile_kernel
+
+    return compile_kernel(builders()[kernel.name](target, threads, kernel.description), target)

@@ -1,0 +1,145 @@
+"""Compiled kernels in a folder of the user's cache, for CPUs and for GPUs.
+
+An entry is named by all that it depends on: the kernel and its description, the target, TVM's version and the
+text of the package that makes kernels for that side. It is written under a temporary name and renamed, so
+concurrent processes and a kill leave nothing half written. It ends with its hash, since loading a damaged
+library can crash the process; what is damaged or does not load is compiled again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kernels_tvm.runtime import load_function
+
+PACKAGES = ("apache-tvm", "apache-tvm-ffi")
+
+
+class Kernel(NamedTuple):
+    """A kernel to compile: its name, and the description of what it computes."""
+
+    name: str
+    description: Any
+
+
+def is_installed() -> bool:
+    """Whether TVM can be imported."""
+    return util.find_spec("tvm") is not None
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: $XDG_CACHE_HOME/shiftaddvit_jax/kernels, by default in ~/.cache."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "shiftaddvit_jax" / "kernels"
+
+
+def entry_name(side: str, kernel: Kernel, target, **facts) -> str:
+    """What identifies a compiled kernel, also as the name of a custom call.
+
+    Args:
+      side: ``"cpu"`` or ``"gpu"``.
+      kernel: what is compiled.
+      target: for what: a dataclass, all of whose fields count.
+      facts: what else the machine code depends on.
+    """
+    depends_on = {
+        "kernel": kernel.name,
+        "description": dataclasses.asdict(kernel.description),
+        "target": dataclasses.asdict(target),
+        "versions": [metadata.version(package) for package in PACKAGES],
+        "source": source_hash(side),
+    }
+    text = json.dumps(depends_on | facts, sort_keys=True, default=sorted)  # a set as a sorted list
+    return f"{kernel.name}-{target.name}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+@cache
+def source_hash(side: str, package: Path = Path(__file__).parent) -> str:
+    """The hash of the text that makes a side's kernels: files of ``package`` and of its folder ``side``."""
+    digest = hashlib.sha256()
+    for path in sorted([*package.glob("*.py"), *(package / side).glob("*.py")]):
+        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def load_or_build(entry: str, build: Callable):
+    """The function ``main`` of the cache's library of that name, which ``build()`` makes if it must."""
+    path = cache_folder() / f"{entry}.so"
+    if read_entry(path) is not None:
+        try:
+            return load_function(path)
+        except Exception:  # whatever a library of another system makes the loader raise
+            path.unlink(missing_ok=True)
+    library = build()
+    if can_link() and try_to_save(library.export_library, path):
+        return load_function(path)
+    return library["main"]
+
+
+def try_to_save(write: Callable[[str], None], path: Path) -> bool:
+    """`save_entry`, and whether it could; where it could not, the process has one warning."""
+    try:
+        save_entry(write, path)
+    except OSError:
+        _warn_of_unwritable(path.parent)
+        return False
+    return True
+
+
+@cache
+def _warn_of_unwritable(folder: Path) -> None:
+    warnings.warn(f"{folder} can't be written, so every kernel is compiled at every start", stacklevel=4)
+
+
+def save_entry(write: Callable[[str], None], path: Path) -> None:
+    """Keep what ``write(path)`` writes, and its hash at the end.
+
+    Raises:
+      OSError: the folder can't be written.
+    """
+    with replacing(path) as temporary:
+        write(str(temporary))
+        with temporary.open("ab") as file:  # loaders ignore what follows a library
+            file.write(hashlib.sha256(temporary.read_bytes()).digest())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path, whose file takes the place of ``path`` at the end and is deleted after an error.
+
+    A folder that does not exist yet becomes one that its owner alone can read.
+
+    Raises:
+      OSError: the folder can't be written.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        os.replace(temporary, path)
+
+
+def read_entry(path: Path) -> bytes | None:
+    """What `save_entry` kept, without the hash; None where nothing is kept, or the file is damaged."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    size = hashlib.sha256().digest_size
+    kept, digest = content[:-size], content[-size:]
+    return kept if hashlib.sha256(kept).digest() == digest else None
+
+
+def can_link() -> bool:
+    """Whether this machine has a linker, as TVM looks for one."""
+    return shutil.which("g++") is not None or shutil.which("clang++") is not None
