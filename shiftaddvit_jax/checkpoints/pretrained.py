@@ -31,8 +31,8 @@ from shiftaddvit_jax.checkpoints.layouts import (
     export_parameter,
     import_parameter,
 )
-from shiftaddvit_jax.models.create import init_named, variable_shapes
 from shiftaddvit_jax.models.position import resize_position_embeddings
+from shiftaddvit_jax.models.variables import init_named, variable_shapes
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from shiftaddvit_jax.models import create_model, model_arguments
-from shiftaddvit_jax.models.create import variable_shapes
+from shiftaddvit_jax.models.variables import variable_shapes
 from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.pack import packed_shapes
 from shiftaddvit_jax.reparameterize import check_variables

@@ -6,21 +6,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from shiftaddvit_jax.analysis import (
-    cost_report,
-    energy_savings,
-    group_modules,
-    measure_latency,
-    plot_expert_latency,
-)
-from shiftaddvit_jax.analysis.bench import random_variables
-from shiftaddvit_jax.analysis.counting import PRIMITIVES
-from shiftaddvit_jax.analysis.energy import FORMATS
-from shiftaddvit_jax.analysis.gallery import PICTURES, draw_picture
-from shiftaddvit_jax.analysis.page import write_page
-from shiftaddvit_jax.analysis.pictures import check_picture
-from shiftaddvit_jax.analysis.report import ENERGY_MODELS, PAPER_MODELS
-from shiftaddvit_jax.analysis.subject import Subject, distinct_names, example_pixels, load_subject
+from shiftaddvit_jax.bench import measure_latency
+from shiftaddvit_jax.bench.synthetic import random_variables
 from shiftaddvit_jax.cli.arguments import (
     Commands,
     add_command,
@@ -32,12 +19,21 @@ from shiftaddvit_jax.cli.arguments import (
     print_shift_share,
 )
 from shiftaddvit_jax.command import table_console
+from shiftaddvit_jax.costs import cost_report, energy_savings, group_modules
+from shiftaddvit_jax.costs.counting import PRIMITIVES
+from shiftaddvit_jax.costs.energy import FORMATS
+from shiftaddvit_jax.costs.report import ENERGY_MODELS, PAPER_MODELS
 from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.models import create_model, model_arguments
+from shiftaddvit_jax.models.kinds import parse_kinds
 from shiftaddvit_jax.nn import ATTENTION_KINDS
 from shiftaddvit_jax.ops.implementation import IMPLEMENTATIONS
+from shiftaddvit_jax.pictures import plot_expert_latency
+from shiftaddvit_jax.pictures.gallery import PICTURES, draw_picture
+from shiftaddvit_jax.pictures.page import write_page
+from shiftaddvit_jax.pictures.style import check_picture
+from shiftaddvit_jax.pictures.subject import Subject, distinct_names, example_pixels, load_subject
 from shiftaddvit_jax.progress import track
-from shiftaddvit_jax.train.loop import parse_kinds
 
 
 def add_report(commands: Commands) -> None:

@@ -15,7 +15,7 @@ from shiftaddvit_jax.command import table_console
 from shiftaddvit_jax.compile import compile_kernels, export_kernels, kernels_of, tune_kernels
 from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.models import create_model
-from shiftaddvit_jax.train.loop import parse_kinds
+from shiftaddvit_jax.models.kinds import parse_kinds
 
 
 def add_compile(commands: Commands) -> None:
@@ -82,7 +82,7 @@ def add_gpu_report(commands: Commands) -> None:
 
 def gpu_report(arguments: argparse.Namespace) -> None:
     """What the GPU kernels take and can reach, said without a GPU."""
-    from shiftaddvit_jax.analysis.gpu_report import static_report
+    from shiftaddvit_jax.costs.gpu_bounds import static_report
 
     check_folders(arguments.json)
     report = static_report()
