@@ -24,7 +24,7 @@ import numpy as np
 
 from shiftaddvit_jax.bench.kernels import KERNELS, kernel_contestants
 from shiftaddvit_jax.bench.rounds import Contestant, describe_machine, time_contestants
-from shiftaddvit_jax.bench.synthetic import random_images
+from shiftaddvit_jax.bench.synthetic import balance_routers, random_images, random_variables
 from shiftaddvit_jax.checkpoints import save_onnx, save_safetensors
 from shiftaddvit_jax.costs.counting import ShiftShare
 from shiftaddvit_jax.costs.report import SHIFT_SHARE
