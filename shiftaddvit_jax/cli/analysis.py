@@ -99,7 +99,7 @@ def report(arguments: argparse.Namespace) -> None:
             write_page(arguments.html, subjects, reports, pixels)
             print(f"The page is in {arguments.html}")
     if arguments.json:
-        write_json(Path(arguments.json), found)
+        write_json(arguments.json, found)
 
 
 def add_plot(commands: Commands) -> None:
@@ -169,7 +169,7 @@ def measure_experts(arguments: argparse.Namespace) -> None:
     found = measure_latency(model, variables, batch=arguments.batch, rounds=arguments.rounds)
     _print_experts(found)
     if arguments.json:
-        write_json(Path(arguments.json), found)
+        write_json(arguments.json, found)
     if arguments.plot:
         plot_expert_latency(found, arguments.plot)
 

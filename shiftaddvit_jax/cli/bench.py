@@ -1,7 +1,6 @@
 """The command that times models and kernels beside others."""
 
 import argparse
-from pathlib import Path
 
 from rich.table import Table
 
@@ -107,7 +106,7 @@ def bench(arguments: argparse.Namespace) -> None:
         )
     _print_bench(report)
     if arguments.json:
-        write_json(Path(arguments.json), report)
+        write_json(arguments.json, report)
     if arguments.plot:
         plot_bench(report, arguments.plot)
 

@@ -88,7 +88,7 @@ def gpu_report(arguments: argparse.Namespace) -> None:
     report = static_report()
     _print_gpu_report(report)
     if arguments.json:
-        write_json(Path(arguments.json), report)
+        write_json(arguments.json, report)
 
 
 def _kernel_model(arguments):

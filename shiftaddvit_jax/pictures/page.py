@@ -1,7 +1,6 @@
 """One page of HTML with all that is known of a model: tables and pictures, in a single file."""
 
 import base64
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -13,6 +12,7 @@ from shiftaddvit_jax.bench.latency import Latency
 from shiftaddvit_jax.bench.rounds import available_threads, describe_machine
 from shiftaddvit_jax.costs.counting import PRIMITIVES
 from shiftaddvit_jax.costs.report import describe_shift_share, group_modules
+from shiftaddvit_jax.files import whole_file
 from shiftaddvit_jax.models.variables import count_parameters
 from shiftaddvit_jax.pictures.costs import ENERGY_TITLES, plot_energy, plot_latency, plot_pareto
 from shiftaddvit_jax.pictures.gallery import PICTURES, measured_latencies
@@ -60,10 +60,8 @@ def write_page(
       pixels: images for what shows images; without them that is left out.
     """
     page = render_page(subjects, reports, measured_latencies(subjects), pixels)
-    file = Path(file)
-    temporary = file.with_name(f".{file.name}.new")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, file)
+    with whole_file(file) as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
 def render_page(

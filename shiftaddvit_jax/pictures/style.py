@@ -1,11 +1,12 @@
 """What all pictures share: colours, and how they become files."""
 
 import io
-import os
 from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+
+from shiftaddvit_jax.files import whole_file
 
 # Okabe and Ito's palette, told apart by the colour-blind too.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
@@ -35,9 +36,8 @@ def save_figure(figure: Figure, path: str | Path | None) -> Figure:
     """
     if path is not None:
         path = check_picture(path)
-        temporary = path.with_name(f".{path.stem}.new{path.suffix}")
-        temporary.write_bytes(render_figure(figure, path.suffix[1:].lower()))
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            temporary.write_bytes(render_figure(figure, path.suffix[1:].lower()))
     return figure
 
 
