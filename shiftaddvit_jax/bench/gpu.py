@@ -19,6 +19,7 @@ from shiftaddvit_jax.bench.kernels import DENSE, normal
 from shiftaddvit_jax.bench.rounds import summarize
 from shiftaddvit_jax.bench.synthetic import balance_routers, random_variables, with_router_biases
 from shiftaddvit_jax.costs.counting import ShiftShare
+from shiftaddvit_jax.costs.shapes import PAPER_CONTEXTS, PAPER_LAYERS
 from shiftaddvit_jax.models import create_model, model_arguments, model_row
 from shiftaddvit_jax.ops import matadd, pack_weight, packed_product, power_of_two
 from shiftaddvit_jax.ops.activations import Activations
@@ -28,9 +29,6 @@ from shiftaddvit_jax.progress import track
 
 CALLS, WARM_UP = 20, 3
 BATCHES = (1, 32)
-# Figures 4 and 5 of the paper. Tokens, inputs, outputs; and tokens, head_dim, codes, heads.
-LAYERS = ((3136, 64, 512), (3136, 512, 64), (784, 128, 1024), (784, 1024, 128))
-CONTEXTS = ((3136, 32, 16, 1), (784, 32, 16, 2), (196, 32, 16, 5))
 
 Program = Callable[[], jax.Array]  # enqueues
 
@@ -43,7 +41,7 @@ def bench_gpu_kernels(rounds: int) -> dict[str, Any]:
     """
     _check_gpu()
     rows = []
-    cases = [(batch, shape) for batch in BATCHES for shape in LAYERS + CONTEXTS]
+    cases = [(batch, shape) for batch in BATCHES for shape in PAPER_LAYERS + PAPER_CONTEXTS]
     for batch, shape in track(cases, "timing", len(cases)):
         if len(shape) == 3:
             name, contestants = "matshift", _layer_contestants(batch * shape[0], *shape[1:])

@@ -1,19 +1,20 @@
 """The kernels that `shiftaddvit bench --kernels` times, and what it times them against.
 
 `KERNELS` is all there is to extend: a contestant more is a line in a kernel's ``contestants``. Shapes are
-those of PVTv2-B0 at 224 x 224, one image, and for MatShift one of PVTv2-B1's too, which the paper times.
+those of `shiftaddvit_jax.costs.shapes`.
 """
 
 import math
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shiftaddvit_jax.bench.rounds import Contestant
+from shiftaddvit_jax.bench.rounds import Contestant, Run
+from shiftaddvit_jax.costs.shapes import ATTENTIONS, DEPTHWISE, LAYERS, PAPER_LAYERS
 from shiftaddvit_jax.ops import (
     binarize,
     depthwise_conv_2d,
@@ -27,11 +28,10 @@ from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.implementation import Implementation
 from shiftaddvit_jax.ops.packing import packed_bits
 
-Run = Callable[[], Any]
 DENSE = "dense float32"  # what the others' times are compared with: XLA on ordinary numbers
 
 
-class Kernel(NamedTuple):
+class KernelBenchmark(NamedTuple):
     """What to time.
 
     Attributes:
@@ -167,21 +167,13 @@ def _integers(rows, columns, dtype):
 
 KERNELS = {
     # The machine's peak, or as much of it as large products reach. Here and below: tokens, inputs, outputs.
-    "peak": Kernel(
+    "peak": KernelBenchmark(
         ((2048, 2048, 2048),),
         math.prod,
         {DENSE: dense, "int8 xla": int8_xla, "int8 onnxruntime": int8_onnxruntime},
     ),
-    "matshift": Kernel(
-        (
-            (3136, 64, 512),
-            (3136, 32, 256),
-            (3136, 256, 32),
-            (784, 64, 512),
-            (784, 512, 64),
-            (196, 160, 640),
-            (49, 256, 1024),
-        ),
+    "matshift": KernelBenchmark(
+        (PAPER_LAYERS[0], *LAYERS),
         math.prod,
         {
             DENSE: dense,
@@ -192,14 +184,14 @@ KERNELS = {
         },
     ),
     # Tokens, heads, head_dim.
-    "matadd": Kernel(
-        ((3136, 1, 32), (784, 2, 32), (196, 5, 32)),
+    "matadd": KernelBenchmark(
+        ATTENTIONS,
         lambda shape: 2 * math.prod(shape) * shape[-1],
         {DENSE: dense_products, "xla": additive_products("xla"), "tvm": additive_products("tvm")},
     ),
     # Side of the grid, channels.
-    "depthwise_conv_2d": Kernel(
-        ((56, 256), (28, 512), (14, 640), (7, 1024)),
+    "depthwise_conv_2d": KernelBenchmark(
+        DEPTHWISE,
         lambda shape: 9 * shape[0] * math.prod(shape),
         {DENSE: grouped, "xla": depthwise("xla"), "tvm": depthwise("tvm")},
     ),

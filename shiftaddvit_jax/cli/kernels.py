@@ -8,7 +8,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from kernels_tvm.gpu.targets import GPU_TARGETS, gpu_target
-from kernels_tvm.library import cache_folder, user_records
+from kernels_tvm.library import cache_folder, is_installed, user_records
 from kernels_tvm.targets import host_target
 from shiftaddvit_jax.cli.arguments import Commands, add_command, add_kinds, check_folders
 from shiftaddvit_jax.command import table_console
@@ -82,6 +82,8 @@ def add_gpu_report(commands: Commands) -> None:
 
 def gpu_report(arguments: argparse.Namespace) -> None:
     """What the GPU kernels take and can reach, said without a GPU."""
+    if not is_installed():
+        raise ValueError("the report compiles kernels with TVM: pip install 'shiftaddvit-jax[tvm]'")
     from shiftaddvit_jax.costs.gpu_bounds import static_report
 
     check_folders(arguments.json)

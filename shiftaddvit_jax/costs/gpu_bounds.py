@@ -18,6 +18,7 @@ from kernels_tvm.gpu.library import emit, scratch
 from kernels_tvm.gpu.targets import GpuTarget, gpu_target
 from kernels_tvm.library import Kernel
 from shiftaddvit_jax.costs.gpus import GPUS, INTEGER_LANES, ISSUED_LANES, POPCOUNT_LANES, Gpu
+from shiftaddvit_jax.costs.shapes import ATTENTIONS, DEPTHWISE, PAPER_CONTEXTS, PAPER_LAYERS
 from shiftaddvit_jax.progress import track
 
 Arrays = list[tuple[tuple[int, ...], str]]
@@ -88,7 +89,7 @@ def matadd(tokens: int, head_dim: int, codes: int, heads: int) -> list[Case]:
 
 def others() -> list[Case]:
     """Kernels whose shapes the paper does not list, at those of PVTv2-B0."""
-    tokens, heads, head_dim, side, channels = 196, 5, 32, 56, 256
+    (tokens, heads, head_dim), (side, channels) = ATTENTIONS[-1], DEPTHWISE[0]
     values = ((heads, tokens, head_dim), "float32")
     words = ((heads, tokens, 1), "uint32")
     products = heads * tokens * tokens
@@ -120,10 +121,8 @@ def others() -> list[Case]:
 
 def paper_cases() -> list[Case]:
     """The shapes of the paper's Figures 4 and 5, one image, and the other kernels."""
-    layers = [(3136, 64, 512), (3136, 512, 64), (784, 128, 1024), (784, 1024, 128)]
-    contexts = [(3136, 32, 16, 1), (784, 32, 16, 2), (196, 32, 16, 5)]
-    cases = [case for shape in layers for case in matshift(*shape)]
-    return cases + [case for shape in contexts for case in matadd(*shape)] + others()
+    cases = [case for shape in PAPER_LAYERS for case in matshift(*shape)]
+    return cases + [case for shape in PAPER_CONTEXTS for case in matadd(*shape)] + others()
 
 
 def _bytes(arrays):

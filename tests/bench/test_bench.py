@@ -7,6 +7,7 @@ import pytest
 
 from shiftaddvit_jax.bench import models as bench
 from shiftaddvit_jax.bench import rounds as timing
+from shiftaddvit_jax.bench import synthetic
 from shiftaddvit_jax.bench.kernels import KERNELS
 from shiftaddvit_jax.bench.rounds import Contestant, Worker, ratio, summarize, time_contestants
 from shiftaddvit_jax.bench.synthetic import random_images
@@ -159,9 +160,9 @@ def test_a_model_is_timed_beside_its_dense_model_and_a_peer(tmp_path, capsys):
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 1.0])
 def test_routers_share_tokens_out_to_the_nearest(share):
     model = create_model("pvt_v2_nano", mlp="moe", activations="int8", implementation="xla")
-    variables, images = bench.random_variables(model), random_images((3, 32, 32, 3))
-    biases = bench.balance_routers(model, variables, images, share)
-    balanced = bench.with_router_biases(variables, biases)
+    variables, images = synthetic.random_variables(model), random_images((3, 32, 32, 3))
+    biases = synthetic.balance_routers(model, variables, images, share)
+    balanced = synthetic.with_router_biases(variables, biases)
     _, stats = model.apply(balanced, images, mutable=["routing"])
     layers = routing_layers(stats["routing"])
     assert {f"{name}/router" for name in layers} == biases.keys()
@@ -172,11 +173,13 @@ def test_routers_share_tokens_out_to_the_nearest(share):
 
 def test_every_layer_may_have_a_share_of_its_own():
     model = create_model("pvt_v2_nano", mlp="moe", implementation="xla")
-    variables, images = bench.random_variables(model), random_images((2, 32, 32, 3))
-    layers = [name.removesuffix("/router") for name in bench.balance_routers(model, variables, images, 0.5)]
+    variables, images = synthetic.random_variables(model), random_images((2, 32, 32, 3))
+    layers = [
+        name.removesuffix("/router") for name in synthetic.balance_routers(model, variables, images, 0.5)
+    ]
     shares = {name: index / len(layers) for index, name in enumerate(layers)}
-    biases = bench.balance_routers(model, variables, images, shares)
-    balanced = bench.with_router_biases(variables, biases)
+    biases = synthetic.balance_routers(model, variables, images, shares)
+    balanced = synthetic.with_router_biases(variables, biases)
     _, stats = model.apply(balanced, images, mutable=["routing"])
     for name, layer in routing_layers(stats["routing"]).items():
         assert layer["tokens"][1] == round(shares[name] * float(layer["tokens"].sum()))
@@ -184,9 +187,9 @@ def test_every_layer_may_have_a_share_of_its_own():
 
 def test_a_layer_without_a_share_is_named():
     model = create_model("pvt_v2_nano", mlp="moe", implementation="xla")
-    variables, images = bench.random_variables(model), random_images((1, 32, 32, 3))
+    variables, images = synthetic.random_variables(model), random_images((1, 32, 32, 3))
     with pytest.raises(ValueError, match="shift_share lacks the MoE layer stage1/block1/mlp/fc"):
-        bench.balance_routers(model, variables, images, {"head": 0.5})
+        synthetic.balance_routers(model, variables, images, {"head": 0.5})
 
 
 def test_shares_follow_latencies_measured_here(untimed, tmp_path, capsys):

@@ -1,5 +1,6 @@
 import shutil
 import subprocess
+import sys
 from itertools import product
 
 import pytest
@@ -205,3 +206,12 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_minutes(monkeypatch
     assert main(["gpu-report", "--json", "none/report.json"]) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert "none/report.json cannot be written: there is no such folder" in error
+
+
+def test_without_tvm_one_line_says_so(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tvm", None)
+    for module in ("shiftaddvit_jax.costs.gpu_bounds", "kernels_tvm.gpu.build"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    assert main(["gpu-report"]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "pip install 'shiftaddvit-jax[tvm]'" in error
