@@ -64,16 +64,10 @@ def dense(tokens: int, inputs: int, outputs: int) -> Run:
     return compiled(lambda x: x @ weight, normal(tokens, inputs))
 
 
-def shift(implementation: Implementation, activations: Activations = "float") -> Callable[..., Run]:
-    """A linear layer with power-of-two weights."""
-
-    def make(tokens, inputs, outputs):
-        weight = np.asarray(power_of_two(normal(inputs, outputs) / 16))
-        return compiled(
-            lambda x: shift_product(x, weight, activations, implementation), normal(tokens, inputs)
-        )
-
-    return make
+def shift_xla(tokens: int, inputs: int, outputs: int) -> Run:
+    """A linear layer with power-of-two weights, by XLA."""
+    weight = np.asarray(power_of_two(normal(inputs, outputs) / 16))
+    return compiled(lambda x: shift_product(x, weight, "float", "xla"), normal(tokens, inputs))
 
 
 def packed_shift(implementation: Implementation, activations: Activations = "float") -> Callable[..., Run]:
@@ -177,7 +171,7 @@ KERNELS = {
         math.prod,
         {
             DENSE: dense,
-            "xla": shift("xla"),
+            "xla": shift_xla,
             "tvm": packed_shift("tvm"),
             "tvm int8": packed_shift("tvm", "int8"),
             "tvm_shift int8": packed_shift("tvm_shift", "int8"),

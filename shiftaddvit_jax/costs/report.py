@@ -96,12 +96,12 @@ def sum_costs(costs: Iterable[Costs]) -> Costs:
     return jax.tree.map(lambda *values: sum(values), *costs)
 
 
-def group_modules(modules: Mapping[str, Costs], depth: int = 2) -> dict[str, Costs]:
-    """A report's modules summed by the first ``depth`` names of their paths, blocks of a stage together."""
+def group_modules(modules: Mapping[str, Costs]) -> dict[str, Costs]:
+    """A report's modules summed by the first two names of their paths, the blocks of a stage together."""
     groups: dict[str, list[Costs]] = {}
     for path, costs in modules.items():
         names = [name for name in path.split("/") if not name.removeprefix("block").isdigit()]
-        groups.setdefault("/".join(names[:depth]), []).append(costs)
+        groups.setdefault("/".join(names[:2]), []).append(costs)
     return {name: sum_costs(parts) for name, parts in groups.items()}
 
 
