@@ -11,11 +11,12 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
-from shiftaddvit_jax.analysis import count_operations, plot_confusions, plot_history, weight_bytes
 from shiftaddvit_jax.checkpoints import load_model
 from shiftaddvit_jax.command import table_console
+from shiftaddvit_jax.costs import count_operations, weight_bytes
 from shiftaddvit_jax.data import load_dataset
 from shiftaddvit_jax.files import write_json
+from shiftaddvit_jax.pictures import plot_confusions, plot_history
 from shiftaddvit_jax.train import default_config, train_and_evaluate
 
 logger = logging.getLogger(__name__)

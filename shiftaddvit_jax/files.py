@@ -1,13 +1,53 @@
-"""Files that are whole or absent: below every floor that writes."""
+"""Files and folders that are whole or absent: below every floor that writes."""
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Write ``value`` as JSON under a temporary name, then rename it into place."""
-    temporary = file.with_name(f".{file.name}.new")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, file)
+@contextmanager
+def whole_file(file: str | Path) -> Iterator[Path]:
+    """A path beside ``file`` to write to, which replaces ``file`` at the end of the block.
+
+    It has the same suffix, by which some writers choose a format. If the block raises, ``file`` stays as it
+    was, and nothing stays beside it.
+    """
+    file = Path(file)
+    temporary = file.with_name(f".{file.stem}.new{file.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder beside ``folder`` to fill, which replaces ``folder`` at the end of the block.
+
+    If the block raises, ``folder`` stays as it was. What a killed process left is put back or removed.
+    """
+    temporary, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(temporary, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(file: str | Path, value: Any) -> None:
+    """Write ``value`` as JSON, whole or not at all."""
+    with whole_file(file) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")

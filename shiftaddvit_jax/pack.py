@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
-from shiftaddvit_jax.models.create import variable_shapes
+from shiftaddvit_jax.models.variables import variable_shapes
 from shiftaddvit_jax.nn import Conv, Dense, ShiftDense
 from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.nn.linear import multiplies_in_bfloat16

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree
 
-from shiftaddvit_jax.models.create import init_named, stage_attention, stage_kinds, stage_of, variable_shapes
+from shiftaddvit_jax.models.kinds import stage_attention, stage_kinds
+from shiftaddvit_jax.models.registry import model_family
+from shiftaddvit_jax.models.variables import init_named, stage_of, variable_shapes
 from shiftaddvit_jax.nn import LINEAR_KINDS
 from shiftaddvit_jax.nn.attention import orthogonal_features
 from shiftaddvit_jax.ops import power_of_two
@@ -140,7 +142,8 @@ def check_variables(model: nn.Module, variables: PyTree) -> None:
 def _student(model, attention, mlp, projections):
     changes, stages = {}, len(model.attention)
     if attention is not None:
-        changes["attention"] = stage_attention(model.variant, attention)
+        known = model_family(model.variant).attention
+        changes["attention"] = stage_attention(model.variant, attention, known, stages)
     if mlp is not None:
         changes["mlp"] = stage_kinds("mlp", mlp, LINEAR_KINDS, stages)
     if projections is not None:

@@ -7,11 +7,11 @@ from browser import open_page
 from PIL import Image
 
 import shiftaddvit_jax as sav
-from shiftaddvit_jax.analysis import gallery, page
-from shiftaddvit_jax.analysis.gallery import PICTURES, measured_latencies
-from shiftaddvit_jax.analysis.subject import load_subject
 from shiftaddvit_jax.cli import main
 from shiftaddvit_jax.demo import print_report, run_demo, stage_config
+from shiftaddvit_jax.pictures import gallery, page
+from shiftaddvit_jax.pictures.gallery import PICTURES, measured_latencies
+from shiftaddvit_jax.pictures.subject import load_subject
 
 
 @pytest.fixture(scope="module")

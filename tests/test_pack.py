@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 
 import shiftaddvit_jax as sav
 from kernels_tvm import store
-from shiftaddvit_jax.models.create import variable_shapes
+from shiftaddvit_jax.models.variables import variable_shapes
 from shiftaddvit_jax.ops.implementation import custom_call
 from shiftaddvit_jax.pack import packed_shapes
 

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import pickle
 from pathlib import Path
 
@@ -31,8 +30,9 @@ from shiftaddvit_jax.checkpoints.layouts import (
     export_parameter,
     import_parameter,
 )
-from shiftaddvit_jax.models.create import init_named, variable_shapes
+from shiftaddvit_jax.files import whole_file
 from shiftaddvit_jax.models.position import resize_position_embeddings
+from shiftaddvit_jax.models.variables import init_named, variable_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def load_pretrained(model: nn.Module, path_or_name: str | Path, *, strict: bool 
 
 
 def save_safetensors(variables: PyTree, path: str | Path) -> None:
-    """Write a dense model's parameters as a ``.safetensors`` file with transformers' names.
+    """Write a dense model's parameters whole or not at all, as ``.safetensors`` with transformers' names.
 
     Weights alone: the numbers of layers and heads are in no tensor, so other tools need their own config.
 
@@ -109,15 +109,11 @@ def save_safetensors(variables: PyTree, path: str | Path) -> None:
     for name, value in params.items():
         tensors |= export_parameter(name, value, layout)
     tensors = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.new")
     try:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be written: {_first_line(error)}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def find_weights(path_or_name: str | Path) -> Path:

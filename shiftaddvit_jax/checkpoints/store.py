@@ -1,8 +1,6 @@
 """A model in a folder: ``model.json`` says what it is, ``variables/`` holds its arrays (Orbax)."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +8,9 @@ import flax.linen as nn
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from shiftaddvit_jax.files import whole_folder, write_json
 from shiftaddvit_jax.models import create_model, model_arguments
-from shiftaddvit_jax.models.create import variable_shapes
+from shiftaddvit_jax.models.variables import variable_shapes
 from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.pack import packed_shapes
 from shiftaddvit_jax.reparameterize import check_variables
@@ -36,26 +35,13 @@ def save_model(
     path = Path(path).absolute()
     if path.exists() and not (path / DESCRIPTION).is_file():
         raise ValueError(f"{path} exists and is not a checkpoint; choose another folder")
-    # What a killed process left under these names is put back or removed.
-    temporary, old = (path.with_name(f".{path.name}.{state}") for state in ("new", "old"))
-    if old.exists() and not path.exists():
-        os.replace(old, path)
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        description = {"model": model_arguments(model), **(about or {})}
-        if is_packed(variables["params"]):
-            description["packed"] = True
-        (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+    description = {"model": model_arguments(model), **(about or {})}
+    if is_packed(variables["params"]):
+        description["packed"] = True
+    with whole_folder(path) as temporary:
+        write_json(temporary / DESCRIPTION, description)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(temporary / "variables", variables)
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Module, PyTree, dict[str, Any]]:

@@ -20,11 +20,13 @@ import numpy as np
 from jax.extend.core import Literal
 from jaxtyping import PyTree
 
+from shiftaddvit_jax.files import whole_file
+
 OPSET, IR_VERSION = 20, 9  # the first with Gelu, and the format that came with it
 
 
 def save_onnx(model: nn.Module, variables: PyTree, path: str | Path, *, batch: int = 1) -> None:
-    """Write a dense model with its variables as an ONNX file.
+    """Write a dense model with its variables as an ONNX file, whole or not at all.
 
     Its input is ``images``, float32 [batch, 3, image_size, image_size], channels first, as other runtimes
     have them; its output is ``logits``, float32 [batch, num_classes].
@@ -50,9 +52,10 @@ def save_onnx(model: nn.Module, variables: PyTree, path: str | Path, *, batch: i
     images = _Node("Input", (), (batch, 3, size, size))
     logits = _translate(graph, _transpose(images, (0, 2, 3, 1)))
     try:
-        onnx.save_model(_serialize(onnx, images, logits, model.variant), str(path))
+        with whole_file(path) as temporary:
+            onnx.save_model(_serialize(onnx, images, logits, model.variant), str(temporary))
     except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error}") from None
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
 
 
 @dataclass(eq=False)

@@ -6,21 +6,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from shiftaddvit_jax.analysis import (
-    cost_report,
-    energy_savings,
-    group_modules,
-    measure_latency,
-    plot_expert_latency,
-)
-from shiftaddvit_jax.analysis.bench import random_variables
-from shiftaddvit_jax.analysis.counting import PRIMITIVES
-from shiftaddvit_jax.analysis.energy import FORMATS
-from shiftaddvit_jax.analysis.gallery import PICTURES, draw_picture
-from shiftaddvit_jax.analysis.page import write_page
-from shiftaddvit_jax.analysis.pictures import check_picture
-from shiftaddvit_jax.analysis.report import ENERGY_MODELS, PAPER_MODELS
-from shiftaddvit_jax.analysis.subject import Subject, distinct_names, example_pixels, load_subject
+from shiftaddvit_jax.bench import measure_latency
+from shiftaddvit_jax.bench.synthetic import random_variables
 from shiftaddvit_jax.cli.arguments import (
     Commands,
     add_command,
@@ -32,12 +19,21 @@ from shiftaddvit_jax.cli.arguments import (
     print_shift_share,
 )
 from shiftaddvit_jax.command import table_console
+from shiftaddvit_jax.costs import cost_report, energy_savings, group_modules
+from shiftaddvit_jax.costs.counting import PRIMITIVES
+from shiftaddvit_jax.costs.energy import FORMATS
+from shiftaddvit_jax.costs.report import ENERGY_MODELS, PAPER_MODELS
 from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.models import create_model, model_arguments
+from shiftaddvit_jax.models.kinds import parse_kinds
 from shiftaddvit_jax.nn import ATTENTION_KINDS
 from shiftaddvit_jax.ops.implementation import IMPLEMENTATIONS
+from shiftaddvit_jax.pictures import plot_expert_latency
+from shiftaddvit_jax.pictures.gallery import PICTURES, draw_picture
+from shiftaddvit_jax.pictures.page import write_page
+from shiftaddvit_jax.pictures.style import check_picture
+from shiftaddvit_jax.pictures.subject import Subject, distinct_names, example_pixels, load_subject
 from shiftaddvit_jax.progress import track
-from shiftaddvit_jax.train.loop import parse_kinds
 
 
 def add_report(commands: Commands) -> None:
@@ -103,7 +99,7 @@ def report(arguments: argparse.Namespace) -> None:
             write_page(arguments.html, subjects, reports, pixels)
             print(f"The page is in {arguments.html}")
     if arguments.json:
-        write_json(Path(arguments.json), found)
+        write_json(arguments.json, found)
 
 
 def add_plot(commands: Commands) -> None:
@@ -173,7 +169,7 @@ def measure_experts(arguments: argparse.Namespace) -> None:
     found = measure_latency(model, variables, batch=arguments.batch, rounds=arguments.rounds)
     _print_experts(found)
     if arguments.json:
-        write_json(Path(arguments.json), found)
+        write_json(arguments.json, found)
     if arguments.plot:
         plot_expert_latency(found, arguments.plot)
 

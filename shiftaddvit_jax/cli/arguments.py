@@ -5,9 +5,9 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from shiftaddvit_jax.analysis.counting import ShiftShare
-from shiftaddvit_jax.analysis.report import SHIFT_SHARE, describe_shift_share
 from shiftaddvit_jax.command import Parser
+from shiftaddvit_jax.costs.counting import ShiftShare
+from shiftaddvit_jax.costs.report import SHIFT_SHARE, describe_shift_share
 from shiftaddvit_jax.nn.moe import aimed_shift_share
 from shiftaddvit_jax.ops.precision import PRECISIONS
 from shiftaddvit_jax.train.config import read_latencies

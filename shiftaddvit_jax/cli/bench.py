@@ -1,14 +1,11 @@
 """The command that times models and kernels beside others."""
 
 import argparse
-from pathlib import Path
 
 from rich.table import Table
 
-from shiftaddvit_jax.analysis import plot_bench
-from shiftaddvit_jax.analysis.bench import PEERS, bench_kernels, bench_model
-from shiftaddvit_jax.analysis.pictures import check_picture
-from shiftaddvit_jax.analysis.rounds import available_threads
+from shiftaddvit_jax.bench.models import PEERS, bench_kernels, bench_model
+from shiftaddvit_jax.bench.rounds import available_threads
 from shiftaddvit_jax.cli.arguments import (
     Commands,
     add_command,
@@ -20,8 +17,10 @@ from shiftaddvit_jax.cli.arguments import (
 )
 from shiftaddvit_jax.command import table_console
 from shiftaddvit_jax.files import write_json
+from shiftaddvit_jax.models.kinds import parse_kinds
 from shiftaddvit_jax.ops.implementation import IMPLEMENTATIONS
-from shiftaddvit_jax.train.loop import parse_kinds
+from shiftaddvit_jax.pictures import plot_bench
+from shiftaddvit_jax.pictures.style import check_picture
 
 
 def add_bench(commands: Commands) -> None:
@@ -75,7 +74,7 @@ def bench(arguments: argparse.Namespace) -> None:
         check_picture(arguments.plot)
     kinds = {name: parse_kinds(getattr(arguments, name)) for name in ("attention", "mlp", "projections")}
     if arguments.device == "gpu":
-        from shiftaddvit_jax.analysis.gpu_bench import bench_gpu_kernels, bench_gpu_model
+        from shiftaddvit_jax.bench.gpu import bench_gpu_kernels, bench_gpu_model
 
         if arguments.kernels:
             report = bench_gpu_kernels(arguments.rounds)
@@ -107,7 +106,7 @@ def bench(arguments: argparse.Namespace) -> None:
         )
     _print_bench(report)
     if arguments.json:
-        write_json(Path(arguments.json), report)
+        write_json(arguments.json, report)
     if arguments.plot:
         plot_bench(report, arguments.plot)
 

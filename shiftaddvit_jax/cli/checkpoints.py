@@ -9,10 +9,10 @@ import jax
 from shiftaddvit_jax.checkpoints import load_model, load_pretrained, save_model
 from shiftaddvit_jax.cli.arguments import Commands, add_checkpoint, add_command, add_precision
 from shiftaddvit_jax.models import create_model
+from shiftaddvit_jax.models.kinds import parse_kinds
 from shiftaddvit_jax.nn import ATTENTION_KINDS, LINEAR_KINDS
 from shiftaddvit_jax.pack import pack
 from shiftaddvit_jax.reparameterize import reparameterization_report, reparameterize
-from shiftaddvit_jax.train.loop import parse_kinds
 
 
 def add_reparameterize(commands: Commands) -> None:

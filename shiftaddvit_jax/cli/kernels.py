@@ -10,13 +10,13 @@ from rich.table import Table
 from kernels_tvm.cpu.library import user_records
 from kernels_tvm.cpu.targets import host_target
 from kernels_tvm.gpu.targets import GPU_TARGETS, gpu_target
-from kernels_tvm.store import cache_folder
+from kernels_tvm.store import cache_folder, is_installed
 from shiftaddvit_jax.cli.arguments import Commands, add_command, add_kinds, check_folders
 from shiftaddvit_jax.command import table_console
 from shiftaddvit_jax.compile import compile_kernels, export_kernels, kernels_of, tune_kernels
 from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.models import create_model
-from shiftaddvit_jax.train.loop import parse_kinds
+from shiftaddvit_jax.models.kinds import parse_kinds
 
 
 def add_compile(commands: Commands) -> None:
@@ -83,13 +83,15 @@ def add_gpu_report(commands: Commands) -> None:
 
 def gpu_report(arguments: argparse.Namespace) -> None:
     """What the GPU kernels take and can reach, said without a GPU."""
-    from shiftaddvit_jax.analysis.gpu_report import static_report
+    if not is_installed():
+        raise ValueError("the report compiles kernels with TVM: pip install 'shiftaddvit-jax[tvm]'")
+    from shiftaddvit_jax.costs.gpu_bounds import static_report
 
     check_folders(arguments.json)
     report = static_report()
     _print_gpu_report(report)
     if arguments.json:
-        write_json(Path(arguments.json), report)
+        write_json(arguments.json, report)
 
 
 def _kernel_model(arguments):

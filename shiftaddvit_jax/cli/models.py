@@ -5,11 +5,11 @@ import json
 
 from rich.table import Table
 
-from shiftaddvit_jax.analysis import count_operations
 from shiftaddvit_jax.cli.arguments import Commands, add_command
 from shiftaddvit_jax.command import table_console
+from shiftaddvit_jax.costs import count_operations
 from shiftaddvit_jax.models import create_model, list_models, model_row
-from shiftaddvit_jax.models.create import variable_shapes
+from shiftaddvit_jax.models.variables import variable_shapes
 from shiftaddvit_jax.nn import ATTENTION_KINDS, LINEAR_KINDS
 from shiftaddvit_jax.progress import track
 

@@ -22,6 +22,7 @@ from shiftaddvit_jax.checkpoints import load_model, save_model
 from shiftaddvit_jax.data import Dataset, load_dataset, train_iterator
 from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.models import create_model, init_variables
+from shiftaddvit_jax.models.kinds import parse_kinds
 from shiftaddvit_jax.nn.moe import routing_loss, shift_shares
 from shiftaddvit_jax.progress import progress_bar
 from shiftaddvit_jax.reparameterize import learn_hashes, reparameterize
@@ -262,12 +263,6 @@ def _start(config: ml_collections.ConfigDict, model: nn.Module) -> tuple[nn.Modu
 
 def _kinds(config):
     return {name: parse_kinds(config.model[name]) for name in ("attention", "mlp", "projections")}
-
-
-def parse_kinds(text: str) -> str | tuple[str, ...]:
-    """One kind, or several separated by commas."""
-    kinds = tuple(text.replace(" ", "").split(","))
-    return kinds[0] if len(kinds) == 1 else kinds
 
 
 def _initial_state(variables, optimizer):

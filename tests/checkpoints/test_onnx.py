@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import shiftaddvit_jax as sav
-from shiftaddvit_jax.models.create import variable_shapes
+from shiftaddvit_jax.models.variables import variable_shapes
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -8,8 +8,9 @@ import pytest
 
 import shiftaddvit_jax as sav
 from shiftaddvit_jax.data import load_dataset
+from shiftaddvit_jax.models.kinds import parse_kinds
 from shiftaddvit_jax.train import default_config, evaluate, train_and_evaluate
-from shiftaddvit_jax.train.loop import learning_rate, make_optimizer, parse_kinds
+from shiftaddvit_jax.train.loop import learning_rate, make_optimizer
 
 
 def tiny_config(**train):

@@ -8,11 +8,10 @@ from kernels_tvm.descriptions import LinearDescription
 from kernels_tvm.gpu import build, library, nvidia
 from kernels_tvm.gpu.targets import gpu_target
 from kernels_tvm.store import Kernel
+from shiftaddvit_jax.costs.shapes import PAPER_LAYERS
 
 ODD = pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (67, 150), (36, 20)])
-PAPER = pytest.mark.parametrize(
-    ("rows", "inputs", "outputs"), [(3136, 64, 512), (3136, 512, 64), (784, 128, 1024), (784, 1024, 128)]
-)
+PAPER = pytest.mark.parametrize(("rows", "inputs", "outputs"), PAPER_LAYERS)
 ROWS = st.integers(1, 200)
 # Products of float32 numbers, and of int8 ones by tensor cores of either shape, by dp4a and by shifts.
 SHIFTS = pytest.mark.parametrize("shifts", [False, True], ids=["products", "shifts"])

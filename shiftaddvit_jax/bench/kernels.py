@@ -1,0 +1,211 @@
+"""The kernels that `shiftaddvit bench --kernels` times, and what it times them against.
+
+`KERNELS` is all there is to extend: a contestant more is a line in a kernel's ``contestants``. Shapes are
+those of `shiftaddvit_jax.costs.shapes`.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from shiftaddvit_jax.bench.rounds import Contestant, Run
+from shiftaddvit_jax.costs.shapes import ATTENTIONS, DEPTHWISE, LAYERS, PAPER_LAYERS
+from shiftaddvit_jax.ops import (
+    binarize,
+    depthwise_conv_2d,
+    matadd,
+    pack_weight,
+    packed_product,
+    power_of_two,
+    shift_product,
+)
+from shiftaddvit_jax.ops.activations import Activations
+from shiftaddvit_jax.ops.implementation import Implementation
+from shiftaddvit_jax.ops.packing import packed_bits
+
+DENSE = "dense float32"  # what the others' times are compared with: XLA on ordinary numbers
+
+
+class KernelBenchmark(NamedTuple):
+    """What to time.
+
+    Attributes:
+      shapes: those to time.
+      operations: from a shape to its multiply-accumulates, or what takes their place.
+      contestants: by name, functions from a shape to what runs once and waits for the result. Of a
+        ``ValueError`` there, the table has the message.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    operations: Callable[[tuple[int, ...]], int]
+    contestants: dict[str, Callable[..., Run]]
+
+
+def compiled(function: Callable, *arguments: np.ndarray) -> Run:
+    """A run of ``function`` under jit, on arguments that are already where it computes."""
+    arguments = [jnp.asarray(argument) for argument in arguments]
+    program = jax.jit(function).lower(*arguments).compile()
+    return lambda: program(*arguments).block_until_ready()
+
+
+def normal(*shape: int) -> np.ndarray:
+    """Normally distributed float32, always the same."""
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def dense(tokens: int, inputs: int, outputs: int) -> Run:
+    """A linear layer in float32; its weight is a constant, as in inference."""
+    weight = normal(inputs, outputs)
+    return compiled(lambda x: x @ weight, normal(tokens, inputs))
+
+
+def shift_xla(tokens: int, inputs: int, outputs: int) -> Run:
+    """A linear layer with power-of-two weights, by XLA."""
+    weight = np.asarray(power_of_two(normal(inputs, outputs) / 16))
+    return compiled(lambda x: shift_product(x, weight, "float", "xla"), normal(tokens, inputs))
+
+
+def packed_shift(implementation: Implementation, activations: Activations = "float") -> Callable[..., Run]:
+    """The same, its weights packed as its kernels take them."""
+
+    def make(tokens, inputs, outputs):
+        weight = power_of_two(normal(inputs, outputs) / 16)
+        packed = pack_weight(weight, packed_bits(activations))
+        return compiled(
+            lambda x: packed_product(x, packed, outputs, activations, implementation), normal(tokens, inputs)
+        )
+
+    return make
+
+
+def dense_products(tokens: int, heads: int, head_dim: int) -> Run:
+    """The products q (k^T v), in float32."""
+    q, k, v = (normal(1, heads, tokens, head_dim) for _ in range(3))
+    return compiled(lambda q, k, v: q @ (k.swapaxes(-1, -2) @ v), q, k, v)
+
+
+def additive_products(implementation: Implementation) -> Callable[..., Run]:
+    """The same, where queries and keys are made codes {0, 1} first."""
+
+    def products(q, k, v):
+        q, k = (binarize(part, implementation=implementation) for part in (q, k))
+        return matadd(q, matadd(k.swapaxes(-1, -2), v, implementation), implementation)
+
+    def make(tokens, heads, head_dim):
+        return compiled(products, *(normal(1, heads, tokens, head_dim) for _ in range(3)))
+
+    return make
+
+
+def depthwise(implementation: Implementation) -> Callable[..., Run]:
+    """A 3 x 3 depthwise convolution."""
+
+    def make(side, channels):
+        kernel = normal(3, 3, channels)
+        return compiled(
+            lambda x: depthwise_conv_2d(x, kernel, implementation), normal(1, side, side, channels)
+        )
+
+    return make
+
+
+def grouped(side: int, channels: int) -> Run:
+    """The same as a grouped convolution of XLA."""
+    kernel = normal(3, 3, 1, channels)
+
+    def convolve(x):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=layout, feature_group_count=channels
+        )
+
+    return compiled(convolve, normal(1, side, side, channels))
+
+
+def int8_xla(tokens: int, inputs: int, outputs: int) -> Run:
+    """int8 by int8 to int32."""
+    x, weight = _integers(tokens, inputs, np.int8), _integers(inputs, outputs, np.int8)
+    return compiled(lambda x: jax.lax.dot(x, weight, preferred_element_type=jnp.int32), x)
+
+
+def int8_onnxruntime(tokens: int, inputs: int, outputs: int) -> Run:
+    """uint8 by int8 to int32, which its fastest kernels are for."""
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError:
+        raise ValueError("needs pip install 'shiftaddvit-jax[peers]'") from None
+    helper, types = onnx.helper, onnx.TensorProto
+    weight = onnx.numpy_helper.from_array(_integers(inputs, outputs, np.int8), "weight")
+    x = helper.make_tensor_value_info("x", types.UINT8, (tokens, inputs))
+    y = helper.make_tensor_value_info("y", types.INT32, (tokens, outputs))
+    product = helper.make_node("MatMulInteger", ["x", "weight"], ["y"])
+    graph = helper.make_graph([product], "product", [x], [y], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"])
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    arguments = {"x": _integers(tokens, inputs, np.uint8)}
+    return lambda: session.run(None, arguments)
+
+
+def _integers(rows, columns, dtype):
+    limits = np.iinfo(dtype)
+    return np.random.default_rng(0).integers(limits.min, limits.max, (rows, columns), dtype, endpoint=True)
+
+
+KERNELS = {
+    # The machine's peak, or as much of it as large products reach. Here and below: tokens, inputs, outputs.
+    "peak": KernelBenchmark(
+        ((2048, 2048, 2048),),
+        math.prod,
+        {DENSE: dense, "int8 xla": int8_xla, "int8 onnxruntime": int8_onnxruntime},
+    ),
+    "matshift": KernelBenchmark(
+        (PAPER_LAYERS[0], *LAYERS),
+        math.prod,
+        {
+            DENSE: dense,
+            "xla": shift_xla,
+            "tvm": packed_shift("tvm"),
+            "tvm int8": packed_shift("tvm", "int8"),
+            "tvm_shift int8": packed_shift("tvm_shift", "int8"),
+        },
+    ),
+    # Tokens, heads, head_dim.
+    "matadd": KernelBenchmark(
+        ATTENTIONS,
+        lambda shape: 2 * math.prod(shape) * shape[-1],
+        {DENSE: dense_products, "xla": additive_products("xla"), "tvm": additive_products("tvm")},
+    ),
+    # Side of the grid, channels.
+    "depthwise_conv_2d": KernelBenchmark(
+        DEPTHWISE,
+        lambda shape: 9 * shape[0] * math.prod(shape),
+        {DENSE: grouped, "xla": depthwise("xla"), "tvm": depthwise("tvm")},
+    ),
+}
+
+
+def kernel_contestants() -> list[Contestant]:
+    """All of `KERNELS`; those of one name share a process, so that no two runtimes do."""
+    return [
+        Contestant(
+            name=_name(kernel, shape, contestant),
+            task={"runtime": "kernel", "kernel": kernel, "shape": shape, "contestant": contestant},
+            process=contestant,
+            references=(_name(kernel, shape, DENSE),),
+        )
+        for kernel, case in KERNELS.items()
+        for shape in case.shapes
+        for contestant in case.contestants
+    ]
+
+
+def _name(kernel, shape, contestant):
+    return f"{kernel} {' x '.join(map(str, shape))} {contestant}"

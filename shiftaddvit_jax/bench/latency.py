@@ -1,0 +1,283 @@
+"""Where a model's milliseconds go on this device, and what the experts of its mixtures take.
+
+What `measure_latency` returns, and ``shiftaddvit measure-latency --json`` writes, is
+
+- ``machine``, see `describe_machine`, ``model``, the arguments of `create_model`, ``batch`` and ``rounds``;
+- ``layers``, one for each MoE layer: ``name``, ``inputs``, ``outputs``, ``tokens`` (of a forward pass),
+  ``counts`` (the numbers of tokens measured), and for ``dense`` and ``shift``: ``median_ms`` (one for each
+  count), ``base_ms`` and ``us_per_token`` (the line through them); and ``latencies``, the medians (dense,
+  shift) at the layer's own number of tokens, which `shiftaddvit_jax.train` reads.
+
+Calling a compiled program takes some ten microseconds, whatever it computes. So a program of nothing takes
+turns with the others, and its median is taken off theirs.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from shiftaddvit_jax.bench.rounds import available_threads, describe_machine, summarize, time_runs
+from shiftaddvit_jax.models import model_arguments
+from shiftaddvit_jax.models.inspect import capture, module_variables, on_xla
+from shiftaddvit_jax.nn import Block, Mlp, MoEDense
+from shiftaddvit_jax.nn.attention import Attention
+from shiftaddvit_jax.nn.kernels import describe_linear, is_packed, linear_arrays
+from shiftaddvit_jax.nn.moe import EXPERTS
+from shiftaddvit_jax.ops.implementation import uses_tvm
+from shiftaddvit_jax.ops.implementation.fused import fused_linear
+from shiftaddvit_jax.progress import track
+
+WHOLE = ""  # the model's own path
+SECONDS_A_TURN = 0.02
+TOKEN_SHARES = (0.25, 0.5, 1.0, 2.0)  # of a layer's tokens: those for which its experts are timed
+Name = TypeVar("Name", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of a forward pass, and of its modules when each runs alone.
+
+    Attributes:
+      whole_ms: median of the whole model.
+      module_ms: medians by the module's path, such as ``stage1/block1/attn``, in the order of the calls.
+      call_ms: median of a program of nothing: taken off the modules', and a part of the whole's.
+      batch: images.
+    """
+
+    whole_ms: float
+    module_ms: dict[str, float]
+    call_ms: float
+    batch: int
+
+    @property
+    def unexplained_ms(self) -> float:
+        """What modules and call do not account for; negative where the whole is faster than its parts."""
+        return self.whole_ms - self.call_ms - sum(self.module_ms.values())
+
+
+def profile_latency(
+    model: nn.Module, variables: PyTree, images: Float[Array, "batch height width 3"], rounds: int = 5
+) -> Latency:
+    """Time ``model`` under jit, and its modules, each alone on what it sees of ``images``.
+
+    Attentions, MLPs, mixtures, and blocks of which a kernel computes a branch, are timed whole, and of all
+    else what has no modules inside. They take turns with the whole model, in rounds. With packed weights the
+    TVM kernels compute, where there are any.
+
+    Raises:
+      ValueError: fewer than one round.
+    """
+    return compare_latencies({"": (model, variables, images)}, rounds)[""]
+
+
+def compare_latencies(
+    models: Mapping[str, tuple[nn.Module, PyTree, Float[Array, "batch height width 3"]]], rounds: int = 5
+) -> dict[str, Latency]:
+    """`profile_latency` of each model, all in the same rounds, so that they share good times and bad ones."""
+    _check_rounds(rounds)
+    runs = {}
+    for model, (module, variables, images) in models.items():
+        runs |= {(model, name): run for name, run in _module_runs(module, variables, images).items()}
+    medians, call_ms = _median_ms(runs, rounds)
+    return {
+        model: Latency(
+            whole_ms=medians[model, WHOLE] + call_ms,
+            module_ms={name: ms for (of, name), ms in medians.items() if of == model and name != WHOLE},
+            call_ms=call_ms,
+            batch=len(images),
+        )
+        for model, (_, _, images) in models.items()
+    }
+
+
+def _module_runs(model, variables, images):
+    """What runs the whole model, and each of its modules that is timed, by name."""
+    modules, fixed = {}, {}
+
+    def look(module, method, arguments, result):
+        # A module without a parent is the model, or computes a part of a module, as experts do.
+        if method != "__call__" or not module.path or result is arguments[0]:
+            return None
+        name, places = "/".join(module.path), range(len(arguments))
+        modules[name] = module.clone(parent=None)
+        fixed[name] = {place: arguments[place] for place in places if not _has_arrays(arguments[place])}
+        return {place: arguments[place] for place in places if _has_arrays(arguments[place])}
+
+    seen = capture(model, variables, images, look)
+    runs = {WHOLE: _ready(partial(model.apply, variables), jnp.asarray(images))}
+    timed = [name for name in modules if _is_timed(name, modules)]
+    for name in track(timed, "compiling modules", len(timed)):
+        apply = partial(modules[name].apply, module_variables(name, variables))
+
+        def run(arrays, apply=apply, fixed=fixed[name]):
+            return apply(*(argument for _, argument in sorted((arrays | fixed).items())))
+
+        runs[name] = _ready(run, seen[name][0])
+    return runs
+
+
+def _has_arrays(argument):
+    """Whether a call's argument is an array, or holds some: parameters, but not the sides of a grid."""
+    return any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(argument))
+
+
+def _is_timed(name, modules):
+    """Whether a module is timed as a whole, and none around it is."""
+    path = name.split("/")
+    around = ("/".join(path[:end]) for end in range(1, len(path)))
+    if any(_is_whole(outer, modules) for outer in around if outer in modules):
+        return False
+    return _is_whole(name, modules) or not any(inner.startswith(f"{name}/") for inner in modules)
+
+
+def _is_whole(name, modules):
+    if isinstance(modules[name], Block):
+        return not {f"{name}/attn", f"{name}/mlp"} <= modules.keys()
+    return isinstance(modules[name], Attention | Mlp | MoEDense)
+
+
+def measure_latency(
+    model: nn.Module, variables: PyTree, *, batch: int = 1, rounds: int = 5
+) -> dict[str, Any]:
+    """Time both experts of every MoE layer, each alone, at several numbers of tokens.
+
+    Layers of the same shape are measured once. The experts take turns, in rounds, and run as they do in the
+    model: packed weights on TVM's kernels, where there are any.
+
+    Args:
+      model: from `create_model` or `reparameterize`, with MoE layers.
+      variables: its variables, packed or not.
+      batch: images of a forward pass: what the layers' tokens come from.
+      rounds: turns of each expert.
+
+    Returns:
+      What the head of this module describes.
+
+    Raises:
+      ValueError: a model without MoE layers, or a number out of range.
+    """
+    _check_rounds(rounds)
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
+    layers = _moe_layers(model, variables, batch)
+    if not layers:
+        raise ValueError("the model has no mixtures of experts; choose mlp='moe' or projections='moe'")
+    runs, shapes = {}, {}
+    for name, (layer, inputs, tokens) in track(layers.items(), "compiling experts", len(layers)):
+        shape = shapes[name] = (layer, inputs, tokens)
+        if any(known == shape for known, *_ in runs):
+            continue
+        params = module_variables(name, variables)["params"]
+        for count in _counts(tokens):
+            x = jax.random.normal(jax.random.key(0), (count, inputs))
+            for expert, function in zip(EXPERTS, _experts(layer, params, x), strict=True):
+                runs[shape, count, expert] = _ready(function, x)
+    medians, _ = _median_ms(runs, rounds)
+    return {
+        "machine": describe_machine(available_threads()),
+        "model": model_arguments(model),
+        "batch": batch,
+        "rounds": rounds,
+        "layers": [_layer_report(name, shape, medians) for name, shape in shapes.items()],
+    }
+
+
+def _layer_report(name, shape, medians):
+    layer, inputs, tokens = shape
+    counts = _counts(tokens)
+    experts = {}
+    for expert in EXPERTS:
+        median_ms = [medians[shape, count, expert] for count in counts]
+        base_ms, ms_per_token = fit_line(counts, median_ms)
+        experts[expert] = {"median_ms": median_ms, "base_ms": base_ms, "us_per_token": 1e3 * ms_per_token}
+    return {
+        "name": name,
+        "inputs": inputs,
+        "outputs": layer.features,
+        "tokens": tokens,
+        "counts": counts,
+        **experts,
+        "latencies": [medians[shape, tokens, expert] for expert in EXPERTS],
+    }
+
+
+def _counts(tokens):
+    return sorted({max(1, round(share * tokens)) for share in TOKEN_SHARES})
+
+
+def _moe_layers(model, variables, batch):
+    """Each MoE layer, as a module of its own, with its number of inputs and of tokens, by its name."""
+    layers, implementation = {}, model.primitives.implementation
+
+    def note(call, arguments, keywords, context):
+        module = context.module
+        if isinstance(module, MoEDense) and context.method_name == "__call__":
+            *tokens, inputs = arguments[0].shape
+            name = "/".join(module.path)
+            layer = module.clone(parent=None, name=None, implementation=implementation)
+            layers.setdefault(name, (layer, inputs, math.prod(tokens)))
+        return call(*arguments, **keywords)
+
+    images = jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.float32)
+    # Where a kernel computes a whole branch, no layer is called; on XLA all are.
+    with nn.intercept_methods(note):
+        jax.eval_shape(on_xla(model).apply, variables, images)
+    return layers
+
+
+def _experts(layer: MoEDense, params, x) -> list[Callable[[Array], Array]]:
+    """Both experts as functions of tokens, in the order of `EXPERTS`."""
+    linears = [
+        describe_linear(kind, params[kind], x.shape[-1], layer.features, layer.primitives) for kind in EXPERTS
+    ]
+    reason = next(filter(None, (linear.why_not() for linear in linears)), None)
+    if not uses_tvm("an expert", layer.implementation, reason, prefer=is_packed(params)):
+        experts = zip(EXPERTS, layer.experts(), strict=True)
+        return [partial(expert.apply, {"params": params[name]}) for name, expert in experts]
+    return [
+        partial(fused_linear, linear, linear_arrays(linear, params[kind], layer.weight_bits))
+        for kind, linear in zip(EXPERTS, linears, strict=True)
+    ]
+
+
+def fit_line(tokens: Sequence[float], milliseconds: Sequence[float]) -> tuple[float, float]:
+    """The line of least squares: milliseconds without any token, and for each.
+
+    Raises:
+      ValueError: fewer than two different numbers of tokens.
+    """
+    if len(set(tokens)) < 2:
+        raise ValueError(f"a line needs two different numbers of tokens, got {list(tokens)}")
+    slope, base = np.polyfit(np.asarray(tokens, float), np.asarray(milliseconds, float), 1)
+    return float(base), float(slope)
+
+
+def _check_rounds(rounds):
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
+
+
+def _median_ms(runs: Mapping[Name, Callable[[], Any]], rounds: int) -> tuple[dict[Name, float], float]:
+    """Median milliseconds of each run without its call, 1 ns at least, and those of a call."""
+    runs = {**runs, None: _ready(lambda x: x + 1, jnp.zeros(()))}
+    times: dict[Any, list[list[float]]] = {name: [] for name in runs}
+    for _ in track(range(rounds), "rounds", rounds):
+        for name, run in runs.items():
+            times[name].append(time_runs(run, SECONDS_A_TURN))
+    medians = {name: summarize(rounds_of_name)["median_ms"] for name, rounds_of_name in times.items()}
+    call_ms = medians.pop(None)
+    return {name: max(median - call_ms, 1e-6) for name, median in medians.items()}, call_ms
+
+
+def _ready(function, x):
+    """``function`` of ``x``, compiled, its weights constants; waits for the result."""
+    compiled = jax.jit(function).lower(x).compile()
+    return lambda: jax.block_until_ready(compiled(x))

@@ -1,0 +1,216 @@
+"""How fast a ShiftAddViT is here, beside its dense model in JAX and in other runtimes.
+
+What `bench_model` and `bench_kernels` return, and ``shiftaddvit bench --json`` writes, is
+
+- ``machine``: ``cpu``, ``system``, ``cores``, ``threads``, see `describe_machine`;
+- ``versions``: of the packages that take part, where they are installed;
+- ``rounds`` and ``seconds_a_turn``: how it was measured, see `shiftaddvit_jax.bench.rounds`;
+- of a model: ``model``, the arguments of `create_model` for the ShiftAddViT, ``batch``, and ``shift_share``,
+  one or by MoE layer, null without any;
+- ``rows``, of `time_contestants`: ``name``, ``task``, ``start_s``, and either ``refused`` or ``runs``,
+  ``median_ms``, ``p10_ms``, ``p90_ms``, ``reference`` and ``ratio``. Also, of a model, ``precision``; of a
+  dense one, ``logit_error``, the largest difference of its logits from JAX's over the largest of JAX's; of
+  a kernel, ``giga_operations_a_second``, counting a multiply-accumulate as two.
+"""
+
+import importlib.util
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from shiftaddvit_jax.bench.kernels import KERNELS, kernel_contestants
+from shiftaddvit_jax.bench.rounds import Contestant, describe_machine, time_contestants
+from shiftaddvit_jax.bench.synthetic import balance_routers, random_images, random_variables
+from shiftaddvit_jax.checkpoints import save_onnx, save_safetensors
+from shiftaddvit_jax.costs.counting import ShiftShare
+from shiftaddvit_jax.costs.report import SHIFT_SHARE
+from shiftaddvit_jax.models import (
+    PyramidVisionTransformerV2,
+    create_model,
+    model_arguments,
+    model_row,
+)
+from shiftaddvit_jax.models.pyramid import reductions
+from shiftaddvit_jax.models.variables import variable_shapes
+from shiftaddvit_jax.ops.activations import Activations
+from shiftaddvit_jax.ops.implementation import IMPLEMENTATIONS
+from shiftaddvit_jax.ops.precision import Precision
+from shiftaddvit_jax.validation import check_choice
+
+# The packages that each peer needs.
+PEERS = {
+    "onnxruntime": ("onnxruntime", "onnx"),
+    "openvino": ("openvino", "onnx"),
+    "torch": ("torch", "transformers"),
+}
+SECONDS_A_TURN, SECONDS_A_KERNEL = 0.4, 0.1
+LARGEST_LOGIT_ERROR = 1e-3  # in float32; a runtime that is further off computes something else
+
+
+def bench_model(
+    name: str,
+    *,
+    threads: int,
+    rounds: int,
+    batch: int = 1,
+    image_size: int | None = None,
+    attention: str | Sequence[str] = "hamming_linear",
+    mlp: str | Sequence[str] = "moe",
+    projections: str | Sequence[str] = "dense",
+    activations: Activations = "float",
+    precision: Precision = "float32",
+    shift_share: ShiftShare = SHIFT_SHARE,
+    implementations: Sequence[str] = ("tvm", "xla"),
+    peers: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The ShiftAddViT, and the dense models with ``msa`` and ``sra`` in JAX and every peer, timed in rounds.
+
+    All have random weights and see the same random images, whose tokens the ShiftAddViT's routers share out
+    like trained ones, see `balance_routers`. Ratios are to the ShiftAddViT with TVM's kernels, or, where
+    these are refused, with XLA's.
+
+    Args:
+      name: one of `list_models`.
+      threads: for each contestant.
+      rounds: turns of each.
+      batch: images at a time.
+      image_size: their side, by default the model's own.
+      attention: the ShiftAddViT's, as in `create_model`.
+      mlp: the same.
+      projections: the same.
+      activations: the same.
+      precision: the same.
+      shift_share: of the tokens, that every mixture of experts sends to its shift expert: one for all, or
+        one for each by its name.
+      implementations: the ShiftAddViT's, in that order.
+      peers: of `PEERS`.
+
+    Raises:
+      ValueError: a wrong name, a number out of range, a peer that is not installed or lacks the model, or a
+        runtime whose logits differ from JAX's.
+    """
+    machine = describe_machine(threads)
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
+    for implementation in implementations:
+        check_choice("implementation", implementation, IMPLEMENTATIONS)
+    kinds = {"attention": attention, "mlp": mlp, "projections": projections}
+    formats = {"activations": activations, "precision": precision}
+    student = create_model(name, image_size=image_size, **formats, **kinds)
+    originals = _dense_models(name, student.image_size)
+    for model in (student, *originals.values()):
+        variable_shapes(model)  # refuses an image size that does not fit
+    check_peers(peers, student)
+
+    shape = (batch, student.image_size, student.image_size, 3)
+    students = {
+        f"ShiftAddViT {implementation}": model_arguments(student) | {"implementation": implementation}
+        for implementation in implementations
+    }
+    biases = balance_routers(student, random_variables(student), random_images(shape), shift_share)
+    tasks = {
+        name: {"runtime": "jax", "model": model, "router_biases": biases} for name, model in students.items()
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, model in originals.items():
+            dense = {f"JAX {kind}": {"runtime": "jax", "model": model_arguments(model)}}
+            dense |= _peer_tasks(kind, model, peers, batch, Path(folder))
+            tasks |= {name: task | {"attention": kind} for name, task in dense.items()}
+        contestants = [
+            Contestant(name, task | {"images": shape}, references=tuple(students))
+            for name, task in tasks.items()
+        ]
+        rows = time_contestants(contestants, threads, rounds, SECONDS_A_TURN)
+    _compare_logits(rows)
+    about = {"model": model_arguments(student), "batch": batch, "seconds_a_turn": SECONDS_A_TURN}
+    about["shift_share"] = shift_share if biases else None
+    return _report(machine, rounds, rows) | about
+
+
+def bench_kernels(*, threads: int, rounds: int) -> dict[str, Any]:
+    """All of `KERNELS`, timed in rounds. Ratios are to XLA's dense float32 of the same shape.
+
+    Raises:
+      ValueError: a number out of range.
+    """
+    machine = describe_machine(threads)
+    rows = time_contestants(kernel_contestants(), threads, rounds, SECONDS_A_KERNEL)
+    for row in rows:
+        if "refused" not in row:
+            task = row["task"]
+            operations = 2 * KERNELS[task["kernel"]].operations(task["shape"])
+            row["giga_operations_a_second"] = operations / row["median_ms"] / 1e6
+    return _report(machine, rounds, rows) | {"seconds_a_turn": SECONDS_A_KERNEL}
+
+
+def check_peers(peers: Sequence[str], model: nn.Module) -> None:
+    """Raise a ``ValueError`` unless each of ``peers`` is one of `PEERS`, installed, and has ``model``."""
+    for peer in peers:
+        check_choice("peer", peer, PEERS)
+        lacking = [package for package in PEERS[peer] if importlib.util.find_spec(package) is None]
+        if lacking:
+            raise ValueError(
+                f"the peer {peer} needs {' and '.join(lacking)}: pip install 'shiftaddvit-jax[peers]'"
+            )
+    if "torch" in peers and not isinstance(model, PyramidVisionTransformerV2):
+        raise ValueError(f"the peer torch has PVTv2 alone, not {model.variant}; leave it out of --peers")
+
+
+def _dense_models(name, image_size):
+    """By kind of attention, the dense models to compare with: those of the two kinds that the family has."""
+    kinds = [kind for kind in ("msa", "sra") if kind in model_row(name)["attention"]]
+    return {kind: create_model(name, image_size=image_size, attention=kind) for kind in kinds}
+
+
+def _peer_tasks(kind, model, peers, batch, folder):
+    """By name, a worker's tasks for one dense model, whose weights are written into ``folder``."""
+    variables = random_variables(model)
+    file, weights = str(folder / f"{kind}.onnx"), str(folder / f"{kind}.safetensors")
+    if {"onnxruntime", "openvino"} & set(peers):
+        save_onnx(model, variables, file, batch=batch)
+    tasks = {}
+    if "onnxruntime" in peers:
+        tasks[f"ONNX Runtime {kind}"] = {"runtime": "onnxruntime", "file": file}
+    if "openvino" in peers:
+        for precision in ("float32", "default"):
+            task = {"runtime": "openvino", "file": file, "precision": precision}
+            tasks[f"OpenVINO {kind}, {precision}"] = task
+    if "torch" in peers:
+        save_safetensors(variables, weights)
+        config = {
+            "image_size": model.image_size,
+            "num_labels": model.num_classes,
+            "hidden_sizes": model.embed_dims,
+            "depths": model.depths,
+            "num_attention_heads": model.num_heads,
+            "mlp_ratios": model.mlp_ratios,
+            "sr_ratios": reductions(model),
+            "layer_norm_eps": 1e-6,
+        }
+        tasks[f"PyTorch {kind}"] = {"runtime": "torch", "config": config, "weights": weights}
+    return tasks
+
+
+def _compare_logits(rows):
+    """Put ``logit_error`` in place of each row's logits; a ``ValueError`` where it is too large."""
+    logits = {row["name"]: np.array(row.pop("logits")) for row in rows if "logits" in row}
+    for row in rows:
+        if row["name"] not in logits or "attention" not in row["task"]:
+            continue
+        expected = logits[f"JAX {row['task']['attention']}"]
+        error = float(abs(logits[row["name"]] - expected).max() / abs(expected).max())
+        row["logit_error"] = error
+        if row["precision"] == "float32" and not error < LARGEST_LOGIT_ERROR:
+            raise ValueError(
+                f"{row['name']} computes another model: its logits are off by {error:.1%} of JAX's largest"
+            )
+
+
+def _report(machine, rounds, rows):
+    packages = sorted({package for row in rows for package in row.get("versions", {}).items()})
+    rows = [{key: value for key, value in row.items() if key != "versions"} for row in rows]
+    return {"machine": machine, "versions": dict(packages), "rounds": rounds, "rows": rows}

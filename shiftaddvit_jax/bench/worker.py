@@ -1,0 +1,184 @@
+"""The process in which a contestant of a benchmark lives, see `shiftaddvit_jax.bench.rounds`.
+
+It reads requests and writes replies, JSON objects, one a line:
+
+- ``{"load": task}`` prepares what the task describes and runs it once. The reply has ``start_s``, the seconds
+  that took, and what else there is to know of it (``versions``, ``precision``, ``logits``); or it is
+  ``{"refused": message}``.
+- ``{"run": index, "seconds": s}`` runs what the ``index``-th load prepared, first unmeasured, then at least
+  three times and until ``s`` seconds are over. The reply is ``{"times_ms": [...]}``. Where a load prepared
+  several ways to run the same, the turn belongs to the one that is the fastest in a few runs ahead of it.
+
+To what goes wrong, a ``ValueError`` of a load apart, the reply is ``{"failed": message}``.
+
+A task's ``runtime`` is ``"jax"``, ``"onnxruntime"``, ``"openvino"``, ``"torch"`` or ``"kernel"``; what else
+it holds, the function of that name below says. All tasks but kernels have the ``images``' shape,
+[batch, height, width, 3], and those of dense models their ``attention``.
+"""
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from shiftaddvit_jax.bench.kernels import KERNELS
+from shiftaddvit_jax.bench.rounds import Run, time_runs
+from shiftaddvit_jax.bench.synthetic import random_images, random_variables, with_router_biases
+from shiftaddvit_jax.models import create_model
+from shiftaddvit_jax.pack import pack
+
+Loaded = tuple[list[Run], dict[str, Any]]  # ways to run it, and what there is to know of it
+
+
+def time_fastest(runs: Sequence[Run], seconds: float) -> list[float]:
+    """`time_runs` of that one of ``runs`` which is the fastest just now."""
+    if len(runs) == 1:
+        return time_runs(runs[0], seconds)
+    return time_runs(min(runs, key=lambda run: statistics.median(time_runs(run, 0.0))), seconds)
+
+
+def load_jax(task: dict[str, Any], threads: int) -> Loaded:
+    """``model``: arguments of `create_model`; ``router_biases``, where there are any: of `balance_routers`.
+
+    The weights are constants of the program, as in the peers.
+    """
+    _compute_in_the_asking_thread()
+    model = create_model(**task["model"])
+    # Making variables needs no kernel: those of any implementation are the same.
+    original = create_model(**task["model"] | {"implementation": None})
+    variables = with_router_biases(random_variables(original), task.get("router_biases", {}))
+    if task["model"]["implementation"] in ("tvm", "tvm_shift"):
+        variables = pack(original, variables)
+    images = jax.numpy.asarray(random_images(task["images"]))
+    forward = jax.jit(partial(model.apply, variables)).lower(images).compile()
+    versions = _versions("jax", "jaxlib", "apache-tvm")
+    about = {"versions": versions, "precision": model.primitives.precision}
+    return [lambda: forward(images).block_until_ready()], about
+
+
+def load_onnxruntime(task: dict[str, Any], threads: int) -> Loaded:
+    """``file``: an ONNX file, in two ways: its threads spin while they wait for work, or sleep.
+
+    Spinning is the faster by some percent on idle cores, and the slower by far where others use them.
+    """
+    import onnxruntime
+
+    images = _channels_first(task)
+
+    def make(spinning):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+        session = onnxruntime.InferenceSession(task["file"], options, providers=["CPUExecutionProvider"])
+        return lambda: session.run(None, {"images": images})[0]
+
+    about = {"versions": _versions("onnxruntime"), "precision": "float32"}
+    return [make(spinning=True), make(spinning=False)], about
+
+
+def load_openvino(task: dict[str, Any], threads: int) -> Loaded:
+    """``file``: an ONNX file; ``precision``: ``"float32"`` or ``"default"``, what OpenVINO chooses itself."""
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    if task["precision"] == "float32":
+        settings["INFERENCE_PRECISION_HINT"] = "f32"
+    compiled = openvino.Core().compile_model(task["file"], "CPU", settings)
+    precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    precision = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(precision, precision)
+    if task["precision"] == "default" and precision == "float32":
+        raise ValueError("float32 is its default on this machine")
+    request, images = compiled.create_infer_request(), _channels_first(task)
+    about = {"versions": _versions("openvino"), "precision": precision}
+    return [lambda: request.infer({0: images}, share_inputs=True)[0]], about
+
+
+def load_torch(task: dict[str, Any], threads: int) -> Loaded:
+    """``config``: of transformers' PVTv2; ``weights``: a file of `save_safetensors`."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import PvtV2Config, PvtV2ForImageClassification
+
+    torch.set_num_threads(threads)
+    model = PvtV2ForImageClassification(PvtV2Config(**task["config"])).eval()
+    model.load_state_dict(load_file(task["weights"]))
+    images = torch.from_numpy(_channels_first(task))
+
+    @torch.inference_mode()
+    def run():
+        return model(images).logits.numpy()
+
+    return [run], {"versions": _versions("torch", "transformers"), "precision": "float32"}
+
+
+def load_kernel(task: dict[str, Any], threads: int) -> Loaded:
+    """``kernel``, ``contestant`` and ``shape``: see `shiftaddvit_jax.bench.kernels`."""
+    _compute_in_the_asking_thread()
+    make = KERNELS[task["kernel"]].contestants[task["contestant"]]
+    return [make(*task["shape"])], {"versions": _versions("jax", "jaxlib", "apache-tvm", "onnxruntime")}
+
+
+LOADERS = {
+    "jax": load_jax,
+    "onnxruntime": load_onnxruntime,
+    "openvino": load_openvino,
+    "torch": load_torch,
+    "kernel": load_kernel,
+}
+
+
+def _compute_in_the_asking_thread():
+    """Make JAX compute in the thread that asks, as the peers do: otherwise each call first wakes another."""
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def _channels_first(task) -> Float[np.ndarray, "batch 3 height width"]:
+    return np.ascontiguousarray(random_images(task["images"]).transpose(0, 3, 1, 2))
+
+
+def _versions(*packages):
+    found = {package: list(metadata.Distribution.discover(name=package)) for package in packages}
+    return {package: distributions[0].version for package, distributions in found.items() if distributions}
+
+
+def main() -> None:
+    """Serve requests until there are no more; the one argument is the number of threads."""
+    threads = int(sys.argv[1])
+    # Replies have standard output for themselves; what runtimes print goes to standard error.
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    loaded = []
+
+    def answer(request):
+        if "run" in request:
+            return {"times_ms": time_fastest(loaded[request["run"]], request["seconds"])}
+        task, start = request["load"], time.perf_counter()
+        loaded.append([])
+        try:
+            loaded[-1], about = LOADERS[task["runtime"]](task, threads)
+            output = loaded[-1][0]()
+        except ValueError as error:
+            return {"refused": " ".join(str(error).split())}
+        if "images" in task:
+            about["logits"] = np.asarray(output, np.float64).ravel().tolist()
+        return {"start_s": time.perf_counter() - start, **about}
+
+    for line in sys.stdin:
+        try:
+            reply = answer(json.loads(line))
+        except Exception as error:
+            reply = {"failed": f"{type(error).__name__}: {error}"}
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()

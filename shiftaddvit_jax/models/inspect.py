@@ -1,0 +1,66 @@
+"""What the modules of a model see and return in a forward pass, whatever the model."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float, PyTree
+
+Look = Callable[[nn.Module, str, tuple[Any, ...], Any], PyTree | None]
+Images = Float[Array, "batch height width 3"]
+
+
+def on_xla(model: nn.Module) -> nn.Module:
+    """``model`` without kernels, which compute whole branches and call no module inside them."""
+    return model.clone(primitives=dataclasses.replace(model.primitives, implementation="xla"))
+
+
+def capture(model: nn.Module, variables: PyTree, images: Images, look: Look) -> dict[str, list[PyTree]]:
+    """What ``look`` keeps of one forward pass, by the module's path, call after call.
+
+    Args:
+      model: from `create_model`, or one of your own.
+      variables: its variables, packed or not.
+      images: what it is applied to.
+      look: called with a module, its method's name, arguments and result; returns arrays to keep, or None.
+    """
+
+    @jax.jit
+    def forward(variables, images):
+        seen: dict[str, list[PyTree]] = {}
+
+        def note(call, arguments, keywords, context):
+            result = call(*arguments, **keywords)
+            kept = look(context.module, context.method_name, arguments, result)
+            if kept is not None:
+                seen.setdefault("/".join(context.module.path), []).append(kept)
+            return result
+
+        with nn.intercept_methods(note):
+            model.apply(variables, images)
+        return seen
+
+    return forward(variables, images)
+
+
+def module_variables(name: str, variables: PyTree) -> dict[str, PyTree]:
+    """The variables of the module at a path such as ``stage1/block1``, by collection."""
+    found = {}
+    for collection, tree in variables.items():
+        for part in name.split("/"):
+            tree = tree.get(part, {}) if isinstance(tree, Mapping) else {}
+        if tree:
+            found[collection] = tree
+    return found
+
+
+def square_grid(tokens: int) -> tuple[int, int]:
+    """How many of so many tokens come ahead of the grid, and the grid's side.
+
+    Images are squares here, and at most two tokens (class, distillation) come first, so there is one answer.
+    """
+    side = math.isqrt(tokens)
+    return tokens - side**2, side

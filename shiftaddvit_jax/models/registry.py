@@ -1,0 +1,142 @@
+"""From a variant's name to a model, and back to what describes it."""
+
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from shiftaddvit_jax.models import pvt, pvt_v2, vit
+from shiftaddvit_jax.models.kinds import stage_attention, stage_kinds
+from shiftaddvit_jax.models.variables import count_parameters
+from shiftaddvit_jax.nn import ATTENTION_KINDS, LINEAR_KINDS, Primitives
+from shiftaddvit_jax.ops.activations import Activations
+from shiftaddvit_jax.ops.binarize import Threshold
+from shiftaddvit_jax.ops.implementation import Implementation, check_implementation
+from shiftaddvit_jax.ops.precision import PRECISIONS, Precision
+from shiftaddvit_jax.validation import check_choice
+
+
+class Family(NamedTuple):
+    """A model's class, the table of its variants, and the kinds of attention it can have."""
+
+    model: type[nn.Module]
+    variants: dict[str, dict[str, Any]]
+    attention: tuple[str, ...]
+
+
+FAMILIES = (
+    Family(pvt.PyramidVisionTransformer, pvt.VARIANTS, ATTENTION_KINDS),
+    Family(pvt_v2.PyramidVisionTransformerV2, pvt_v2.VARIANTS, ATTENTION_KINDS),
+    Family(vit.VisionTransformer, vit.VARIANTS, vit.ATTENTION_KINDS),
+)
+
+
+def model_family(name: str) -> Family:
+    """The family of the variant ``name``."""
+    return next(family for family in FAMILIES if name in family.variants)
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` knows."""
+    return [name for family in FAMILIES for name in family.variants]
+
+
+def model_row(name: str) -> dict[str, Any]:
+    """A variant's ``name``, number of ``parameters``, ``image_size`` and kinds of ``attention``.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    model = create_model(name)
+    return {
+        "name": name,
+        "parameters": count_parameters(model),
+        "image_size": model.image_size,
+        "attention": model_family(name).attention,
+    }
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    image_size: int | None = None,
+    attention: str | Sequence[str] | None = None,
+    mlp: str | Sequence[str] = "dense",
+    projections: str | Sequence[str] = "dense",
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    layer_norm_eps: float | None = None,
+    weight_bits: int = 5,
+    activations: Activations = "float",
+    threshold: Threshold = "sample",
+    implementation: Implementation = None,
+    dtype: Any = None,
+    precision: Precision = "float32",
+) -> nn.Module:
+    """A model by its name, as a Flax module: ``init`` makes its variables, ``apply`` its logits.
+
+    Args:
+      name: one of `list_models`.
+      num_classes: number of logits.
+      image_size: side of the images in pixels; by default the variant's own.
+      attention: kind of attention: one for all stages, or one for each. With one, the last stage of a pyramid
+        keeps ``"msa"``, as in the paper, unless it is ``"sra"`` or ``"linear_sra"``. By default the original
+        model's. ViT and DeiT have one stage.
+      mlp: kind of the MLPs' linear layers, ``"dense"``, ``"shift"`` or ``"moe"``: one, or one a stage.
+      projections: the same for the attentions' linear layers.
+      dropout: rate in attentions and MLPs.
+      drop_path: stochastic depth of the last block.
+      weight_bits: bits of a power-of-two weight.
+      layer_norm_eps: epsilon of every LayerNorm; by default the authors'. Those of PVT have two, and those of
+        ViT and DeiT not the 1e-12 of transformers' configs.
+      activations: number format of what is shifted: ``"float"``, ``"fixed_point"`` or ``"int8"``.
+      threshold: where queries and keys are binarized: ``"zero"``, ``"sample"`` or ``"tensor"``.
+      implementation: ``None``, ``"xla"`` or ``"tvm"``.
+      dtype: dtype of the computation, such as ``jnp.bfloat16``; by default float32.
+      precision: number format of what dense layers and convolutions over patches multiply: ``"float32"`` or
+        ``"bfloat16"``, with sums in float32 all the same. Routers stay in float32.
+
+    Raises:
+      ValueError: an unknown name or kind (with the nearest known ones), or a number out of range.
+    """
+    check_choice("model", name, list_models())
+    check_implementation(implementation)
+    check_choice("precision", precision, PRECISIONS)
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    family = model_family(name)
+    row = family.variants[name]
+    stages = len(row["attention"])
+    attention = row["attention"] if attention is None else attention
+    row = row | {
+        "image_size": row["image_size"] if image_size is None else image_size,
+        "attention": stage_attention(name, attention, family.attention, stages),
+    }
+    return family.model(
+        variant=name,
+        num_classes=num_classes,
+        mlp=stage_kinds("mlp", mlp, LINEAR_KINDS, stages),
+        projections=stage_kinds("projections", projections, LINEAR_KINDS, stages),
+        dropout=dropout,
+        drop_path=drop_path,
+        layer_norm_eps=layer_norm_eps,
+        primitives=Primitives(weight_bits, activations, threshold, implementation, dtype, precision),
+        **row,
+    )
+
+
+def model_arguments(model: nn.Module) -> dict[str, Any]:
+    """Name and arguments with which `create_model` makes ``model`` again, as JSON can hold them."""
+    primitives = dataclasses.asdict(model.primitives)
+    arguments = {
+        name: primitives[name] if name in primitives else getattr(model, name)
+        for name in inspect.signature(create_model).parameters
+        if name != "name"
+    }
+    if arguments["dtype"] is not None:
+        arguments["dtype"] = jnp.dtype(arguments["dtype"]).name
+    return {"name": model.variant, **arguments}

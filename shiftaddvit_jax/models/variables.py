@@ -1,0 +1,70 @@
+"""A model's variables: their shapes, how they are drawn, and where they belong."""
+
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+from jaxtyping import Array, PyTree
+
+from shiftaddvit_jax.models.inspect import on_xla
+from shiftaddvit_jax.nn import ShiftDense
+
+# What runs once: compiling it quickly matters more than how fast it then is.
+_COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
+
+
+def init_function(model: nn.Module) -> Callable[[Array], PyTree]:
+    """The function from a random key to ``model``'s variables, at the model's own image size."""
+    return lambda key: model.init(key, jnp.zeros((1, model.image_size, model.image_size, 3)))
+
+
+def variable_shapes(model: nn.Module) -> PyTree:
+    """The shapes and dtypes of ``model``'s variables, which no implementation changes.
+
+    Raises:
+      ValueError: an image size that does not fit the model.
+    """
+    with nn.intercept_methods(_skip_shift_products):
+        return jax.eval_shape(init_function(on_xla(model)), jax.eval_shape(jax.random.key, 0))
+
+
+def _skip_shift_products(call, arguments, keywords, context):
+    # Rounding and packing weights takes a third of the time to trace, and changes no shape.
+    if isinstance(context.module, ShiftDense):
+        if context.method_name == "weight":
+            return None
+        if context.method_name == "project":
+            return jnp.zeros((*arguments[0].shape[:-1], context.module.features), context.module.dtype)
+    return call(*arguments, **keywords)
+
+
+def init_variables(model: nn.Module, key: Array) -> PyTree:
+    """``model``'s variables, drawn from ``key``."""
+    # Under jit the forward pass is dead code.
+    return jax.jit(init_function(model), compiler_options=_COMPILE_QUICKLY)(key)
+
+
+def init_named(model: nn.Module, names: Collection[str], key: Array) -> dict[str, Array]:
+    """Some of ``model``'s variables, drawn from ``key``: those of ``names``, as in ``params/head/bias``."""
+
+    # As in `init_variables`: what the names do not need is dead code.
+    @partial(jax.jit, compiler_options=_COMPILE_QUICKLY)
+    def make(key):
+        flat = flatten_dict(init_function(model)(key), sep="/")
+        return {name: flat[name] for name in names}
+
+    return make(key)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many numbers are trained."""
+    return sum(leaf.size for leaf in jax.tree.leaves(variable_shapes(model)["params"]))
+
+
+def stage_of(path: Sequence[str]) -> int:
+    """The index of the stage to which the variable at ``path`` (collection first) belongs; 0 in a ViT."""
+    stage = path[1].removeprefix("stage")
+    return int(stage) - 1 if stage.isdigit() else 0

@@ -1,0 +1,106 @@
+"""What happens inside a model: what its modules see, where its tokens are sent, what they attend to."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from shiftaddvit_jax.models.inspect import Images, capture, module_variables, on_xla
+from shiftaddvit_jax.models.variables import variable_shapes
+from shiftaddvit_jax.nn.attention import (
+    Attention,
+    EcoformerAttention,
+    HammingKSHAttention,
+    HammingLinearAttention,
+    HammingQuadraticAttention,
+    HashedAttention,
+    SoftmaxAttention,
+    SpatialReductionAttention,
+)
+from shiftaddvit_jax.nn.moe import EXPERTS
+from shiftaddvit_jax.ops import PackedWeight, binarize, code_similarity, l2_normalize, unpack_weight
+from shiftaddvit_jax.pack import shift_layers
+
+
+def routed_tokens(model: nn.Module, variables: PyTree, images: Images) -> dict[str, np.ndarray]:
+    """Each MoE layer's most probable expert of each token, bool [batch, tokens], by the layer's name.
+
+    True is the shift expert. Of the tokens, the last side * side are a square grid, see `square_grid`.
+    """
+
+    def look(module, method, arguments, result):
+        is_router = method == "__call__" and module.path[-1:] == ("router",)
+        return jnp.argmax(result, axis=-1) == EXPERTS.index("shift") if is_router else None
+
+    seen = capture(on_xla(model), variables, images, look)
+    return {
+        name.removesuffix("/router"): np.asarray(chosen).reshape(len(images), -1)
+        for name, (chosen,) in seen.items()
+    }
+
+
+def attention_maps(model: nn.Module, variables: PyTree, images: Images) -> dict[str, np.ndarray]:
+    """How much each token attends to each, float32 [batch, heads, tokens, others], by the attention's name.
+
+    Rows sum to 1. Of ``msa``, ``sra``, ``linear_sra`` and ``hamming_quadratic``, these are softmax's weights.
+    Of ``hamming_linear`` and ``hamming_ksh`` they are those of the values ahead of the norm, 1/2 for a
+    token's own and q k^T / pi, and of ``ecoformer`` those of its sum; all over their sum. ``linear`` and
+    ``performer`` have no such weights and are left out.
+    """
+    modules = {}
+
+    def look(module, method, arguments, result):
+        is_hashed = isinstance(module, HashedAttention)
+        if not isinstance(module, Attention) or method != ("codes_and_values" if is_hashed else "heads"):
+            return None
+        modules["/".join(module.path)] = module.clone(parent=None)
+        return result[:1] if is_hashed else tuple(result)
+
+    seen = capture(on_xla(model), variables, images, look)
+    maps = {}
+    for name, parts in seen.items():
+        weights = _attention_weights(modules[name], [array for call in parts for array in call])
+        if weights is not None:
+            maps[name] = np.asarray(weights / jnp.sum(weights, axis=-1, keepdims=True))
+    return maps
+
+
+def _attention_weights(module, parts):
+    """Weights [batch, heads, tokens, others], not negative, from queries and keys or from shared codes."""
+    q, k = parts[0], parts[0] if isinstance(module, HashedAttention) else parts[1]
+    own = jnp.eye(q.shape[-2])
+    match module:
+        case SoftmaxAttention() | SpatialReductionAttention():
+            return jax.nn.softmax(jnp.einsum("bhnd,bhmd->bhnm", q, k) * q.shape[-1] ** -0.5)
+        case HammingQuadraticAttention():
+            similarity = code_similarity(q, k, module.primitives.threshold, "xla")
+            return jax.nn.softmax(similarity * q.shape[-1] ** -0.5)
+        case HammingLinearAttention():
+            q, k = (binarize(l2_normalize(x), module.primitives.threshold, (0, 1), "xla") for x in (q, k))
+            return own / 2 + jnp.einsum("bhnd,bhmd->bhnm", q, k) / math.pi
+        case HammingKSHAttention():
+            return own / 2 + jnp.einsum("bhnd,bhmd->bhnm", q, k) / math.pi
+        case EcoformerAttention():
+            return jnp.einsum("bhnd,bhmd->bhnm", q, k) + own * (q.shape[-1] + 1)
+    return None
+
+
+def shift_weights(model: nn.Module, variables: PyTree) -> dict[str, tuple[np.ndarray | None, np.ndarray]]:
+    """Each shift layer's weights [inputs, outputs] before and after rounding to powers of two, by its name.
+
+    What was before is None in packed variables, which keep the powers alone.
+    """
+    shapes = variable_shapes(model)
+    weights = {}
+    for path, layer in shift_layers(model).items():
+        name = "/".join(path)
+        params = module_variables(name, variables)["params"]
+        after = layer.apply({"params": params}, method="weight")
+        if isinstance(after, PackedWeight):
+            after = unpack_weight(after, *module_variables(name, shapes)["params"]["kernel"].shape)
+        before = np.asarray(params["kernel"]) if "kernel" in params else None
+        weights[name] = (before, np.asarray(after))
+    return weights
