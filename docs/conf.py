@@ -35,7 +35,7 @@ add_module_names = False
 html_theme = "sphinx_book_theme"
 html_title = "shiftaddvit_jax"
 html_static_path = ["static"]
-html_css_files = ["tables.css"]
+html_css_files = ["pages.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
@@ -43,23 +43,29 @@ html_theme_options = {
     "use_fullscreen_button": False,
     "home_page_in_toc": True,
     "show_toc_level": 2,
-    "article_header_end": [],
+    "navbar_persistent": [],
 }
 
 
-def leave_out_flax(app, what, name, thing, options, signature, returned):
-    """A module's signature without ``parent`` and ``name``, which Flax adds to every one."""
+def shorten_signature(app, what, name, thing, options, signature, returned):
+    """A signature without Flax's ``parent`` and ``name``, and without where ``Array`` is from."""
+    if inspect.isclass(thing) and issubclass(thing, (nn.Conv, nn.Dense)):
+        return "", None  # all of Flax's own
     if inspect.isclass(thing) and issubclass(thing, nn.Module) and signature:
         signature = re.sub(r", parent: .*\)$", ")", signature, flags=re.DOTALL)
-    return signature, returned
+    return tuple(text and text.replace("jaxlib._jax.Array", "Array") for text in (signature, returned))
 
 
-def keep_bars(app, what, name, thing, options, lines):
-    """A docstring's ``|x|`` is an absolute value, and no substitution of reStructuredText."""
-    lines[:] = [re.sub(r"(``.*?``)|\|", lambda found: found[1] or r"\|", line) for line in lines]
+def tidy_docstring(app, what, name, thing, options, lines):
+    """A docstring's ``|x|`` is an absolute value, and what Python says of every ``__call__`` is left out."""
+    lines[:] = [
+        re.sub(r"(``.*?``)|\|", lambda found: found[1] or r"\|", line)
+        for line in lines
+        if line != "Call self as a function."
+    ]
 
 
 def setup(app):
     """What Sphinx calls first."""
-    app.connect("autodoc-process-docstring", keep_bars)
-    app.connect("autodoc-process-signature", leave_out_flax)
+    app.connect("autodoc-process-signature", shorten_signature)
+    app.connect("autodoc-process-docstring", tidy_docstring)
