@@ -43,7 +43,7 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
 
 $(VENV)/.installed-docs: $(VENV)/.installed
-	$(PIP) --editable '.[docs]'
+	$(PIP) --editable '.[docs,train,plot]'
 	touch $@
 
 # A warning is an error; -E reads every docstring again, whatever was built before.
