@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint format docs clean
 
 help:
 	@echo "make setup   install into .venv, as the other targets do first"
 	@echo "make demo    the main job on handwritten digits (minutes)"
 	@echo "make test    check style, then run the whole test suite"
 	@echo "make format  apply the style"
+	@echo "make docs    build docs/ into docs/_build/html"
 
 setup: $(VENV)/.installed
 
@@ -41,5 +42,14 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) --editable '.[docs,train,plot]'
+	touch $@
+
+# A warning is an error; -E reads every docstring again, whatever was built before.
+docs: $(VENV)/.installed-docs
+	$(BIN)/sphinx-build -W --keep-going -E -b html docs docs/_build/html
+	@echo "written to docs/_build/html/index.html"
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs docs/_build

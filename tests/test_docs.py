@@ -1,0 +1,247 @@
+"""What README.md, CONTRIBUTING.md and docs/ say a person can type, open and import is there.
+
+Commands are parsed here by the parsers that run them, and not run: `test_cli.py` runs train, eval, predict,
+reparameterize, models, report, pack and compile; `test_demo.py` demo, plot and the page of report;
+`test_compile_for_gpus.py` compile for GPUs, the tests of timing (`test_bench.py`, `test_latency.py`,
+`test_tuning.py`, `test_gpu_bench.py`, `test_gpu_report.py`) bench, measure-latency, tune and gpu-report;
+`test_notebook.py` both notebooks. The calls of Python blocks are held to the signatures of what they call;
+`test_reparameterize.py`, `test_pretrained.py` and `test_pack.py` run them.
+"""
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import inspect
+import itertools
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import shiftaddvit_jax as sav
+from shiftaddvit_jax import main
+from shiftaddvit_jax.cli import build_parser
+from shiftaddvit_jax.files import write_json
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts),
+]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+TARGETS = re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+FOLDERS = ("shiftaddvit_jax", "kernels_tvm", "tests", "docs", "configs", "colab")
+FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def name_of(page):
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page, language):
+    """The fenced blocks of a language."""
+    return [body for found, body in FENCE.findall(page.read_text()) if found == language]
+
+
+def spans(page):
+    """What stands in single backticks, each once."""
+    return sorted(set(re.findall(r"(?<!`)`([^`\n]+)`(?!`)", FENCE.sub("", page.read_text()))))
+
+
+def every(find):
+    """Each thing found on a page, once, with the first page it is on."""
+    found = {}
+    for page in PAGES:
+        for thing in find(page):
+            found.setdefault(thing, page)
+    return [pytest.param(thing, page, id=f"{name_of(page)}: {thing}") for thing, page in found.items()]
+
+
+def commands(page):
+    """The lines of fenced shell blocks, continued ones joined, without comments."""
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                yield shlex.join(words)
+
+
+def links(page):
+    """Relative links: Markdown's, and those of Sphinx's roles and directives."""
+    text = FENCE.sub(lambda found: found[0] if found[1].startswith("{") else "", page.read_text())
+    for pattern in (r"\]\(([^)\s]+)\)", r"\{download\}`[^<`]*<([^>]+)>`", r"^```\{(?:image|include)\} (\S+)"):
+        for target in re.findall(pattern, text, re.MULTILINE):
+            if not re.match(r"https?://", target):
+                yield target
+
+
+def anchors(page):
+    """The anchors of a page's headings, as GitHub and MyST make them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def subparser(command):
+    (choices,) = (
+        action.choices for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)
+    )
+    assert command in choices, f"no such command; there are {', '.join(choices)}"
+    return choices[command]
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A folder with what commands read while they are parsed."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    layers = [{"name": "stage1/block1/mlp/fc1", "latencies": [3.0, 2.0]}]
+    write_json(tmp_path / "latencies.json", {"layers": layers})
+    monkeypatch.chdir(tmp_path)
+
+
+def check_shiftaddvit(words):
+    """Raise unless ``shiftaddvit`` takes these words."""
+    try:
+        arguments, rest = build_parser().parse_known_args(words)
+    except SystemExit as stop:
+        if stop.code:  # otherwise it was --help or --version
+            pytest.fail("the parser refuses this; why is on stderr")
+        return
+    if arguments.command == "train":
+        main.load_config(arguments.config, rest)
+        return
+    assert not rest, f"unrecognized arguments: {rest}"
+    given = vars(arguments)
+    if given.get("model") in sav.list_models():
+        kinds = {name: given[name] for name in ("attention", "mlp", "projections") if given.get(name)}
+        sav.create_model(given["model"], **kinds)
+    elif "model" in given and given["model"] is not None:
+        assert given["model"].startswith("runs/"), "neither a model nor a run"
+    if arguments.command == "plot":
+        assert arguments.kind in subparser("plot").format_help(), "no such picture"
+
+
+def check_pip(words):
+    """Raise unless what is installed is this folder, with extras that there are."""
+    assert words[:2] == ["install", "-e"]
+    extras = re.fullmatch(r"\.(?:\[([\w,]+)\])?", words[2])
+    assert extras, "not this folder"
+    assert set(filter(None, (extras[1] or "").split(","))) <= set(
+        PROJECT["project"]["optional-dependencies"]
+    ), "no such extra"
+
+
+def check_pytest(words):
+    """Raise unless the files, and the mark of ``-m``, exist."""
+    marks = [mark.partition(":")[0] for mark in PROJECT["tool"]["pytest"]["ini_options"]["markers"]]
+    for before, word in itertools.pairwise(["", *words]):
+        assert before != "-m" or word in marks, "no such mark"
+        assert not word.endswith(".py") or (ROOT / word).is_file(), "no such file"
+
+
+def check_make(words):
+    """Raise unless the Makefile has these targets."""
+    assert set(words) <= set(TARGETS), "no such target"
+
+
+def check_python(words):
+    """Raise unless Python finds the module, or the file."""
+    if words[0] == "-m":
+        assert importlib.util.find_spec(words[1])
+    else:
+        assert (ROOT / words[0]).is_file()
+
+
+CHECKS = {
+    "shiftaddvit": check_shiftaddvit,
+    "pip": check_pip,
+    "python": check_python,
+    "python3": check_python,
+    "make": check_make,
+    "pytest": check_pytest,
+}
+
+
+def test_the_readme_is_a_door():
+    assert len((ROOT / "README.md").read_text().split()) <= 700
+
+
+@pytest.mark.usefixtures("clone")
+@pytest.mark.parametrize(("command", "page"), every(commands))
+def test_every_command_is_taken_by_what_it_calls(command, page):
+    program, *words = shlex.split(command)
+    program = program.removeprefix(".venv/bin/")
+    assert program in CHECKS, "say in CHECKS how such a command is checked"
+    CHECKS[program](words)
+
+
+@pytest.mark.parametrize(
+    ("span", "page"),
+    every(
+        lambda page: [span for span in spans(page) if re.match(r"(shiftaddvit|make|pytest|python) \S", span)]
+    ),
+)
+def test_commands_within_sentences_name_what_there_is(span, page):
+    """Of ``shiftaddvit``, a sentence may leave arguments out: the command and its options must exist."""
+    program, *words = span.split()
+    if program != "shiftaddvit":
+        CHECKS[program](words)
+        return
+    options = subparser(words[0])._option_string_actions
+    assert not [word for word in words if word.startswith("--") and word not in options]
+
+
+@pytest.mark.parametrize(("target", "page"), every(links))
+def test_every_relative_link_leads_somewhere(target, page):
+    path, _, anchor = target.partition("#")
+    there = (page.parent / path).resolve() if path else page
+    assert there.is_file()
+    assert not anchor or anchor in anchors(there)
+
+
+@pytest.mark.parametrize(
+    ("span", "page"),
+    every(
+        lambda page: [span for span in spans(page) if re.fullmatch(rf"({'|'.join(FOLDERS)})/[\w./]*", span)]
+    ),
+)
+def test_every_file_that_is_named_exists(span, page):
+    assert (ROOT / span).exists() or "_build" in span
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_calls_in_python_are_taken_by_what_they_call(page):
+    for block in blocks(page, "python"):
+        compile(block, name_of(page), "exec")
+        for call in ast.walk(ast.parse(block)):
+            if isinstance(call, ast.Call) and ast.unparse(call.func).startswith("sav."):
+                function = getattr(sav, call.func.attr)
+                values = {keyword.arg: keyword.value for keyword in call.keywords}
+                inspect.signature(function).bind(*call.args, **values)
+                settings = {name: ast.literal_eval(value) for name, value in values.items()}
+                sav.create_model("pvt_v2_nano", **settings)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_names_within_sentences_exist(page):
+    for span in spans(page):
+        for name in re.findall(r"\bsav\.(\w+)", span):
+            assert hasattr(sav, name)
+        if re.fullmatch(r"plot_\w+", span):
+            assert hasattr(importlib.import_module("shiftaddvit_jax.pictures"), span)
+
+
+def test_every_page_is_in_the_table_of_contents():
+    for folder in (ROOT / "docs", ROOT / "docs" / "api"):
+        listed = " ".join(
+            body for kind, body in FENCE.findall((folder / "index.md").read_text()) if kind == "{toctree}"
+        )
+        for page in folder.glob("*.md"):
+            assert page.stem == "index" or page.stem in listed.split()
+
+
+def test_the_picture_of_the_readme_is_small_and_says_what_it_shows():
+    ((text, path),) = re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert len(text) > 40
+    assert (ROOT / path).stat().st_size < 150_000
