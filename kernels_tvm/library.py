@@ -19,7 +19,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kernels_tvm.runtime import load_function, start
+from kernels_tvm.runtime import load_function, once, start
 from kernels_tvm.targets import Target, host_target, thread_count
 
 PACKAGES = ("apache-tvm", "apache-tvm-ffi")
@@ -137,7 +137,7 @@ def source_hash() -> str:
     return digest.hexdigest()
 
 
-@cache
+@once
 def load(kernel: Kernel):
     """The kernel's function for this machine, compiled now if no process has before.
 

@@ -11,13 +11,13 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Callable
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 from kernels_tvm import library
 from kernels_tvm.gpu.targets import GpuTarget
 from kernels_tvm.library import Kernel
+from kernels_tvm.runtime import once
 
 CUDART = "libcudart.so.13"
 
@@ -75,7 +75,7 @@ def entry_name(kernel: Kernel, target: GpuTarget) -> str:
     return f"{kernel.name}-{target.name}-{digest[:32]}"
 
 
-@cache
+@once
 def load(kernel: Kernel, target: GpuTarget):
     """The kernel's function, compiled now if no process has before. For a machine with such a GPU."""
     from kernels_tvm.gpu.build import compile_kernel, provide_cubins

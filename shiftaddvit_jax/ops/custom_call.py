@@ -14,6 +14,7 @@ from jaxtyping import Array
 from kernels_tvm import library
 from kernels_tvm.gpu import library as gpu_library
 from kernels_tvm.gpu.targets import GpuTarget, supporting_target
+from kernels_tvm.runtime import once
 
 
 @cache
@@ -90,7 +91,7 @@ def record_kernels(
         _for_gpu.reset(tokens[1])
 
 
-@cache
+@once
 def _register(kernel: library.Kernel) -> str:
     _choose_waiting()
     entry = library.entry_name(kernel, library.kernel_target(kernel), library.thread_count())
@@ -107,7 +108,7 @@ def _choose_waiting() -> None:
         os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "2000")
 
 
-@cache
+@once
 def _register_gpu(kernel: library.Kernel, target: GpuTarget) -> str:
     # Launches go to JAX's stream, and nothing else happens, so a CUDA graph may record them.
     entry, function = gpu_library.entry_name(kernel, target), gpu_library.load(kernel, target)

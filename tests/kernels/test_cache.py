@@ -6,6 +6,8 @@ import stat
 import subprocess
 import sys
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from kernels_tvm import library, targets
 from kernels_tvm.descriptions import MatAdd
 from kernels_tvm.library import Kernel
+from kernels_tvm.runtime import once
 
 KERNEL = Kernel("matadd", MatAdd(3, 2, "int8"))
 
@@ -96,6 +99,18 @@ def test_without_xdg_cache_home_the_folder_is_in_the_home(monkeypatch, tmp_path)
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert library.cache_folder() == tmp_path / ".cache" / "shiftaddvit_jax" / "kernels"
+
+
+def test_threads_that_ask_at_once_share_one_result():
+    @once
+    def slow(argument):
+        time.sleep(0.05)
+        return once(lambda: [argument])()  # one such function may call another
+
+    with ThreadPoolExecutor(4) as pool:
+        first, second, third, other = pool.map(slow, (1, 1, 1, 2))
+    assert first is second is third
+    assert (first, other) == ([1], [2])
 
 
 @pytest.mark.usefixtures("folder")
