@@ -183,7 +183,7 @@ def model_arguments(model: nn.Module) -> dict[str, Any]:
 
 def init_function(model: nn.Module) -> Callable[[Array], PyTree]:
     """The function from a random key to ``model``'s variables, at the model's own image size."""
-    return lambda key: model.init(key, jnp.zeros((1, model.image_size, model.image_size, 3)))
+    return lambda key: model.init(key, jnp.zeros((1, model.image_size, model.image_size, 3), jnp.float32))
 
 
 def variable_shapes(model: nn.Module) -> PyTree:

@@ -1,5 +1,6 @@
 """PVTv2 (Wang et al., arXiv 2106.13797): a pyramid of four stages with overlapping patch embeddings."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -123,7 +124,7 @@ class Stage(nn.Module):
             name="patch_embed",
         )(x, ahead)
         batch, *grid, channels = x.shape
-        x = x.reshape(batch, -1, channels)
+        x = x.reshape(batch, math.prod(grid), channels)
         for index, rate in enumerate(self.drop_path):
             x = Block(**self.block, drop_path=rate, name=f"block{index + 1}")(x, tuple(grid))
         if not self.use_kernels:

@@ -49,7 +49,8 @@ def runs_on_kernels(
     """
     if on_gpu() or train or module.is_initializing() or unsupported or float32_only(x):
         return False
-    return uses_tvm(type(module).__name__, implementation, prefer=is_packed(module.variables["params"]))
+    prefer = is_packed(module.variables["params"])
+    return uses_tvm(type(module).__name__, implementation, prefer=prefer, arrays=x)
 
 
 def classify(
@@ -137,7 +138,7 @@ def dense_blocks(linear: Linear, params: Params) -> Array:
 
 
 def _bias(params, linear):
-    return params["bias"] if "bias" in params else jnp.zeros(linear.outputs)
+    return params["bias"] if "bias" in params else jnp.zeros(linear.outputs, jnp.float32)
 
 
 def describe_mlp(

@@ -115,7 +115,11 @@ def _why_no_kernel(x, activations):
 def _kernel(x, packed, outputs, activations, implementation):
     shifts = implementation == "tvm_shift"
     linear = Linear("shift", x.shape[-1], outputs, packed.bits, activations, shifts)
-    arrays = {"codes": packed.codes, "exponent": packed.exponent, "shift_bias": jnp.zeros(outputs)}
+    arrays = {
+        "codes": packed.codes,
+        "exponent": packed.exponent,
+        "shift_bias": jnp.zeros(outputs, jnp.float32),
+    }
     return fused_linear(linear, arrays, x)
 
 
