@@ -4,10 +4,29 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
 from importlib import util
 from pathlib import Path
-from threading import get_ident
+from threading import RLock, get_ident
+
+_LOCK = RLock()
+
+
+def once(function: Callable) -> Callable:
+    """``function``, run once for each of its arguments: other threads wait for the result.
+
+    `functools.cache` would run it in each thread that asks before the first one is done. All such functions
+    share a lock: they call each other, and load and register what a process has once.
+    """
+    cached = cache(function)
+
+    @wraps(function)
+    def locked(*arguments):
+        with _LOCK:
+            return cached(*arguments)
+
+    locked.cache_clear = cached.cache_clear
+    return locked
 
 
 def load_function(path: Path) -> Callable:
@@ -19,7 +38,7 @@ def load_function(path: Path) -> Callable:
     return start().load_module(path)["main"]
 
 
-@cache
+@once
 def start():
     """The package ``tvm_ffi``, with what kernels call of TVM. Importing ``tvm`` afterwards adds to it."""
     os.environ.setdefault("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kernels_tvm import store
 from kernels_tvm.cpu.targets import TARGETS, Target, host_target, thread_count
-from kernels_tvm.runtime import start
+from kernels_tvm.runtime import once, start
 from kernels_tvm.store import Kernel, load_or_build
 
 
@@ -90,7 +90,7 @@ def entry_name(kernel: Kernel, target: Target, threads: int) -> str:
     return store.entry_name("cpu", kernel, target, threads=threads)
 
 
-@cache
+@once
 def load(kernel: Kernel):
     """The kernel's function for this machine, compiled now if no process has before.
 

@@ -8,12 +8,12 @@ import contextlib
 import ctypes
 import hashlib
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 from kernels_tvm import store
 from kernels_tvm.gpu import nvidia
 from kernels_tvm.gpu.targets import GpuTarget
+from kernels_tvm.runtime import once
 from kernels_tvm.store import Kernel
 
 CUDART = "libcudart.so.13"
@@ -64,7 +64,7 @@ def entry_name(kernel: Kernel, target: GpuTarget) -> str:
     return store.entry_name("gpu", kernel, target)
 
 
-@cache
+@once
 def load(kernel: Kernel, target: GpuTarget):
     """The kernel's function, compiled now if no process has before. For a machine with such a GPU."""
     from kernels_tvm.gpu.build import compile_kernel, provide_cubins

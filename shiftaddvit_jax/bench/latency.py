@@ -177,7 +177,7 @@ def measure_latency(
             continue
         params = module_variables(name, variables)["params"]
         for count in _counts(tokens):
-            x = jax.random.normal(jax.random.key(0), (count, inputs))
+            x = jax.random.normal(jax.random.key(0), (count, inputs), jnp.float32)
             for expert, function in zip(EXPERTS, _experts(layer, params, x), strict=True):
                 runs[shape, count, expert] = _ready(function, x)
     medians, _ = _median_ms(runs, rounds)

@@ -1,5 +1,6 @@
 """PVT (Wang et al., arXiv 2102.12122): four stages with position embeddings and a class token."""
 
+import math
 from typing import ClassVar
 
 import flax.linen as nn
@@ -45,13 +46,13 @@ class Stage(nn.Module):
             self.features, self.patch_size, self.block["layer_norm_eps"], primitives, name="patch_embed"
         )(x)
         batch, *grid, channels = x.shape
-        x = x.reshape(batch, -1, channels)
+        x = x.reshape(batch, math.prod(grid), channels)
         init = nn.initializers.truncated_normal(0.02)
         if self.class_token:
-            token = self.param("cls_token", init, (channels,)).astype(dtype)
+            token = self.param("cls_token", init, (channels,), jnp.float32).astype(dtype)
             x = jnp.concatenate([jnp.broadcast_to(token, (batch, 1, channels)), x], axis=1)
         shape = (self.class_token + self.trained_grid**2, channels)
-        embeddings = self.param("pos_embed", init, shape)
+        embeddings = self.param("pos_embed", init, shape, jnp.float32)
         trained_grid = (self.trained_grid, self.trained_grid)
         embeddings = resize_position_embeddings(embeddings, trained_grid, tuple(grid), self.interpolation)
         x = nn.Dropout(self.block["dropout"], deterministic=not train)(x + embeddings.astype(dtype))

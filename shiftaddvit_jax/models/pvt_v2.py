@@ -1,5 +1,7 @@
 """PVTv2 (Wang et al., arXiv 2106.13797): a pyramid of four stages with overlapping patch embeddings."""
 
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -87,7 +89,7 @@ class Stage(nn.Module):
             self.features, self.patch_size, self.stride, epsilon, self.primitives, name="patch_embed"
         )(x, train=train)
         batch, *grid, channels = x.shape
-        x = x.reshape(batch, -1, channels)
+        x = x.reshape(batch, math.prod(grid), channels)
         for index, rate in enumerate(self.drop_path):
             x = Block(**self.block, drop_path=rate, name=f"block{index + 1}")(x, tuple(grid), train)
         norm = make_layer_norm(epsilon, self.primitives, name="norm")

@@ -1,5 +1,6 @@
 """ViT (Dosovitskiy et al., arXiv 2010.11929) and DeiT (Touvron et al., arXiv 2012.12877), patch size 16."""
 
+import math
 from typing import ClassVar
 
 import flax.linen as nn
@@ -76,14 +77,16 @@ class VisionTransformer(nn.Module):
         patch_embed = make_patch_conv(self.embed_dim, PATCH_SIZE, self.primitives, name="patch_embed")
         x = patch_embed(images.astype(dtype))
         batch, *grid, channels = x.shape
-        first = [self.param("cls_token", init, (channels,))]
+        first = [self.param("cls_token", init, (channels,), jnp.float32)]
         if self.distilled:
-            first.append(self.param("dist_token", init, (channels,)))
+            first.append(self.param("dist_token", init, (channels,), jnp.float32))
         trained_grid = (self.image_size // PATCH_SIZE,) * 2
-        embeddings = self.param("pos_embed", init, (len(first) + trained_grid[0] ** 2, channels))
+        shape = (len(first) + trained_grid[0] ** 2, channels)
+        embeddings = self.param("pos_embed", init, shape, jnp.float32)
         embeddings = resize_position_embeddings(embeddings, trained_grid, tuple(grid), self.interpolation)
         tokens = jnp.broadcast_to(jnp.stack(first).astype(dtype), (batch, len(first), channels))
-        x = jnp.concatenate([tokens, x.reshape(batch, -1, channels)], axis=1) + embeddings.astype(dtype)
+        x = jnp.concatenate([tokens, x.reshape(batch, math.prod(grid), channels)], axis=1)
+        x = x + embeddings.astype(dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         for index, rate in enumerate(np.linspace(0, self.drop_path, self.depth)):
             x = Block(

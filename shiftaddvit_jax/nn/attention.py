@@ -100,9 +100,9 @@ class Attention(nn.Module):
         """``x`` plus a depthwise convolution of the values over the tokens, one kernel a head."""
         heads, head_dim = values.shape[1], values.shape[-1]
         init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=0, out_axis=())
-        kernel = self.param("dconv", init, (VALUE_KERNEL_SIZE, heads)).astype(values.dtype)
+        kernel = self.param("dconv", init, (VALUE_KERNEL_SIZE, heads), jnp.float32).astype(values.dtype)
         # [batch, tokens, heads * head_dim]: the channels of one head share their kernel.
-        channels = values.transpose(0, 2, 1, 3).reshape(values.shape[0], values.shape[2], -1)
+        channels = values.transpose(0, 2, 1, 3).reshape(values.shape[0], values.shape[2], heads * head_dim)
         y = depthwise_conv_1d(channels, jnp.repeat(kernel, head_dim, axis=1), implementation)
         return x + y.reshape(*y.shape[:2], heads, head_dim).transpose(0, 2, 1, 3)
 
@@ -151,7 +151,8 @@ class SpatialReductionAttention(Attention):
         batch, tokens, channels = x.shape
         (q,) = self.heads(self.linear(channels, "q")(x, train))
         others = tokens - math.prod(grid)
-        reduced = self.reduce(x[:, others:].reshape(batch, *grid, channels)).reshape(batch, -1, channels)
+        reduced = self.reduce(x[:, others:].reshape(batch, *grid, channels))
+        reduced = reduced.reshape(batch, math.prod(reduced.shape[1:3]), channels)
         if others:
             reduced = jnp.concatenate([x[:, :others], reduced], axis=1)
         k, v = self.heads(self.linear(2 * channels, "kv")(reduced, train), parts=2)
@@ -229,9 +230,10 @@ def orthogonal_features(key: Array, features: int, head_dim: int) -> Float[Array
     """Gaussian vectors, every ``head_dim`` of them in a row orthogonal to each other."""
     direction_key, length_key = jax.random.split(key)
     blocks = -(-features // head_dim)
-    directions = jax.random.orthogonal(direction_key, head_dim, (blocks,)).reshape(-1, head_dim)[:features]
-    lengths = jnp.linalg.norm(jax.random.normal(length_key, (features, head_dim)), axis=-1, keepdims=True)
-    return lengths * directions
+    directions = jax.random.orthogonal(direction_key, head_dim, (blocks,), jnp.float32)
+    directions = directions.reshape(-1, head_dim)[:features]
+    gaussian = jax.random.normal(length_key, (features, head_dim), jnp.float32)
+    return jnp.linalg.norm(gaussian, axis=-1, keepdims=True) * directions
 
 
 def softmax_features(
@@ -297,7 +299,7 @@ class HashedAttention(Attention):
         init = nn.initializers.normal(1.0)
 
         def variable(name, shape):
-            return self.variable("hash", name, lambda: init(self.make_rng("params"), shape))
+            return self.variable("hash", name, lambda: init(self.make_rng("params"), shape, jnp.float32))
 
         anchors = variable("anchors", (heads, HASH_ANCHORS, head_dim))
         kernel_mean = variable("kernel_mean", (heads, HASH_ANCHORS))

@@ -89,4 +89,4 @@ def _dense_blocks(linear, params):
 
 
 def _bias(params, linear):
-    return params["bias"] if "bias" in params else jnp.zeros(linear.outputs)
+    return params["bias"] if "bias" in params else jnp.zeros(linear.outputs, jnp.float32)

@@ -76,7 +76,7 @@ class MoEDense(nn.Module):
             return dense(tokens).reshape(*x.shape[:-1], self.features)
         logits = clean
         if train:
-            noise = jax.random.normal(self.make_rng("router"), clean.shape)
+            noise = jax.random.normal(self.make_rng("router"), clean.shape, clean.dtype)
             logits = clean + noise / len(EXPERTS)
         probabilities = jax.nn.softmax(logits)
         _, chosen = jax.lax.top_k(logits, self.top_k)
@@ -84,7 +84,7 @@ class MoEDense(nn.Module):
 
         if train:
             outputs = jnp.stack([dense(tokens), shift(tokens)], axis=1)
-            gates = probabilities * jnp.sum(jax.nn.one_hot(chosen, len(EXPERTS)), axis=1)
+            gates = probabilities * jnp.sum(jax.nn.one_hot(chosen, len(EXPERTS), dtype=jnp.float32), axis=1)
             y = jnp.sum(gates[..., None].astype(outputs.dtype) * outputs, axis=1)
         elif (kernel := mixture_kernel(self, tokens)) is not None:
             y = kernel(tokens, self.variables["params"])
@@ -142,7 +142,7 @@ class MoEDense(nn.Module):
         stats = {
             "importance": jnp.sum(jax.nn.softmax(clean), axis=0),
             "load": jnp.sum(load_probabilities(clean, self.top_k), axis=0),
-            "tokens": jnp.sum(jax.nn.one_hot(chosen, len(EXPERTS)), axis=(0, 1)),
+            "tokens": jnp.sum(jax.nn.one_hot(chosen, len(EXPERTS), dtype=jnp.float32), axis=(0, 1)),
         }
         for name, value in stats.items():
             self.sow("routing", name, value, init_fn=lambda: None, reduce_fn=lambda _, new: new)
@@ -170,6 +170,7 @@ def load_probabilities(
         first = jax.scipy.stats.norm.cdf(difference * experts / math.sqrt(2))
         return jnp.stack([first, 1 - first], axis=-1)
     nodes, weights = np.polynomial.hermite_e.hermegauss(64)
+    nodes, weights = np.float32(nodes), np.float32(weights / weights.sum())
     q = []
     for i in range(experts):
         rivals = jnp.delete(logits, i, axis=-1)
@@ -183,7 +184,7 @@ def load_probabilities(
                 (counts[c] * (1 - p) if c < len(counts) else 0) + (counts[c - 1] * p if c else 0)
                 for c in range(len(counts) + 1)
             ]
-        q.append(sum(counts[:top_k]) @ (weights / weights.sum()))
+        q.append(sum(counts[:top_k]) @ weights)
     return jnp.stack(q, axis=-1)
 
 
@@ -261,7 +262,7 @@ def routing_loss(
         latency_aware_loss(layer["importance"], layer["load"], by_layer[name])
         for name, layer in layers.items()
     ]
-    return jnp.mean(jnp.stack(losses)) if losses else jnp.zeros(())
+    return jnp.mean(jnp.stack(losses)) if losses else jnp.zeros((), jnp.float32)
 
 
 def routing_layers(routing: PyTree) -> dict[str, dict[str, Array]]:

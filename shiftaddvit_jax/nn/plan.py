@@ -133,7 +133,7 @@ def _runs_on_kernels(module: nn.Module, x: Array | Unnormalized, train: bool) ->
     if on_gpu() or train or watched or module.is_initializing() or float32_only(x):
         return False
     packed = is_packed(module.variables["params"])
-    return uses_tvm(type(module).__name__, module.primitives.implementation, prefer=packed)
+    return uses_tvm(type(module).__name__, module.primitives.implementation, prefer=packed, arrays=x)
 
 
 def attention_sum(

@@ -67,12 +67,12 @@ class ShiftDense(nn.Module):
         if self.has_variable("params", "codes"):
             pass  # packed: neither made here nor trained
         elif self.mode == "q":
-            self.param("kernel", kernel_init, shape)
+            self.param("kernel", kernel_init, shape, jnp.float32)
         else:
             self.param("sign", _init_sign, shape)
             self.param("exponent", _init_exponent, shape, self.weight_bits)
         if self.use_bias:
-            self.param("bias", nn.initializers.zeros, (self.features,))
+            self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         return self.project(x, self.weight())
 
     def weight(self) -> Float[Array, "inputs outputs"] | PackedWeight:
@@ -111,8 +111,8 @@ class ShiftDense(nn.Module):
 
 
 def _init_sign(key, shape):
-    return jnp.sign(kernel_init(key, shape))
+    return jnp.sign(kernel_init(key, shape, jnp.float32))
 
 
 def _init_exponent(key, shape, weight_bits):
-    return power_of_two_codes(kernel_init(key, shape), weight_bits)[1].astype(jnp.float32)
+    return power_of_two_codes(kernel_init(key, shape, jnp.float32), weight_bits)[1].astype(jnp.float32)

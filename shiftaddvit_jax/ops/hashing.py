@@ -82,7 +82,7 @@ def learn_hash(
     kernel = _kernel(x, anchor_tokens)
     kernel_mean = jnp.mean(kernel, axis=(0, 2))
     features = kernel - kernel_mean[:, None, :]
-    start = jax.random.normal(projection_key, (bits, heads, anchors))
+    start = jax.random.normal(projection_key, (bits, heads, anchors), jnp.float32)
     optimizer = optax.sgd(LEARNING_RATE, momentum=MOMENTUM, nesterov=True)
 
     def loss(codes, residual):

@@ -114,7 +114,7 @@ def _describe(inputs, outputs, bits, activations, implementation):
 
 
 def _kernel(linear, x, packed):
-    bias = jnp.zeros(linear.outputs)
+    bias = jnp.zeros(linear.outputs, jnp.float32)
     return fused_linear(linear, {"codes": packed.codes, "exponent": packed.exponent, "shift_bias": bias}, x)
 
 

@@ -113,7 +113,7 @@ def unpack_weight(packed: PackedWeight, inputs: int, outputs: int) -> Float[Arra
     else:
         negative = jnp.unpackbits(codes[..., SIGNS_OFFSET:], axis=-1, bitorder="little")
     code, negative = (_untile(part)[:inputs, :outputs].astype(jnp.int32) for part in (code, negative))
-    sign = jnp.where(code == 0, 0.0, 1.0 - 2.0 * negative)
+    sign = jnp.where(code == 0, 0, 1 - 2 * negative).astype(jnp.float32)
     return jnp.ldexp(sign, code - 1 + packed.exponent[:outputs].astype(jnp.int32))
 
 

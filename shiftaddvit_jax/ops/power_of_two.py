@@ -52,7 +52,7 @@ def power_of_two_codes(
     else:
         if key is None:
             raise ValueError("stochastic rounding needs a random key: pass key=jax.random.key(...)")
-        up = jax.random.uniform(key, weight.shape) < 2 * mantissa - 1
+        up = jax.random.uniform(key, weight.shape, jnp.float32) < 2 * mantissa - 1
     exponent = jnp.clip(exponent - jnp.where(up, 0, 1), low, 0)
     # XLA reads denormals as 0 on CPU but not everywhere; here they are 0 wherever this runs.
     sign = jnp.where(magnitude < jnp.finfo(jnp.float32).tiny, 0, jnp.sign(weight)).astype(jnp.int8)

@@ -21,7 +21,12 @@ def evaluate(model: nn.Module, variables: PyTree, examples: Examples, batch_size
     Returns:
       ``top1`` (a share from 0 to 1), ``loss`` (mean cross-entropy in nats), ``confusion`` (int array, rows
       are true classes) and ``shift_share`` (by MoE layer, the share of tokens on its shift expert).
+
+    Raises:
+      ValueError: no examples.
     """
+    if not len(examples):
+        raise ValueError("there is nothing to evaluate: expected at least one image, got none")
     confusion = np.zeros((model.num_classes, model.num_classes), np.int64)
     loss, tokens = 0.0, {}
     batch_size = min(batch_size, len(examples))

@@ -7,7 +7,9 @@ import stat
 import subprocess
 import sys
 import textwrap
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import numpy as np
@@ -16,6 +18,7 @@ import pytest
 from kernels_tvm import store
 from kernels_tvm.cpu import library, targets
 from kernels_tvm.descriptions import MatAddDescription
+from kernels_tvm.runtime import once
 from kernels_tvm.store import Kernel, cache_folder
 
 KERNEL = Kernel("matadd", MatAddDescription(3, 2, "int8"))
@@ -99,6 +102,18 @@ def test_without_xdg_cache_home_the_folder_is_in_the_home(monkeypatch, tmp_path)
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "shiftaddvit_jax" / "kernels"
+
+
+def test_threads_that_ask_at_once_share_one_result():
+    @once
+    def slow(argument):
+        time.sleep(0.05)
+        return once(lambda: [argument])()  # one such function may call another
+
+    with ThreadPoolExecutor(4) as pool:
+        first, second, third, other = pool.map(slow, (1, 1, 1, 2))
+    assert first is second is third
+    assert (first, other) == ([1], [2])
 
 
 @pytest.mark.usefixtures("folder")

@@ -1,4 +1,6 @@
 import os
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import jax
 import jax.numpy as jnp
@@ -153,6 +155,20 @@ def test_none_runs_xla_where_weights_are_not_packed(name):
 def test_none_runs_a_kernel_where_weights_are_packed():
     assert runs_a_kernel(OPS["packed_product"][1])
     assert runs_a_kernel(lambda: packed_product(SQUARE, FOUR_BITS, 3, "int8"))
+
+
+def test_the_first_calls_of_a_kernel_may_come_at_once_each_with_another_batch():
+    threads = 6
+    together, rng = Barrier(threads), np.random.default_rng(0)
+    codes, values = (rng.integers(-1, 2, (threads, *shape), np.int8) for shape in ((2, 13), (13, 7)))
+
+    def call(count):
+        together.wait()
+        return matadd(codes[:count], values[:count], implementation="tvm")
+
+    with ThreadPoolExecutor(threads) as pool:
+        for count, y in enumerate(pool.map(call, range(1, threads + 1)), 1):
+            np.testing.assert_array_equal(y, codes[:count].astype(int) @ values[:count])
 
 
 @TVM

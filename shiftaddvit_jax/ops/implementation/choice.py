@@ -57,7 +57,7 @@ def uses_tvm(
       implementation: what the caller asked for.
       unsupported: why there is no kernel for these shapes or dtypes, None if there is one.
       prefer: whether the kernel is the better choice, as where weights are packed; by default it is on GPUs.
-      arrays: what the op computes from. A GPU launches nothing for empty ones, which are left to XLA.
+      arrays: what the op computes from. Empty ones are left to XLA: no kernel takes them.
 
     Raises:
       ValueError: an unknown implementation, or TVM asked for where it can't run.
@@ -69,7 +69,7 @@ def uses_tvm(
     reason = unsupported or (None if recording_for_gpu() else unavailable())
     if reason and implementation is not None:
         raise ValueError(f"{op} can't run on TVM here: {reason}; use implementation='xla' or None")
-    empty = on_gpu() and any(array.size == 0 for array in jax.tree.leaves(arrays))
+    empty = any(array.size == 0 for array in jax.tree.leaves(arrays))
     return reason is None and not empty
 
 

@@ -15,6 +15,7 @@ from kernels_tvm import store
 from kernels_tvm.cpu import library
 from kernels_tvm.gpu import library as gpu_library
 from kernels_tvm.gpu.targets import GpuTarget, supporting_target
+from kernels_tvm.runtime import once
 from kernels_tvm.store import Kernel
 
 
@@ -90,7 +91,7 @@ def record_kernels(
         _for_gpu.reset(tokens[1])
 
 
-@cache
+@once
 def _register(kernel: Kernel) -> str:
     _choose_waiting()
     entry = library.entry_name(kernel, library.kernel_target(kernel), library.thread_count())
@@ -107,7 +108,7 @@ def _choose_waiting() -> None:
         os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "2000")
 
 
-@cache
+@once
 def _register_gpu(kernel: Kernel, target: GpuTarget) -> str:
     # Launches go to JAX's stream, and nothing else happens, so a CUDA graph may record them.
     entry, function = gpu_library.entry_name(kernel, target), gpu_library.load(kernel, target)
