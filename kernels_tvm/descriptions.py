@@ -1,6 +1,6 @@
-"""What the kernels compute: each a description, hashable and free of TVM, with the arrays that it takes.
+"""What the kernels compute: descriptions that are hashable, need no TVM and list the arrays of parameters.
 
-Of these, kernels for CPUs take all but the largest as one, see `joined`.
+Kernels for CPUs take all parameters but the weights of linear layers as one array, see `joined`.
 """
 
 import math
@@ -10,8 +10,8 @@ from typing import Literal
 from kernels_tvm.packing import blocked_shape, packed_shape
 
 LANES = 16  # of a vector, on every target
-WEIGHTS = ("blocks", "codes")  # of linear layers: how the names of such parameters end
-VALUE_TAPS = 9  # tokens that the convolution of the values spans
+WEIGHTS = ("blocks", "codes")  # how the names of linear layers' weights end
+VALUE_TAPS = 9  # tokens that the convolution of the attention's values spans
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -20,11 +20,12 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def joined(description) -> tuple[dict[str, int], int]:
-    """Where each of the parameters starts that kernels for CPUs take as one float32 array, and its size.
+    """Where each parameter starts in the one float32 array that CPU kernels take, and the array's size.
 
-    They are all but the weights of linear layers, which are too large to be copied. In every call XLA spends
-    time on each array that a program holds, and a kernel to check it: with one array for each parameter, some
-    0.3 ms of pvt_v2_b0's 7.
+    The array holds all parameters but the weights of linear layers, which are too large to be copied. It
+    saves
+    time: XLA handles each array of a program in every call, and the kernel checks it. One array for each
+    parameter took 0.3 ms of pvt_v2_b0's 7 ms.
     """
     starts, size = {}, 0
     for name, shape, _ in description.arguments():
@@ -60,16 +61,17 @@ class LinearDescription(Description):
     """What a linear layer computes.
 
     Attributes:
-      kind: ``"dense"``, ``"shift"`` or ``"moe"``: both, each row computed by the one that the router chose
-        and scaled by the router's probability.
+      kind: ``"dense"``, ``"shift"`` or ``"moe"``. A mixture (``"moe"``) has weights of both kinds; the router
+        chooses one for each row, and its probability scales the result.
       inputs: channels of a row.
       outputs: channels of a result.
       bits: of a packed power-of-two weight, 4 or 5.
-      activations: number format of what is shifted: ``"float"``, or ``"int8"`` (each row scaled to its
-        largest magnitude), which needs 4 bits; ``"fixed_point"`` has no kernel.
-      shifts: whether int8 products are shifts and additions rather than multiplications by powers of two; on
-        GPUs float32 ones are additions to exponents then.
-      precision: number format of what is multiplied; sums are float32.
+      activations: number format of the rows that power-of-two weights take: ``"float"``, or ``"int8"`` (each
+        row scaled to its largest magnitude), which needs 4 bits; ``"fixed_point"`` has no
+        kernel.
+      shifts: whether int8 products are shifts and additions instead of multiplications by powers of two. On
+        GPUs it also makes float32 products additions to exponents.
+      precision: number format of the factors of dense products; sums are float32.
     """
 
     kind: Literal["dense", "shift", "moe"]
@@ -82,7 +84,7 @@ class LinearDescription(Description):
 
     @property
     def experts(self) -> tuple[str, ...]:
-        """The kinds of weights that it has."""
+        """The kinds of weights that the layer has."""
         return ("dense", "shift") if self.kind == "moe" else (self.kind,)
 
     @property
@@ -92,7 +94,7 @@ class LinearDescription(Description):
 
     @property
     def row_bytes(self) -> int:
-        """What a row takes in the cache."""
+        """Bytes that a row takes in the cache."""
         return 4 * self.width
 
     def why_not(self) -> str | None:
@@ -106,7 +108,7 @@ class LinearDescription(Description):
     def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of each parameter, in the order in which kernels take them.
 
-        Outputs are padded to whole vectors; weights in bfloat16 are the bits of theirs.
+        Outputs are padded to whole vectors. The dtype of bfloat16 weights is uint16: their bits.
         """
         width = round_up(self.outputs, LANES)
         weights = "uint16" if self.precision == "bfloat16" else "float32"
@@ -140,7 +142,8 @@ class MlpDescription(Description):
       fc2: the layer that contracts.
       epsilon: of the LayerNorm.
       tokens: of an image.
-      grid: height and width of the grid of tokens, for a depthwise convolution of 3 x 3; None for none.
+      grid: height and width of the grid of tokens, for a depthwise convolution of 3 x 3; None for no
+        convolution.
       relu: whether a ReLU comes right after the first layer.
     """
 
@@ -211,7 +214,8 @@ class HammingLinearDescription(Description):
       proj: the layer after the attention.
       heads: attention heads.
       tokens: of an image.
-      sample_threshold: whether codes are 1 above an image's and head's mean; otherwise above 0.
+      sample_threshold: whether the threshold of a code is the mean over its image and head; otherwise it
+        is 0.
       epsilon: of the LayerNorm.
     """
 
@@ -286,10 +290,10 @@ class BinarizeDescription(Description):
 
     Attributes:
       channels: of a row.
-      sample_threshold: whether the threshold is the mean of an element of the batch; otherwise it is 0.
+      sample_threshold: whether the threshold is the mean over an element of the batch; otherwise it is 0.
       low: the lower code.
       high: the upper code.
-      packed: whether the codes become bits, 1 for the upper one, instead of numbers.
+      packed: whether the codes become bits, with 1 for the upper code, instead of numbers.
     """
 
     channels: int
@@ -324,11 +328,11 @@ class PatchEmbedDescription(Description):
 
     Attributes:
       projection: the product with a patch, its channels last; its outputs are a multiple of 16.
-      height: of the images.
-      width: of the images.
-      channels: of the images; with an input LayerNorm a multiple of 16.
+      height: of the images, in pixels.
+      width: of the images, in pixels.
+      channels: of a pixel; with an input LayerNorm a multiple of 16.
       patch: side of a patch.
-      stride: distance of two patches.
+      stride: pixels from one patch to the next.
       epsilon: of the LayerNorm.
       input_epsilon: of a LayerNorm of each pixel before the convolution; None for none.
     """

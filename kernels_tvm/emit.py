@@ -10,7 +10,7 @@ from kernels_tvm.descriptions import joined
 
 
 class View:
-    """A part of a buffer, from ``start`` on, to be read like a buffer of that shape."""
+    """A part of a flat buffer, from ``start`` on, that is read like a buffer of ``shape``."""
 
     def __init__(self, whole, start: int, shape: tuple[int, ...]):
         self.whole, self.start, self.shape = whole, start, shape
@@ -24,13 +24,13 @@ class View:
 
 
 class Arguments:
-    """The buffers of a kernel, in the order in which it declares them."""
+    """The arguments of a kernel: each call declares the next one."""
 
     def __init__(self):
         self.symbols = {}
 
     def __call__(self, name: str, shape: tuple[int | str, ...], dtype: str):
-        """A buffer; a string in ``shape`` is a size known only at run time, equal wherever it stands."""
+        """A buffer. A string in ``shape`` names a size known at run time; equal names are equal sizes."""
         sizes = []
         handle = T.arg(name, T.handle())
         for size in shape:
@@ -40,7 +40,7 @@ class Arguments:
         return T.match_buffer(handle, tuple(sizes), dtype)
 
     def parameters(self, description) -> dict:
-        """The buffers of a description's parameters, by name; of those that are `joined`, views of one."""
+        """The buffers of a description's parameters, by name; `joined` parameters are views of one buffer."""
         starts, size = joined(description)
         parameters = description.arguments()
         buffers = {name: self(name, shape, dtype) for name, shape, dtype in parameters if name not in starts}
@@ -61,18 +61,18 @@ def kernel(body: Callable[[Arguments], None]):
 
 @contextmanager
 def when(condition) -> Iterator[None]:
-    """What is inside runs where ``condition`` holds."""
+    """A context whose statements run if ``condition`` holds."""
     with T.If(condition), T.Then():
         yield
 
 
 @contextmanager
 def otherwise(condition) -> Iterator[None]:
-    """What is inside runs where ``condition`` does not hold."""
+    """A context whose statements run if ``condition`` does not hold."""
     with T.If(T.Not(condition)), T.Then():
         yield
 
 
 def part(buffers: dict, prefix: str) -> dict:
-    """The buffers whose names start with ``prefix``, without it."""
+    """The buffers whose names start with ``prefix``, by their names without it."""
     return {name.removeprefix(prefix): buffer for name, buffer in buffers.items() if name.startswith(prefix)}

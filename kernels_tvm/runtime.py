@@ -1,4 +1,4 @@
-"""TVM's runtime without its compiler, which takes seconds to import and compiled kernels do not need."""
+"""TVM's runtime without its compiler, which takes seconds to import. Compiled kernels need no compiler."""
 
 import os
 import sys
@@ -33,22 +33,22 @@ def load_function(path: Path) -> Callable:
     """The function ``main`` of a library that TVM exported.
 
     Raises:
-      Exception: of any kind, for a file that is no such library.
+      Exception: of any kind, if the file is no such library.
     """
     return start().load_module(path)["main"]
 
 
 @once
 def start():
-    """The package ``tvm_ffi``, with what kernels call of TVM. Importing ``tvm`` afterwards adds to it."""
+    """The package ``tvm_ffi``, with the part of TVM that kernels call; importing ``tvm`` later adds to it."""
     os.environ.setdefault("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")
-    # How often a thread that waits for work looks for it before it sleeps: some 50 microseconds, rather than
-    # TVM's tenth of a second. Each thread of XLA has TVM threads of its own, all on the same cores, and those
-    # of the last image would take turns with those of this one.
+    # A waiting thread looks for work this many times before it sleeps: for some 50 microseconds, where TVM's
+    # own number is a tenth of a second. Each thread of XLA has its own TVM threads on the same cores, so
+    # threads awake after one image would slow those of the next.
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "100")
     with _without_torch():
         import tvm_ffi
-    # As `tvm` loads it: the kernels' threads and workspaces come from there.
+    # The kernels' threads and workspaces come from this library; the arguments are those of `tvm` itself.
     folder = Path(util.find_spec("tvm").origin).parent / "lib"
     tvm_ffi.libinfo.load_lib_ctypes("tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=[folder])
     return tvm_ffi
@@ -56,8 +56,8 @@ def start():
 
 @contextmanager
 def _without_torch() -> Iterator[None]:
-    """Within it, this thread finds no torch to import. One that is there already stays."""
-    # tvm_ffi imports it where it is installed, in seconds, for conversions that nothing here needs.
+    """A context in which this thread can't import torch. A torch that is imported already stays."""
+    # tvm_ffi imports an installed torch, which takes seconds, for conversions that nothing here needs.
     thread = get_ident()
 
     class Finder:

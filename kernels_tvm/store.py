@@ -73,12 +73,12 @@ def source_hash(side: str, package: Path = Path(__file__).parent) -> str:
 
 
 def load_or_build(entry: str, build: Callable):
-    """The function ``main`` of the cache's library of that name, which ``build()`` makes if it must."""
+    """The function ``main`` of the cache's library ``entry``, which ``build()`` makes if it is missing."""
     path = cache_folder() / f"{entry}.so"
     if read_entry(path) is not None:
         try:
             return load_function(path)
-        except Exception:  # whatever a library of another system makes the loader raise
+        except Exception:  # a library of another system can raise anything
             path.unlink(missing_ok=True)
     library = build()
     if can_link() and try_to_save(library.export_library, path):
@@ -87,7 +87,7 @@ def load_or_build(entry: str, build: Callable):
 
 
 def try_to_save(write: Callable[[str], None], path: Path) -> bool:
-    """`save_entry`, and whether it could; where it could not, the process has one warning."""
+    """Whether `save_entry` could write. Its first failure in a process is a warning."""
     try:
         save_entry(write, path)
     except OSError:
@@ -130,7 +130,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def read_entry(path: Path) -> bytes | None:
-    """What `save_entry` kept, without the hash; None where nothing is kept, or the file is damaged."""
+    """What `save_entry` kept, without the hash; None if nothing is kept or the file is damaged."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -141,5 +141,5 @@ def read_entry(path: Path) -> bytes | None:
 
 
 def can_link() -> bool:
-    """Whether this machine has a linker, as TVM looks for one."""
+    """Whether this machine has a linker that TVM would find."""
     return shutil.which("g++") is not None or shutil.which("clang++") is not None

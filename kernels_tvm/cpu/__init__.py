@@ -1,1 +1,1 @@
-"""Kernels for CPUs: loops over tiles that the caches and the vector registers of each target hold."""
+"""TVM kernels for CPUs: loops over tiles that fit the caches and the vector registers of each target."""

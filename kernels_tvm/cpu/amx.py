@@ -1,6 +1,6 @@
-"""Products in the eight matrix registers of Intel's AMX, of up to 16 rows of 64 bytes.
+"""Products in the eight matrix registers of Intel's AMX; each register has up to 16 rows of 64 bytes.
 
-A thread shapes them ahead of its products (`begin`) and gives them back after (`end`).
+A thread shapes the registers before its products (`begin`) and releases them afterwards (`end`).
 """
 
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from kernels_tvm.cpu.emit import lanes, scratch
 from kernels_tvm.descriptions import LANES
 from kernels_tvm.emit import otherwise, when
 
-ROWS = 16  # of a register
-BF16_INPUTS, INT8_INPUTS = 32, 64  # that one instruction sums over
+ROWS = 16  # of a register, at most
+BF16_INPUTS, INT8_INPUTS = 32, 64  # inputs that one instruction sums over
 
 
 def begin(count) -> None:
     """Shape the matrix registers for products of ``count`` rows.
 
-    The last two hold weights, 16 rows of 64 bytes. In the others, rows and sums have `_rows` such rows:
-    an instruction takes as many cycles.
+    The last two registers hold weights, 16 rows of 64 bytes. The others hold rows and sums, `_rows` rows of
+    64 bytes: an instruction takes one cycle for each row.
     """
     shape, rows = scratch(64, "uint8"), T.Cast("uint8", _rows(count))
     T.buffer_store(shape, T.broadcast(T.uint8(0), 64), [lanes(0, 64)])
@@ -31,14 +31,15 @@ def begin(count) -> None:
 
 
 def end() -> None:
-    """Give the tile registers back: a thread that keeps them is slower to switch."""
+    """Release the matrix registers: the system switches slowly to and from a thread that keeps them."""
     _instruction("tilerelease")
 
 
 def float_product(x, count, panels, panel, columns: int, finish: Callable) -> None:
-    """`products.float_product` as (x' + x")(w' + w") without x" w", or what there is of it.
+    """`products.float_product` with bfloat16 factors and float32 sums.
 
-    Sums are in float32.
+    A float32 number is the sum of two bfloat16 numbers, so a product is (x' + x")(w' + w") without x" w".
+    Rows or weights that are bfloat16 numbers have no second part, and its products are left out.
     """
     vectors, start = columns // LANES, T.bind(panels.start(panel))
     sums = scratch(2 * ROWS * columns)
@@ -68,7 +69,7 @@ def float_product(x, count, panels, panel, columns: int, finish: Callable) -> No
 def int8_product(x, count, panels, start, offset: Callable, columns: int, finish: Callable) -> None:
     """`products.int8_product` with the panel that begins at ``start``.
 
-    ``offset(vector)`` is to be added to the sums of the panel's columns.
+    ``offset(vector)`` is added to the sums of a vector of the panel's columns.
     """
     vectors = columns // LANES
     sums = scratch(2 * ROWS * columns, "int32")
@@ -89,9 +90,10 @@ def int8_product(x, count, panels, start, offset: Callable, columns: int, finish
 
 
 def _blocks(count, columns, sums, compute: Callable, finish: Callable) -> None:
-    """Two registers of rows, or the one that is left, and up to 32 columns at a time.
+    """Emit the products of two registers of rows at a time, or of the last one, with up to 32 columns.
 
-    ``compute(first row of each)`` adds their products to the registers 0 to 3, two for each register of rows.
+    ``compute(first rows)`` takes the first row of each register of rows. It adds the products to the
+    registers 0 to 3, two for each register of rows.
     """
     vectors, rows = columns // LANES, _rows(count)
     with T.serial(0, T.ceildiv(count, 2 * rows)) as block:
@@ -113,7 +115,7 @@ def _blocks(count, columns, sums, compute: Callable, finish: Callable) -> None:
 
 
 def _rows(count):
-    """Rows of a matrix register: as few as make no more registers of ``count`` rows, two at a time."""
+    """Rows of a matrix register: the fewest that cut ``count`` rows into no more pairs of registers."""
     return T.bind(T.ceildiv(count, 2 * T.ceildiv(count, 2 * ROWS)))
 
 

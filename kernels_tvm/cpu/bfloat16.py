@@ -1,4 +1,4 @@
-"""Vectors of bfloat16 numbers, as the bits of float32 ones: rounding, and pairs in words of 32 bits."""
+"""Vectors of bfloat16 numbers: conversion to float32, rounding, and pairs in words of 32 bits."""
 
 from tvm.script.ir_builder import tirx as T
 
@@ -11,7 +11,7 @@ def _bits(x):
 
 
 def from_bfloat16(bits):
-    """A vector of bfloat16 numbers, given as uint16 bits, as float32."""
+    """A vector of bfloat16 numbers, given as their bits in uint16, as float32."""
     wide = T.shift_left(T.Cast(f"uint32x{LANES}", bits), splat(T.uint32(16)))
     return T.reinterpret(f"float32x{LANES}", wide)
 
@@ -21,12 +21,12 @@ def _upper_half(bits):
 
 
 def _pair(low, high):
-    """The upper halves of two vectors of bits, in a lane each."""
+    """Two vectors of bits as one: each lane has the upper halves of their lanes, that of ``low`` below."""
     return T.bitwise_or(T.shift_right(low, splat(T.uint32(16))), _upper_half(high))
 
 
 def _nearest(x):
-    """Bits whose upper half is the bfloat16 number nearest to ``x``; of two, the even one."""
+    """Bits whose upper half is the bfloat16 number nearest to ``x``; the even one of two equally near."""
     bits = T.bind(_bits(x))
     odd = T.bitwise_and(T.shift_right(bits, splat(T.uint32(16))), splat(T.uint32(1)))
     return T.bind(bits + (odd + splat(T.uint32(0x7FFF))))
@@ -38,20 +38,23 @@ def rounded_to_bfloat16(x):
 
 
 def exact_pairs(first, second):
-    """Numbers of bfloat16, two in a lane of uint32: the ``first`` low."""
+    """Numbers that are bfloat16 already, two in a lane of uint32 with the ``first`` in the low half."""
     return (_pair(_bits(first), _bits(second)),)
 
 
 def rounded_pairs(first, second):
-    """The nearest numbers of bfloat16, two in a lane of uint32: the ``first`` low."""
+    """The nearest bfloat16 numbers, two in a lane of uint32 with the ``first`` in the low half."""
     return (_pair(_nearest(first), _nearest(second)),)
 
 
 def bfloat16_pairs(first, second):
-    """The two bfloat16 numbers that sum to each value, two values in a lane of uint32: the ``first`` low."""
+    """Each value as the sum of two bfloat16 numbers: a vector for each of them, with pairs in its lanes.
+
+    The ``first`` value is in the low half of a lane of uint32.
+    """
 
     def shifted_up(x):
-        """As `_nearest`, in one addition: which of two equally near ones matters not, there is the rest."""
+        """`_nearest` in one addition. Either of two equally near numbers will do: the rest corrects it."""
         return T.bind(_bits(x) + splat(T.uint32(0x8000)))
 
     def rest(x, bits):

@@ -55,7 +55,7 @@ def _code_row(binarize, x, y, image, row, limit):
 
 
 def _pack_row(binarize, x, y, image, row, limit):
-    """Channel c becomes bit c % 32 of word c / 32."""
+    """Write a row as bits: the code of channel c is bit c % 32 of word c / 32."""
     channels = binarize.channels
     for word in range(-(-channels // WORD)):
         bits = T.uint32(0)

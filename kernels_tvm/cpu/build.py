@@ -1,4 +1,4 @@
-"""From TIR to machine code."""
+"""The compilation of TIR to a CPU's machine code."""
 
 import tvm
 import tvm_ffi
@@ -16,15 +16,18 @@ def compile_kernel(function, target: Target):
     except tvm.error.InternalError as error:
         if "does not dominate all uses" not in str(error):
             raise
-        # Of some kernels for very few channels, whose loops vanish, LLVM's optimizations make an invalid
-        # program. What such kernels compute is soon done without them, too.
+        # LLVM's optimizations make an invalid program of some kernels for very few channels, whose loops
+        # vanish. Such kernels have little to compute and are fast without optimizations, too.
         plain = tvm.target.Target(facts | {"opt-level": 0})
         return tvm.compile(module, target=plain, tir_pipeline="shiftaddvit")
 
 
 @tirx.transform.prim_func_pass(opt_level=0)
 def _keep_local_on_stack(function, module, context):
-    """Leave local buffers to LLVM, for registers; TVM allocates all but small global ones on the heap."""
+    """Keep local buffers on the stack, where LLVM makes registers of them.
+
+    TVM allocates all buffers but small global ones on the heap.
+    """
 
     def keep(allocation):
         if allocation.buffer.scope() != "local":
@@ -35,8 +38,8 @@ def _keep_local_on_stack(function, module, context):
 
 
 def _pipeline():
-    # What the kernels need of TVM's default pipeline: they are emitted as loops, so its scheduling passes
-    # have nothing to do, and one of them, CompactBufferAllocation, loses buffers.
+    # The passes of TVM's default pipeline that the kernels need. They are emitted as loops, so its scheduling
+    # passes have nothing to do, and one of those, CompactBufferAllocation, loses buffers.
     lower = tvm.ir.transform.Sequential(
         [
             tirx.transform.FlattenBuffer(),

@@ -1,4 +1,4 @@
-"""From packed weights to what the products multiply with, and from float32 rows to int8 ones."""
+"""Decoding of packed weights for the products, and quantization of float32 rows to int8."""
 
 from tvm.script.ir_builder import tirx as T
 
@@ -7,7 +7,7 @@ from kernels_tvm.cpu.targets import Target
 from kernels_tvm.descriptions import LANES
 from kernels_tvm.packing import SIGNS_OFFSET, TILE_INPUTS, TILE_OUTPUTS
 
-HALF = TILE_OUTPUTS // 2  # outputs whose codes are in one half of the bytes
+HALF = TILE_OUTPUTS // 2  # outputs whose codes are in the low halves of a tile's bytes
 
 
 def power_of_two(exponent):
@@ -28,7 +28,8 @@ def _for_each_code(linear, codes, first, columns, body):
 
     with T.serial(0, -(-linear.inputs // TILE_INPUTS)) as group, T.serial(0, columns // TILE_OUTPUTS) as tile:
         block = T.bind(T.floordiv(first, TILE_OUTPUTS) + tile)
-        # Lane c: the codes of four inputs for output c in the low halves, for c + 8 in the high ones.
+        # The four bytes of lane c have the codes of four inputs: low halves for output c, high ones for c +
+        # 8.
         words = T.bind(T.reinterpret(word, codes[block, group, lanes(0, 4 * HALF)]))
         for half in range(2):
             if linear.bits == 5:
@@ -102,7 +103,7 @@ def decode_int8(target: Target, linear, codes, first, columns: int, panels, pane
 
 
 def _code_table():
-    """The int8 weight of each 4-bit code, twice over: what a byte shuffle looks up."""
+    """The int8 weight of each 4-bit code, for each half of a byte shuffle of 32 bytes."""
     table = local(32, "int8")
     for code in range(32):
         magnitude = (1 << (code & 7)) >> 1
@@ -114,7 +115,7 @@ def _look_up(target, table, index):
     if target.machine == "x86_64":
         index = T.reinterpret("int8x32", index)
         return T.call_llvm_pure_intrin("int8x32", "llvm.x86.avx2.pshuf.b", table[lanes(0, 32)], index)
-    # No byte shuffle with a name of its own: one comparison a code.
+    # LLVM names no byte shuffle for this machine, so each code takes a comparison.
     result = T.broadcast(T.int8(0), 32)
     for code in range(1, 16):
         magnitude = (1 << (code & 7)) >> 1
@@ -124,13 +125,14 @@ def _look_up(target, table, index):
 
 
 def quantize_row(target: Target, x, base, width: int, whole, offset, scale, slot) -> None:
-    """A row of ``x`` as whole numbers from -127 to 127, plus the target's offset, and their scale.
+    """Write a row of ``x`` as whole numbers from -127 to 127, plus the target's offset, and their scale.
 
     scale = max |x| / 127, or 1 for a row of zeros; the numbers are x * (127 / max |x|), rounded to even.
     """
 
     def magnitude(_, vector):
-        # As whole numbers, magnitudes have the same order, and their maximum is one instruction.
+        # The bits of magnitudes, read as whole numbers, have the same order; their maximum is one
+        # instruction.
         bits = T.reinterpret(f"int32x{LANES}", x[lanes(base + vector * LANES)])
         return T.bitwise_and(bits, splat(T.int32(0x7FFFFFFF)))
 
@@ -140,7 +142,7 @@ def quantize_row(target: Target, x, base, width: int, whole, offset, scale, slot
     inverse = T.bind(T.Select(some, T.float32(127) / T.max(peak, T.float32(1e-30)), T.float32(0)))
     T.buffer_store(scale, T.Select(some, peak * T.float32(1 / 127), T.float32(1)), [slot])
     with T.serial(0, width // LANES) as vector:
-        # 1.5 * 2^23 plus a small number is rounded to a whole one, in the lowest bits of the sum.
+        # Adding 1.5 * 2^23 rounds a small number to a whole one, which is in the lowest bits of the sum.
         rounder = constant(1.5 * 2**23 + target.activation_offset)
         rounded = x[lanes(base + vector * LANES)] * splat(inverse) + rounder
         number = T.Cast(f"uint8x{LANES}", T.reinterpret(f"uint32x{LANES}", rounded))

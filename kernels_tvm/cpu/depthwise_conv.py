@@ -14,11 +14,18 @@ from kernels_tvm.emit import Arguments, kernel, when
 def convolve_tokens(
     x, places: Sequence, count: int, channels: int, width: int, weights, bias, finish: Callable
 ) -> None:
-    """``finish(member, column, vector)`` for ``count`` neighbours' convolutions over 3 x 3 tokens.
+    """Emit the convolutions over 3 x 3 tokens of ``count`` neighbours, which share the vectors they load.
 
-    ``x`` is flat, with zeros around; each line of it is [channels / LANES, width, LANES]: what is loaded
-    together lies together. ``places`` are the tokens to the left of the first one, in the line above, its own
-    and the one below. ``weights`` are [9, channels], whole vectors only. Neighbours share what they load.
+    Args:
+      x: the tokens, flat, with zeros around the grid. Each line is [channels / LANES, width, LANES], so that
+        vectors that are loaded together lie together.
+      places: where the tokens to the left of the first neighbour are: in the line above, its own, and below.
+      count: neighbours.
+      channels: of a token, a multiple of LANES.
+      width: tokens of a line.
+      weights: [9, channels].
+      bias: [channels].
+      finish: ``finish(member, column, vector)`` takes a neighbour's results from a channel on.
     """
     with T.serial(0, channels // LANES) as vector:
         column = vector * LANES

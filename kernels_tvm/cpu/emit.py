@@ -1,8 +1,8 @@
-"""Pieces that kernels are written with: vectors, reductions, tiles of rows.
+"""Pieces of CPU kernels: vectors, reductions, tiles of rows, the sharing of work among threads.
 
 Kernels are Python functions that emit TVM's TIR through its IRBuilder. A Python loop unrolls; a loop of
-`T.serial` or `T.parallel` stays one. Vectors have 16 lanes on every target: LLVM cuts them into the
-registers that there are, and the tiles in `kernels_tvm.cpu.targets` keep what is cut in registers.
+`T.serial` or `T.parallel` stays a loop. Vectors have 16 lanes on every target: LLVM cuts them into the
+target's registers, and the tiles of `kernels_tvm.cpu.targets` are small enough to stay there.
 """
 
 import functools
@@ -35,15 +35,15 @@ def constant(value: float, count: int = LANES):
 
 
 def local(size: int, dtype: str = "float32"):
-    """A small buffer that ends up in registers where its indices are known at compile time."""
+    """A small buffer, which becomes registers if its indices are known at compile time."""
     return T.alloc_buffer((size,), dtype, scope="local")
 
 
 def opaque(value, dtype: str = "int32", count: int = 1):
-    """A number, or a vector of ``count`` lanes, that TVM does not look into.
+    """A number, or a vector of ``count`` lanes, that TVM's simplifier does not replace by its expression.
 
-    Its simplifier puts what a variable is bound to in the place of each use; of numbers that follow from each
-    other that makes expressions without end.
+    The simplifier puts a variable's expression in the place of each use. A chain of variables, each made of
+    the last one, would become an expression of exponential size.
     """
     place = local(count, dtype)
     at = lanes(0, count) if count > 1 else 0
@@ -52,12 +52,12 @@ def opaque(value, dtype: str = "int32", count: int = 1):
 
 
 def scratch(size: int, dtype: str = "float32"):
-    """A buffer of the thread that runs the enclosing iteration."""
+    """A buffer in memory that the thread of the enclosing iteration has for itself."""
     return T.alloc_buffer((size,), dtype, scope="global")
 
 
 def fold(vector, combine: Callable, dtype: str = "float32", count: int = LANES):
-    """The scalar that ``combine`` makes of all lanes, whose number is a power of two, by halves."""
+    """The scalar that ``combine`` makes of all lanes, half by half; ``count`` is a power of two."""
     buffer = local(count, dtype)
     T.buffer_store(buffer, vector, [lanes(0, count)])
     while count > 2:
@@ -70,8 +70,8 @@ def fold(vector, combine: Callable, dtype: str = "float32", count: int = LANES):
 def fold_rows(vectors: Sequence, combine: Callable, dtype: str = "float32", count: int = LANES):
     """A vector whose lane r is what ``combine`` makes of all ``count`` lanes of ``vectors[r]``.
 
-    It has `row_lanes` lanes. Two vectors become one that has half as many partial results of each, and so on,
-    so that a row takes a few instructions instead of a fold of its own.
+    The result has `row_lanes` lanes. Each step merges two vectors into one with half as many partial results
+    of each, so a row takes a few instructions instead of a fold of its own.
     """
     size = row_lanes(len(vectors))
     padding = size - len(vectors)
@@ -91,15 +91,15 @@ def fold_rows(vectors: Sequence, combine: Callable, dtype: str = "float32", coun
 
 
 def row_lanes(rows: int) -> int:
-    """Lanes of a vector with a number of each of ``rows``: a power of two."""
+    """Lanes of a vector that has a number for each of ``rows``: a power of two."""
     return max(2, 1 << (rows - 1).bit_length())
 
 
 def _merge(first, second, width: int, count: int, combine: Callable):
-    """Of two vectors and their rows, one with ``width`` lanes for each row, and the order of these."""
+    """Two vectors merged into one with ``width`` lanes for each row, and the order of the rows in it."""
     starts = range(0, 2 * count, 2 * width)
     if width < 4:
-        # Numbers stay in their quarter of a register, within which shuffles are faster.
+        # Numbers stay in their quarter of a register: shuffles within quarters are faster.
         starts = [
             start
             for quarter in range(0, count, 4)
@@ -112,11 +112,11 @@ def _merge(first, second, width: int, count: int, combine: Callable):
     return total, [(rows_of_a + rows_of_b)[start // (2 * width)] for start in starts]
 
 
-ACCUMULATORS = 4  # at once: each waits for its last addition
+ACCUMULATORS = 4  # at once, since each addition waits for the last one of its accumulator
 
 
 def accumulate_rows(rows: int, count: int, load: Callable, combine: Callable, dtype: str = "float32"):
-    """A vector as of `fold_rows` for ``load(row, 0)``, ... ``load(row, count - 1)``, starting from 0."""
+    """`fold_rows` of each row's ``load(row, 0)``, ..., ``load(row, count - 1)`` combined, starting from 0."""
     chains = max(number for number in range(1, max(1, ACCUMULATORS // rows) + 1) if count % number == 0)
     totals = local(rows * chains * LANES, dtype)
 
@@ -142,28 +142,28 @@ def element(vector, lane: int):
 
 
 def bits_of(mask, count: int):
-    """An unsigned number of ``count`` bits (8 or 16): lane 0 of a vector of truth values is the lowest."""
-    # To LLVM a truth value is one bit; TVM's `reinterpret` has a check that counts it as more.
+    """A vector of ``count`` truth values (8 or 16) as an unsigned number; lane 0 is its lowest bit."""
+    # LLVM has one bit for a truth value, but the check in TVM's `reinterpret` counts more.
     return tirx.call_intrin(f"uint{count}", "tirx.reinterpret", mask)
 
 
 def split(index, size: int):
-    """Quotient and remainder: which part of ``size`` an index is in, and where in it."""
+    """Which part of ``size`` elements an index is in, and its place there: quotient and remainder."""
     return T.bind(T.floordiv(index, size)), T.bind(T.floormod(index, size))
 
 
 @contextmanager
 def turns(images, at_once: int) -> Iterator[tuple]:
-    """What is inside runs for some images at a time: the number of the first one, and how many they are."""
+    """A context that runs for ``at_once`` images at a time; yields the first one's number and their count."""
     with T.serial(0, T.ceildiv(images, at_once)) as turn:
         first = T.bind(turn * at_once)
         yield first, T.bind(T.min(images - first, at_once))
 
 
 class RowTiles:
-    """A number of rows known at run time, cut into tiles of about equal size, as many as threads divide.
+    """Rows cut into tiles of about equal size; the number of tiles is a multiple of the threads.
 
-    Rows and the sizes of tiles are multiples of ``group``.
+    The number of rows is known at run time. It and the sizes of tiles are multiples of ``group``.
 
     Attributes:
       count: how many tiles there are; some may be empty.
@@ -182,23 +182,23 @@ class RowTiles:
         return start, T.bind(T.max(T.min(self.size, self.rows - start), 0))
 
 
-CLAIMS = 32  # for each thread, at most: how finely work can move from a slow thread to a fast one
+CLAIMS = 32  # for each thread, at most: more would let work move from slow to fast threads in finer pieces
 
 
 class Claims:
     """The numbers below ``count``, each for the thread that claims it first.
 
-    To be made outside of the parallel loop, which ends with its last thread. Cores are neither equally fast
-    nor free at the same time: one works for other programs, or comes late from other work. Here each thread
-    starts with a share of its own, upwards, since neighbouring numbers have data in common that its cache
-    then holds. When it is through, it takes what others have left, from the ends of their shares: what an
-    owner keeps is still a run of neighbours.
+    The object is made outside of the parallel loop. Cores differ in speed, and some come late from other
+    work, so equal shares would keep the fast ones waiting. Each thread starts with its own share, from the
+    lowest number up, since neighbouring numbers use data in common that its cache then holds. After its share
+    it takes numbers that others have left, from the ends of their shares, so the owner's rest is still a run
+    of neighbours.
 
-    `lock bts` reads a bit and sets it at once, so of any number of threads one finds it unset. More order
-    isn't needed: the loop begins after what was written before it, and what is written in it can be seen
-    when it has ended. Within the loop, the work of a number must not read what that of another one writes.
+    `lock bts` reads a bit and sets it at once, so only one thread finds it unset. Memory needs no other
+    order: the loop begins after all earlier writes, and its own writes are visible when it has ended. The
+    work of a number must not read what the work of another number writes.
 
-    LLVM has such an intrinsic for x86 alone; elsewhere each thread works on its own share.
+    LLVM has such an intrinsic for x86 only; on other machines each thread works on its own share.
     """
 
     def __init__(self, target: Target, count, threads: int):
@@ -217,7 +217,7 @@ class Claims:
 
     @contextmanager
     def of(self, thread) -> Iterator:
-        """What is inside runs for each number that ``thread`` claims."""
+        """A context that runs for each number that ``thread`` claims; yields the number."""
         with T.serial(0, self.turns) as turn:
             first = T.bind(T.floormod(thread + turn, self.threads) * self.share)
             size = T.bind(T.max(T.min(self.claims - first, self.share), 0))
@@ -233,7 +233,7 @@ class Claims:
         if self.turns == 1:
             yield
             return
-        # Looking first is cheap: a locked instruction takes the claim from the cache of who has it.
+        # A plain read first: the locked instruction would take the line from another core's cache.
         with when(self.taken[claim] == 0):
             address = T.address_of(self.taken[claim])
             taken = T.bind(T.call_llvm_intrin("int32", "llvm.x86.atomic.bts.i32", address, T.int8(0)))
@@ -242,7 +242,7 @@ class Claims:
 
 
 def for_each_row(target: Target, rows, row_bytes: int, threads: int, body: Callable):
-    """``body(row)`` for a number of rows known at run time, on all threads."""
+    """Emit ``body(row)`` for all rows, whose number is known at run time, on all threads."""
     tiles = RowTiles(rows, row_bytes, threads)
     claims = Claims(target, tiles.count, threads)
     with T.parallel(0, threads) as thread, claims.of(thread) as tile:
@@ -263,7 +263,7 @@ def load_lanes(buffer, index: list, column, count: int = LANES):
 
 
 def store_lanes(buffer, value, index: list, column, count: int = LANES):
-    """The first ``count`` lanes of ``value`` to the last axis of ``buffer``."""
+    """Write the first ``count`` lanes of ``value`` to the last axis of ``buffer``."""
     if count == LANES:
         T.buffer_store(buffer, value, [*index, lanes(column)])
         return
@@ -274,7 +274,7 @@ def store_lanes(buffer, value, index: list, column, count: int = LANES):
 
 
 def for_each_vector(size: int, body: Callable):
-    """``body(column, count)`` for each vector of an axis of ``size``; the last may have fewer lanes."""
+    """Emit ``body(column, count)`` for each vector of an axis of ``size``; the last may have fewer lanes."""
     if size >= LANES:
         with T.serial(0, size // LANES) as vector:
             body(vector * LANES, LANES)

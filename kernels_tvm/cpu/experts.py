@@ -1,4 +1,4 @@
-"""The weights of a linear layer, by kind: each decoded panel by panel, and multiplied with rows."""
+"""The kinds of weights of a linear layer: how each is decoded, panel by panel, and multiplied with rows."""
 
 from collections.abc import Callable
 
@@ -22,9 +22,9 @@ from kernels_tvm.emit import when
 
 
 def _for_each_panel(panels, share, body: Callable) -> None:
-    """``body(panel, columns)`` for each panel of a share, what yields their numbers, or for all.
+    """Emit ``body(panel, columns)`` for the panels whose numbers ``share`` yields, or for all without one.
 
-    The number of the panel that is not whole is known at compile time.
+    The number of the panel that is not whole is a Python integer.
     """
     with share or T.serial(0, panels.count) as panel:
         if panels.whole:
@@ -36,7 +36,7 @@ def _for_each_panel(panels, share, body: Callable) -> None:
 
 
 class Expert:
-    """What the kinds of weights share: ``panels``, each decoded right before it is multiplied."""
+    """What the kinds of weights share: panels of weights, each decoded right before it is multiplied."""
 
     def __init__(self, target, linear, buffers, share, panels):
         self.target, self.linear, self.buffers = target, linear, buffers
@@ -45,7 +45,7 @@ class Expert:
         T.buffer_store(self.decoded, T.int32(0), [0])
 
     def multiply(self, rows, count, store):
-        """``store`` takes the results of ``count`` rows, see `ThreadLayer.tile`."""
+        """Emit the products of ``count`` rows; ``store`` takes the results, see `ThreadLayer.tile`."""
 
         def multiply(panel, columns):
             first = panel * self.panels.columns

@@ -9,9 +9,10 @@ from kernels_tvm.emit import Arguments, kernel
 
 
 def hamming_product_kernel(target: Target, threads: int, product: HammingProductDescription):
-    """Queries [batch, rows, words], keys [batch, words, others] (32 codes a word) -> [batch, rows, others].
+    """From queries [batch, rows, words], keys [batch, words, others] -> y [batch, rows, others], int32.
 
-    The product of two codes of -1 and 1 is their length less twice the number of bits in which they differ.
+    A word holds 32 signs of -1 and 1 as bits. The product of two codes is their length less twice the number
+    of bits in which they differ.
     """
     words = product.words
 

@@ -1,10 +1,12 @@
 """Linear attention in Hamming space: x + proj(attention(qkv(norm(x)))), in three passes over the tokens.
 
-The first computes queries, keys and values, normalizes queries and keys, and sums them: their means are
-the thresholds. The second adds up the values whose key has a bit set: the context. The third adds up the
-rows of the context whose bit is set in the query, normalizes, adds the convolution of the values and
-projects. No sum over tokens or bits multiplies; and each looks at a few bits of a code at once, by the
-"method of four Russians": what they choose among is added up beforehand, for every number that they make.
+1. Compute queries, keys and values; normalize queries and keys, and sum them: their means are the thresholds.
+2. Compute the context: its row for a bit is the sum of the values of all tokens whose key has the bit set.
+3. For each token, add the context's rows whose bits are set in the query; normalize, add the convolution of
+   the values, and project.
+
+Sums over tokens and bits need no multiplications. They take a few bits of a code at once, by the method of
+four Russians: a table holds the sum for each number that these bits can make.
 """
 
 import math
@@ -36,7 +38,7 @@ from kernels_tvm.cpu.tiles import image_tiles, images_at_once, rows_together
 from kernels_tvm.descriptions import LANES, VALUE_TAPS, HammingLinearDescription
 from kernels_tvm.emit import Arguments, kernel, otherwise, part, when
 
-SUBSET_BITS = 4  # of a code that are looked at together: a subset of as many rows of the context
+SUBSET_BITS = 4  # bits of a code that are looked up together; they choose a subset of 4 rows of the context
 SUBSETS = 1 << SUBSET_BITS
 
 
@@ -107,10 +109,10 @@ def hamming_linear_kernel(target: Target, threads: int, attention: HammingLinear
 
 
 def projection(attention, buffers, place: Callable, x, first, qkv) -> tuple[Callable, Callable]:
-    """What `ThreadLayer.tile` needs for queries, keys and values.
+    """The ``load_rows`` and ``store`` of `ThreadLayer.tile` for queries, keys and values.
 
-    ``place(row)`` is a row's image in ``qkv``, whose first one is image ``first`` of ``x``, and its token. It
-    loads as many rows as `rows_together` says.
+    ``place(row)`` is a row's image in ``qkv``, and its token. The first image of ``qkv`` is image ``first``
+    of ``x``. Rows are loaded in groups of `rows_together`.
     """
     together, channels = rows_together(attention.tokens), attention.channels
 
@@ -133,7 +135,7 @@ def _vectors(attention):
 
 
 def _normalize(attention, qkv, image, tile, start, count, sums):
-    """Queries and keys over their norms, in place, and the sums of the results by head."""
+    """Divide queries and keys by their norms, in place, and sum the results by head."""
     width, vectors = _vectors(attention)
     together = rows_together(attention.tokens)
     with T.serial(0, 2 * attention.heads) as index:
@@ -158,7 +160,7 @@ def _normalize(attention, qkv, image, tile, start, count, sums):
 
 
 def _add_up(vectors):
-    """Their sum, by halves: no addition waits for more than it must."""
+    """The sum of vectors, by halves: a chain of additions is as short as can be."""
     if len(vectors) == 1:
         return vectors[0]
     half = len(vectors) // 2
@@ -166,7 +168,7 @@ def _add_up(vectors):
 
 
 def _normalized(rows, width):
-    """Rows, each a list of vectors, over their norms; 0 where the square of a norm is below 1e-30."""
+    """Rows, each a list of vectors, divided by their norms; 0 where the square of a norm is below 1e-30."""
 
     def each(value):
         return constant(value, row_lanes(len(rows)))
@@ -184,7 +186,7 @@ def _normalized(rows, width):
 
 
 def _threshold(attention, sums, tiles, image, index):
-    """Above what a normalized query (index: the head) or key (heads + the head) has the code 1."""
+    """The threshold of codes; ``index`` is the head for queries, and the number of heads more for keys."""
     if not attention.sample_threshold:
         return T.float32(0)
     total = local(1)
@@ -195,7 +197,7 @@ def _threshold(attention, sums, tiles, image, index):
 
 
 def _numbers(attention, qkv, image, token, first, limit):
-    """A token's code for a head whose channels start at ``first``: a number of each SUBSET_BITS bits."""
+    """A token's code for the head whose channels start at ``first``: a number for each SUBSET_BITS bits."""
     width, vectors = _vectors(attention)
     numbers = []
     for vector in range(vectors):
@@ -207,10 +209,10 @@ def _numbers(attention, qkv, image, token, first, limit):
 
 
 def _context(attention, qkv, sums, tiles, image, number, start, count, contexts):
-    """context[d] = the sum of the values of all tokens whose key has bit d.
+    """Write the context: row d is the sum of the values of all tokens whose key has bit d set.
 
-    Values are first added up by subset, each to one of every group of bits: a bit's sum is that of the
-    subsets that it is in.
+    A value is first added to one sum in each group of bits: that of the subset of bits that its key has set.
+    Row d is then the total over the subsets that contain bit d.
     """
     width, vectors = _vectors(attention)
     head_dim = attention.head_dim
@@ -304,7 +306,7 @@ def _mix(attention, qkv, sums, tiles, contexts, chunks, buffers, image, start, l
 
 
 def _add_convolved(attention, qkv, buffers, image, token, head, added, mixed, place):
-    """Write a head's values, convolved over the tokens, plus what is ``added``, to ``place``."""
+    """Write a head's values, convolved over the tokens, plus the vectors ``added``, to ``place``."""
     width, vectors = _vectors(attention)
     head_dim, channels = attention.head_dim, attention.channels
     column = T.bind(2 * channels + head * head_dim)

@@ -42,18 +42,18 @@ def builders() -> dict[str, Callable]:
 
 
 def kernel_key(kernel: Kernel) -> str:
-    """What identifies a kernel in a file of records."""
+    """The key of a kernel in a file of records."""
     return f"{kernel.name} {json.dumps(dataclasses.asdict(kernel.description), sort_keys=True)}"
 
 
 def user_records(target: Target) -> Path:
-    """Where tuned tile sizes are kept: in $XDG_DATA_HOME, by default ~/.local/share."""
+    """The file of the user's tuned tile sizes: in $XDG_DATA_HOME, by default in ~/.local/share."""
     root = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(root) / "shiftaddvit_jax" / "records" / f"{target.name}.json"
 
 
 def kernel_target(kernel: Kernel) -> Target:
-    """The machine's target with the tile sizes on record for a kernel: the user's, else the package's."""
+    """The machine's target with the tile sizes on record for a kernel: the user's, or else the package's."""
     target = host_target()
     shipped = Path(__file__).parent / "records" / f"{target.name}.json"
     for path in (user_records(target), shipped):
@@ -68,7 +68,7 @@ def kernel_target(kernel: Kernel) -> Target:
 
 @cache
 def _records(path: Path) -> dict[str, dict]:
-    """The facts of a file by the keys of their kernels; of a damaged file none, with a warning."""
+    """A file's facts of targets, by the keys of their kernels; a damaged file gives a warning and none."""
     facts = {field.name for field in dataclasses.fields(Target)}
     try:
         records = json.loads(path.read_text())
@@ -92,7 +92,7 @@ def entry_name(kernel: Kernel, target: Target, threads: int) -> str:
 
 @once
 def load(kernel: Kernel):
-    """The kernel's function for this machine, compiled now if no process has before.
+    """The kernel's function for this machine, compiled now unless the cache has it.
 
     Raises:
       ValueError: this machine's CPU is not among the targets.
@@ -100,14 +100,14 @@ def load(kernel: Kernel):
     if host_target() is None:
         raise ValueError(f"no kernels for this CPU, only for {', '.join(target.name for target in TARGETS)}")
     target, threads = kernel_target(kernel), thread_count()
-    # TVM's own guess is half of the CPUs, on machines without hyper-threads too.
+    # TVM itself takes half of the CPUs, even on machines without hyper-threads.
     os.environ.setdefault("TVM_NUM_THREADS", str(threads))
     return load_or_build(entry_name(kernel, target, threads), lambda: build(kernel, target, threads))
 
 
 def build(kernel: Kernel, target: Target, threads: int):
     """The kernel's library, compiled for ``target``."""
-    start()  # ahead of the imports of TVM
+    start()  # before TVM is imported
     from kernels_tvm.cpu.build import compile_kernel
 
     return compile_kernel(builders()[kernel.name](target, threads, kernel.description), target)

@@ -1,8 +1,8 @@
-"""A linear layer of any kind, for tiles of rows: multiplications, shifts, or a mixture of both.
+"""Linear layers of every kind: dense, shift, or a mixture of both.
 
-The kernels that contain linear layers emit them from here: they say where rows come from and where results
-go. Each thread decodes the weights that it multiplies into the form that the products read, for itself: to
-fetch what another core has just written takes longer than to decode it again.
+All CPU kernels emit their linear layers with these functions, and say where rows come from and where results
+go. Each thread decodes the weights that it multiplies for itself: fetching them from another core, which has
+just written them, takes longer.
 """
 
 import operator
@@ -33,7 +33,7 @@ from kernels_tvm.emit import Arguments, kernel, otherwise, when
 ROUTED_BYTES = 16 * 1024  # of rows that are routed together
 
 
-VECTOR_ROWS = 12  # multiplied in less time than their weights are written the way matrix registers read them
+VECTOR_ROWS = 12  # at most, for which vectors are faster than laying the weights out for matrix registers
 
 
 def linear_kernel(target: Target, threads: int, linear: LinearDescription):
@@ -55,7 +55,7 @@ def linear_kernel(target: Target, threads: int, linear: LinearDescription):
 def multiply_rows(
     target: Target, threads: int, linear: LinearDescription, buffers: dict, rows, load_row: Callable, y
 ) -> None:
-    """Emit ``y`` = a layer of ``rows`` rows, however many they are at run time.
+    """Emit a layer whose results are the rows of ``y``, for any number of ``rows`` at run time.
 
     ``load_row`` is the ``load_rows`` of `ThreadLayer.tile`, for one row.
     """
@@ -89,7 +89,10 @@ def _copy_row(x, row, channels: int, buffer, offset) -> None:
 
 
 def few_rows(rows, linear: LinearDescription):
-    """Whether `by_columns` suits a layer better than tiles of rows, where each thread decodes all weights."""
+    """Whether the outputs rather than the rows of a layer are cut among threads, see `by_columns`.
+
+    With few rows, decoding takes most of the time, and threads that share the rows each decode all weights.
+    """
     return rows < min(linear.inputs, linear.outputs)
 
 
@@ -104,7 +107,10 @@ def apply_layer(
     few: bool,
     group: int = 1,
 ) -> None:
-    """Emit a layer for ``rows`` rows, by columns if they are ``few``; the rest as of `ThreadLayer.tile`."""
+    """Emit a layer for ``rows`` rows on all threads, `by_columns` if they are ``few``.
+
+    ``load_rows``, ``store`` and ``group`` are those of `ThreadLayer.tile`.
+    """
 
     def callbacks(start):
         return (
@@ -141,7 +147,7 @@ def by_columns(
 ) -> None:
     """Emit a layer, as `ThreadLayer.tile` does, whose outputs are cut among the threads.
 
-    Every thread loads all rows, and decodes panel after panel of the weights that it claims in its cache.
+    Every thread loads all rows, and decodes the panels of weights that it claims, one after the other.
     """
     panels = -(-linear.outputs // min(target.float_tile[1], target.int8_tile[1]))  # of an expert, at most
     claims = [Claims(target, panels, threads) for _ in linear.experts]
@@ -192,15 +198,19 @@ class ThreadLayer:
         group: int = 1,
         place: Callable = lambda row: row,
     ) -> None:
-        """Emit the layer for ``count`` rows, ``limit`` at most.
+        """Emit the layer for a tile of rows.
 
-        ``load_rows(row, buffer, offset)`` writes ``group`` rows of the tile from ``row`` on, each of
-        `LinearDescription.width` float32 numbers with zeros after the inputs. ``count`` must be a multiple of
-        ``group``.
-        ``store(place(row), column, value, count)`` takes ``count`` results of a row, from a column on;
-        ``place`` is asked once for a row that is routed.
+        Args:
+          limit: rows at most, known at compile time.
+          count: rows, a multiple of ``group``.
+          load_rows: ``load_rows(row, buffer, offset)`` writes ``group`` rows of the tile from ``row`` on,
+            each of `LinearDescription.width` float32 numbers with zeros after the inputs.
+          store: ``store(place(row), column, value, count)`` takes ``count`` results of a row, from a column
+            on.
+          group: rows that are loaded together.
+          place: what ``store`` gets for a row; in a mixture it is computed once for each row.
         """
-        # The last block of a product reads as many rows as registers hold.
+        # The last block of a product reads past the last row, up to as many rows as registers hold.
         capacity = limit + max(self.target.float_sums, self.target.int8_sums) // LANES
         rows = [expert.rows(capacity) for expert in self.experts]
         if len(self.experts) == 2:
@@ -218,7 +228,7 @@ class ThreadLayer:
             amx.end()
 
     def _load(self, rows, count, load_rows, group):
-        """All rows to the only expert, without a copy where they lie there as they arrive."""
+        """Give all rows to the only expert, without a copy if it takes them as they arrive."""
         width = self.linear.width
         if rows.plain:
             with T.serial(0, T.floordiv(count, group)) as first:
@@ -231,10 +241,10 @@ class ThreadLayer:
                 rows.put(arriving, member * width, first * group + member)
 
     def _route(self, expert_rows, capacity, count, load_rows, store, group, place):
-        """Sort rows by expert as they arrive, so that each expert sees its own, one after the other.
+        """Sort rows by expert as they arrive, so that each expert's rows lie one after the other.
 
-        What a router chooses can't be foreseen, and a CPU that foresees the wrong branch starts again. So
-        the choices of some rows together become two queues, without a branch.
+        A CPU can't predict a router's choices, and each wrong prediction of a branch costs time. So the rows
+        that are routed together are put into two queues without a branch.
         """
         width, slots = self.linear.width, round_up(capacity, LANES)
         router, bias = self._router()
@@ -284,7 +294,7 @@ class ThreadLayer:
         return counts, [gated(expert) for expert in range(2)]
 
     def _router(self):
-        """Weights and bias of the first logit less the second."""
+        """The weights and the bias of the first logit minus the second."""
         weights, kernel = scratch(self.linear.width), self.buffers["router_kernel"]
         for column in range(self.linear.inputs, self.linear.width):
             T.buffer_store(weights, T.float32(0), [column])
@@ -294,7 +304,7 @@ class ThreadLayer:
 
 
 def _dot_rows(rows: int, x, base, y, size):
-    """The products of rows of ``x`` with ``y``, as a vector of `accumulate_rows`."""
+    """The dot products of rows of ``x`` with ``y``, as a vector of `accumulate_rows`."""
 
     def product(row, vector):
         return x[lanes(base + row * size + vector * LANES)] * y[lanes(vector * LANES)]

@@ -1,4 +1,4 @@
-"""MatAdd: sums of values chosen by codes 0, 1 and -1, and products of binary codes by their distance."""
+"""MatAdd: sums of values that the codes 0, 1 and -1 choose."""
 
 from tvm.script.ir_builder import tirx as T
 
@@ -13,7 +13,7 @@ ROWS = 4  # computed together: they share the values that they add
 def matadd_kernel(target: Target, threads: int, matadd: MatAddDescription):
     """From codes [batch, rows, inner], values [batch, inner, columns] -> [batch, rows, columns].
 
-    Each output starts at 0 and has values added and subtracted: there is nothing to multiply.
+    Each output starts at 0; values are added to it and subtracted from it, and nothing is multiplied.
     """
     inner, columns, dtype = matadd.inner, matadd.columns, matadd.dtype
     sum_dtype = "int32" if dtype == "int8" else "float32"

@@ -1,10 +1,10 @@
 """The MLP of a block: x + fc2(gelu(depthwise(fc1(norm(x))))).
 
-Where tokens outnumber channels (see `few_rows`), in one pass over the tokens. Each thread walks down the
-grid, a strip of rows at a time: the strip's hidden activations stay in its cache, two rows of them for the
-next strip's convolution. Only where the strip above is another thread's are rows expanded twice.
+If tokens outnumber channels (see `few_rows`), one pass over the tokens computes everything. Each thread walks
+down the grid, a strip of rows at a time. A strip's hidden activations stay in the thread's cache, and two
+rows of them serve the next strip's convolution. Rows at the border of two threads' strips are expanded twice.
 
-Elsewhere weights are what fills the cache, so the outputs of both layers are cut among the threads.
+If channels outnumber tokens, weights fill the cache, so the outputs of both layers are cut among the threads.
 """
 
 from tvm.script.ir_builder import tirx as T
@@ -61,7 +61,7 @@ def _by_columns(target, threads, mlp):
                 return T.bind(first + image), token
 
             def around(row):
-                """The places left of a token, above and below that, among those padded with zeros."""
+                """The places to the left of a token: in the padded line above, its own, and below."""
                 image, token = split(row, mlp.tokens)
                 line, column = split(token, width)
                 above = T.bind((image * padded + line * padded_width) * hidden + column * LANES)
@@ -100,7 +100,7 @@ def _by_columns(target, threads, mlp):
 
 
 def _activate(target, mlp, buffers, expanded, places, group, buffer, offset):
-    """GELU of ``group`` neighbours after the convolution with what is around ``places``, or of one place."""
+    """Write the GELU of ``group`` neighbours after their convolution, or of one token without a grid."""
     hidden = mlp.fc1.outputs
     if not mlp.grid:
         with T.serial(0, hidden // LANES) as vector:
@@ -151,14 +151,14 @@ def _by_strips(target, threads, mlp):
             if margin:
                 with T.serial(0, held) as line:
                     _clear_sides(between, line * (padded_width * hidden), padded_width, hidden)
-            below = local(1, "int32")  # the strip after the one that is in `between`
+            below = local(1, "int32")  # the number of the strip after the one that `between` holds
             T.buffer_store(below, T.int32(0), [0])
 
             with claims.of(thread) as claimed:
                 image, number = split(claimed, strips)
                 first = top(number)
                 rows = T.bind(top(number + 1) - first)
-                # Row `local` of the strip is row `above + local` of the grid.
+                # Line i of the strip is row `above + i` of the grid.
                 above = T.bind(first - margin)
                 kept = T.bind(T.Select(T.And(number > 0, claimed == below[0]), 2 * margin, 0))
                 T.buffer_store(below, claimed + 1, [0])
@@ -166,10 +166,10 @@ def _by_strips(target, threads, mlp):
                 stop = T.bind(T.min(rows + 2 * margin, height - above))
 
                 def place(line):
-                    """Where a row of the strip begins: rows of the grid stay in their places while held."""
+                    """Where a line of the strip begins; a row of the grid keeps its place while held."""
                     return T.bind(T.floormod(first + line, held) * (padded_width * hidden))
 
-                # Rows above and below the grid.
+                # Lines above and below the grid are zeros.
                 for begin, end in ((kept, start), (stop, T.bind(rows + 2 * margin))):
                     with T.serial(0, T.max(end - begin, 0)) as outside:
                         _clear_line(between, place(T.bind(begin + outside)), padded_width, hidden)
@@ -213,7 +213,7 @@ def _by_strips(target, threads, mlp):
 
 
 def _strips(target: Target, mlp: MlpDescription, threads: int) -> int:
-    """Into how many strips of rows the grid is cut: each fits the cache, and all threads have as many."""
+    """The number of strips of rows: each fits the cache, and all threads have equally many."""
     height, width = mlp.grid or (mlp.tokens, 1)
     margin = 1 if mlp.grid else 0
     fits = max(1, target.strip_bytes // (4 * (width + 2 * margin) * mlp.fc1.outputs) - 2 * margin)
@@ -221,7 +221,7 @@ def _strips(target: Target, mlp: MlpDescription, threads: int) -> int:
 
 
 def _group(target: Target, width: int) -> int:
-    """Neighbouring tokens that are convolved together and share their loads: a divisor of the width."""
+    """How many neighbouring tokens are convolved together: a divisor of the width."""
     return max(size for size in range(1, target.convolved_tokens + 1) if width % size == 0)
 
 
@@ -231,7 +231,7 @@ def _clear_line(buffer, start, width, hidden):
 
 
 def _clear_sides(buffer, start, width, hidden):
-    """The first and the last token of a line."""
+    """Set the first and the last token of a line to 0."""
     with T.serial(0, hidden // LANES) as block:
         for column in (0, width - 1):
             T.buffer_store(buffer, constant(0), [lanes(start + (block * width + column) * LANES)])

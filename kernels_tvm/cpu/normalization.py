@@ -1,4 +1,4 @@
-"""LayerNorm of rows, as the first step of what reads them."""
+"""LayerNorm of rows, while they are loaded."""
 
 import operator
 
@@ -9,9 +9,10 @@ from kernels_tvm.descriptions import LANES
 
 
 def layer_norm_rows(rows: int, load, channels: int, scale, bias, epsilon: float, write) -> None:
-    """``write(row, column, vector)`` the normalized rows, of whole vectors; ``load(row, column)`` is one.
+    """Emit the LayerNorm of ``rows`` rows, each of whole vectors.
 
-    The variance is the mean square less the squared mean, and at least 0, as in Flax.
+    ``load(row, column)`` is a vector of a row, and ``write(row, column, vector)`` takes the normalized one.
+    The variance is the mean square minus the squared mean, and at least 0, as in Flax.
     """
 
     def vector(row, number):
@@ -41,7 +42,7 @@ def layer_norm_rows(rows: int, load, channels: int, scale, bias, epsilon: float,
 def load_normalized(
     rows: int, x, image, token, channels: int, buffers: dict, epsilon: float, buffer, offset
 ) -> None:
-    """Write a token of ``x`` and those after it to scratch memory, normalized by the kernel's LayerNorm."""
+    """Write ``rows`` tokens of ``x``, from ``token`` on, to ``buffer``, after the kernel's LayerNorm."""
     layer_norm_rows(
         rows,
         lambda row, column: x[image, token + row, lanes(column)],

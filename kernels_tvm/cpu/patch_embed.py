@@ -1,4 +1,4 @@
-"""A patch embedding: norm(convolution(x)), or of norm(x), as a product of gathered patches."""
+"""A patch embedding: norm(convolution(x)) or norm(convolution(input_norm(x))), as a product of patches."""
 
 from tvm.script.ir_builder import tirx as T
 
@@ -58,7 +58,7 @@ def _corner(embed, token):
 
 
 def _load_normalized_patch(embed, x, buffers, image, token, buffer, offset):
-    """The patch of a token as one row, each pixel normalized."""
+    """Write the patch of a token as one row, each pixel normalized."""
     patch, channels = embed.patch, embed.channels
     top, left = _corner(embed, token)
     with T.serial(0, patch) as dy:
@@ -84,7 +84,7 @@ def _load_normalized_patch(embed, x, buffers, image, token, buffer, offset):
 
 
 def _nearest(place, size):
-    """The nearest place in an image to one that may be beyond it."""
+    """The place in an image that is nearest to ``place``, which may be beyond it."""
     return T.max(T.min(place, size - 1), 0)
 
 
@@ -93,7 +93,7 @@ def _is_beyond(place, size):
 
 
 def _load_patch(embed, x, buffers, image, token, buffer, offset):
-    """The patch of a token as one row."""
+    """Write the patch of a token as one row."""
     segment = embed.patch * embed.channels
     top, left = _corner(embed, token)
     inside = T.bind(T.And(left >= 0, left + embed.patch <= embed.width))
@@ -105,7 +105,7 @@ def _load_patch(embed, x, buffers, image, token, buffer, offset):
 
 
 def _copy_segment(embed, x, image, y, left, inside, buffer, offset, size):
-    """One row of a patch, with zeros where it reaches beyond the image."""
+    """Write one row of a patch, with zeros where it reaches beyond the image."""
     line = (y * embed.width + left) * embed.channels
     reaches = T.bind(T.And(y >= 0, y < embed.height))
     if size >= LANES:

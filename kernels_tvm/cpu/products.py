@@ -1,7 +1,7 @@
-"""Products of a tile of rows with a panel of columns: the inner loops that the linear layers share.
+"""Products of a tile of rows with a panel of columns: the inner loops of all linear layers.
 
-Rows and panels are laid out as the target's instructions read them. A panel has as many columns as a
-tile of sums in registers; the last one may have fewer.
+Rows and panels lie in memory as the target's instructions read them. A panel has as many columns as the tile
+of sums that registers hold; the last panel may have fewer.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,13 @@ from kernels_tvm.cpu.targets import Target
 from kernels_tvm.descriptions import LANES, round_up
 from kernels_tvm.emit import when
 
-SHIFTED_ROWS = 4  # computed together by shifts: their counts, signs and masks take registers too
+SHIFTED_ROWS = 4  # computed together by shifts; a weight's shift, sign and mask take registers, too
 
 
 class _Panels:
-    """How outputs are cut into panels: ``whole`` ones of ``columns``, one of ``rest`` columns if any.
+    """How outputs are cut into panels: ``whole`` panels of ``columns``, and one of ``rest`` columns if any.
 
-    Memory is for all of them, if they are to be ``kept``, or for one after the other.
+    Memory holds all panels if they are ``kept``, and otherwise one.
     """
 
     def __init__(self, outputs: int, columns: int, kept: bool):
@@ -35,17 +35,17 @@ class _Panels:
         self.needed = True
 
     def slot(self, panel):
-        """Which of the panels in memory a panel is."""
+        """The place of a panel among those in memory."""
         return panel if self.kept else 0
 
 
 class FloatPanels(_Panels):
-    """Weights for `float_product`: float32 [panel, inputs, columns], for AMX pairs of bfloat16 numbers.
+    """Weights for `float_product`: float32 [panel, inputs, columns], or pairs of bfloat16 numbers for AMX.
 
-    Pair p of 32 inputs holds inputs p and p + 16: rows are then paired by whole vectors, see `FloatRows`.
-    A float32 number is its nearest bfloat16 number plus a rest that is rounded to bfloat16 too; ``exact``
-    numbers of bfloat16 have no rest. Weights that lie in memory as numbers are read from there without AMX:
-    ``given(first column)`` is then what `weights` is.
+    Pair p of 32 inputs holds inputs p and p + 16, so that rows are paired by whole vectors, see `FloatRows`.
+    For AMX a float32 number is its nearest bfloat16 number plus a rest that is rounded to bfloat16, too; for
+    ``exact`` weights, which are bfloat16 numbers, there is no rest. Without AMX, weights that are ``given``
+    as numbers are read where they lie: ``given(first column)`` is then the function that `weights` returns.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class FloatPanels(_Panels):
         return self.slot(panel) * ((self.pairs if self.amx else self.inputs) * self.columns)
 
     def write(self, panel, columns: int, weights: Callable) -> None:
-        """Fill a panel; ``weights(k, vector)`` is a vector of input ``k``'s weights."""
+        """Fill a panel; ``weights(k, vector)`` is a vector of the weights of input ``k``."""
         start, vectors = T.bind(self.start(panel)), columns // LANES
         if not self.amx:
             with T.serial(0, self.inputs) as k:
@@ -76,7 +76,7 @@ class FloatPanels(_Panels):
                     T.buffer_store(self.parts[0], weights(k, j), [at])
             return
 
-        # Lane n of a pair's vector holds the weights of two inputs for output n.
+        # Lane n of a vector of pairs holds the weights of two inputs for output n.
         def write_pairs(chunk, first, stop, present):
             with T.serial(first, stop) as pair:
                 k = T.bind(chunk * amx.BF16_INPUTS + pair)
@@ -99,7 +99,7 @@ class FloatPanels(_Panels):
                     write_pairs(chunks, first, stop, present)
 
     def weights(self, panel, columns: int) -> Callable:
-        """A panel's weights as `write` was given them; not for AMX."""
+        """A function (k, vector) that reads a panel's weights; not for AMX."""
         if not self.needed:
             return self.given(panel * self.columns)
         start = self.start(panel)
@@ -107,9 +107,9 @@ class FloatPanels(_Panels):
 
 
 class Int8Panels(_Panels):
-    """Weights for `int8_product`: int8 [panel, inputs / 4, columns, 4], inputs padded with zeros.
+    """Weights for `int8_product`: int8 [panel, inputs / 4, columns, 4], with inputs padded with zeros.
 
-    ``offsets`` is what each column's sum starts from.
+    ``offsets`` has the number from which each column's sum starts.
     """
 
     def __init__(self, target: Target, inputs: int, outputs: int, kept: bool):
@@ -124,7 +124,7 @@ class Int8Panels(_Panels):
         return self.slot(panel) * (self.inputs * self.columns)
 
     def sum_columns(self, panel, columns: int) -> None:
-        """Write what takes the activations' offset out of each column's sum: -offset * its weights."""
+        """Write -offset * the sum of each column's weights, which takes the activations' offset out again."""
         vectors, start = columns // LANES, self.start(panel)
         sums = local(columns, "int32")
         for j in range(vectors):
@@ -141,9 +141,10 @@ class Int8Panels(_Panels):
 
 
 class ShiftPanels(_Panels):
-    """Weights for `shift_product`: three times int32 [panel, inputs, columns].
+    """Weights for `shift_product`: three arrays, int32 [panel, inputs, columns].
 
-    ``left`` is how far to shift, ``sign`` -1 where negative, else 0, ``present`` 0 for a zero, else -1.
+    ``left`` is the number of bits to shift by; ``sign`` is -1 for negative weights, else 0; ``present`` is 0
+    for weights of 0, else -1.
     """
 
     def __init__(self, target: Target, inputs: int, outputs: int, kept: bool):
@@ -153,14 +154,14 @@ class ShiftPanels(_Panels):
         self.left, self.sign, self.present = (scratch(size, "int32") for _ in range(3))
 
     def start(self, panel):
-        """Where a panel starts in each."""
+        """Where a panel starts in each array."""
         return self.slot(panel) * (round_up(self.inputs, 4) * self.columns)
 
 
 class FloatRows:
-    """A tile's rows for `float_product`: float32, for AMX pairs of bfloat16 numbers (see `FloatPanels`).
+    """A tile's rows for `float_product`: float32, or pairs of bfloat16 numbers for AMX (see `FloatPanels`).
 
-    Where they are ``rounded``, each is the nearest bfloat16 number.
+    With ``rounded`` each number is rounded to bfloat16.
     """
 
     def __init__(self, target: Target, capacity: int, width: int, rounded: bool):
@@ -172,7 +173,7 @@ class FloatRows:
 
     @property
     def plain(self) -> bool:
-        """Whether rows lie there as they are."""
+        """Whether the first of ``parts`` holds the rows unchanged."""
         return not self.amx and not self.rounded
 
     def put(self, x, base, slot) -> None:
@@ -201,7 +202,7 @@ class FloatRows:
     def clear(self, start, stop) -> None:
         """Set these rows to 0; not for AMX.
 
-        What memory happens to hold may be denormal numbers: to multiply one takes some CPUs 150 cycles.
+        Memory that was not written may hold denormal numbers, and some CPUs take 150 cycles to multiply one.
         """
         (part,) = self.parts
         with T.serial(0, (stop - start) * (self.width // LANES)) as vector:
@@ -209,13 +210,13 @@ class FloatRows:
 
 
 class Int8Rows:
-    """A tile's rows for `int8_product`: whole numbers plus the target's offset, and each row's scale."""
+    """A tile's rows for `int8_product`: int8 numbers plus the target's offset, and each row's scale."""
 
     plain = False
 
     def __init__(self, target: Target, capacity: int, width: int):
         self.target, self.width = target, width
-        # A matrix register reads 64 numbers of a row, whatever follows it.
+        # A matrix register reads 64 numbers at a time, beyond the last row's end.
         self.whole = scratch(capacity * width + amx.INT8_INPUTS, "uint8")
         self.scale = scratch(capacity)
 
@@ -233,10 +234,10 @@ def float_product(
     columns: int,
     finish: Callable,
 ) -> None:
-    """Rows of ``x`` times a panel.
+    """Emit the products of ``count`` rows with a panel.
 
-    ``finish(row, vector, sums)`` takes a row's sums for a vector of the panel's columns. Rows are computed
-    as many at a time as registers hold; of the last ones, those past ``count`` are dropped.
+    ``finish(row, vector, sums)`` takes a row's sums for a vector of the panel's columns. As many rows are
+    computed at a time as registers hold; surplus rows of the last block are dropped.
     """
     if panels.amx:
         amx.float_product(x, count, panels, panel, columns, finish)
@@ -265,7 +266,7 @@ def float_product(
 def int8_product(
     target: Target, x: Int8Rows, count, panels: Int8Panels, panel, columns: int, finish: Callable
 ) -> None:
-    """Rows of int8 numbers times an int8 panel, in int32 sums; otherwise as `float_product`."""
+    """`float_product` for rows of int8 numbers and an int8 panel, with int32 sums."""
 
     def offset(vector):
         return panels.offsets[lanes(panels.slot(panel) * panels.columns + vector * LANES)]
@@ -296,7 +297,7 @@ def int8_product(
 def shift_product(
     target: Target, x: Int8Rows, count, panels: ShiftPanels, panel, columns: int, finish: Callable
 ) -> None:
-    """As `int8_product`, with shifts and additions alone: the pure MatShift."""
+    """`int8_product` with shifts and additions only: the pure MatShift."""
     start = T.bind(panels.start(panel))
     for vector in range(columns // LANES):
         with T.serial(0, T.ceildiv(count, SHIFTED_ROWS)) as block:
@@ -322,10 +323,10 @@ def _shift_block(target, x, count, panels, start, first, vector, columns, finish
 
 
 def _for_each_block(count, rows: int, compute: Callable) -> None:
-    """``compute(first, rows, all_present)`` for blocks of that many rows, then for halves of a block.
+    """Emit ``compute(first, rows, all_present)`` for blocks of ``rows`` rows, then for halves of a block.
 
-    Of the last half, some rows may be past ``count``. Elsewhere nothing asks whether a row is there: what
-    only a branch needs, LLVM would compute within that branch.
+    Only a half block asks whether its rows are there (``all_present`` is False). Such a branch in whole
+    blocks would slow them down: LLVM moves computations into the branch that needs them.
     """
     half = max(1, rows // 2)
     whole, rest = split(count, rows)
@@ -343,10 +344,11 @@ def _finish_rows(rows, vectors, first, count, all_present, sums, finish):
 
 
 def dot4(target: Target, sums, at, four, panel, offset):
-    """sums[at + c] += the dot product of ``four`` (int8 numbers in an int32) and panel[offset + 4c ...].
+    """Add to sums[at + c] the dot product of ``four`` and the four weights from panel[offset + 4c] on.
 
-    vpmaddubsw adds two products in 16 bits, which saturates for general weights; for weights of at most
-    64 the sum is at most 2 * 255 * 64 = 32640 and does not.
+    ``four`` is an int32 that holds four int8 numbers. vpmaddubsw adds two products in 16 bits, which
+    saturates for general weights. For weights of at most 64 the sum is at most 2 * 255 * 64 = 32640 and does
+    not.
     """
 
     def lanes_of(count, part):

@@ -26,8 +26,8 @@ from kernels_tvm.cpu.tiles import images_at_once, rows_together
 from kernels_tvm.descriptions import LANES, SoftmaxAttentionDescription, round_up
 from kernels_tvm.emit import Arguments, kernel, part
 
-ROWS = 6  # tokens computed together: as many vectors of sums fit the registers of every target
-LOWEST = -3e38  # score of what is no token: its exponential is less than any number's rounding
+ROWS = 6  # tokens computed together: their vectors of sums fit the registers of every target
+LOWEST = -3e38  # score of a lane without a token: its exponential vanishes in the sum
 
 
 def softmax_attention_kernel(target: Target, threads: int, attention: SoftmaxAttentionDescription):
@@ -74,7 +74,7 @@ def softmax_attention_kernel(target: Target, threads: int, attention: SoftmaxAtt
 
 
 def _attend(attention, qkv, image, head, mixed):
-    """softmax(q k^T / sqrt(head_dim)) v for one head of one image."""
+    """Write softmax(q k^T / sqrt(head_dim)) v for one head of one image."""
     tokens, channels, head_dim = attention.tokens, attention.channels, attention.head_dim
     others = round_up(tokens, LANES)
     first = T.bind(head * head_dim)
@@ -114,7 +114,7 @@ def _attend(attention, qkv, image, head, mixed):
 
 
 def _multiply(inner: int, left: Callable, right: Callable, width: int = LANES) -> list:
-    """``ROWS`` vectors: the sums over k of ``left(row, k)``, a number, times ``right(k)``, a vector."""
+    """A vector for each of ``ROWS`` rows: the sum over k of ``left(row, k)`` times ``right(k)``."""
     sums = local(ROWS * width)
     for i in range(ROWS):
         T.buffer_store(sums, constant(0, width), [lanes(i * width, width)])
@@ -127,7 +127,7 @@ def _multiply(inner: int, left: Callable, right: Callable, width: int = LANES) -
 
 
 def _exponentiate(scores, base, count: int):
-    """Put e^(score - largest score) in place of the scores of a row; their sum."""
+    """Replace the scores of a row by e^(score - largest score), and return the sum of these."""
     best, total = local(LANES), local(LANES)
     T.buffer_store(best, constant(LOWEST), [lanes(0)])
     T.buffer_store(total, constant(0), [lanes(0)])

@@ -1,4 +1,4 @@
-"""What each kind of CPU can do: the one table of hardware facts that the schedules read."""
+"""The table of CPUs: every hardware fact that the schedules read."""
 
 import ctypes
 import os
@@ -19,16 +19,17 @@ class Target:
 
     Attributes:
       name: its name in records, cache entries and messages.
-      machine: what `platform.machine` says on such a CPU.
-      features: the flags of /proc/cpuinfo that it needs; more are no harm.
+      machine: the value of `platform.machine` on such a CPU.
+      features: the flags that /proc/cpuinfo must have.
       llvm: TVM's description of the target.
-      float_tile: rows and columns of a float32 product that registers hold; of fewer columns, more rows.
-      int8_tile: the same of an int8 product with int32 sums.
+      float_tile: rows and columns of a float32 product whose sums registers hold; products with fewer columns
+        take more rows.
+      int8_tile: the same for an int8 product with int32 sums.
       strip_bytes: hidden activations that a thread keeps in its cache.
       convolved_tokens: how many neighbours a depthwise convolution computes at once.
-      tables: whether an instruction looks numbers up in a table of 32 that two registers hold.
-      dot: the instruction that multiplies int8 numbers and adds the products to an int32. ``"amx"`` has
-        matrix registers, for bfloat16 numbers too.
+      tables: whether an instruction looks up numbers in a table of 32, held by two registers.
+      dot: the instruction that multiplies int8 numbers and adds the products to an int32. ``"amx"`` stands
+        for matrix registers, which multiply bfloat16 numbers, too.
     """
 
     name: str
@@ -44,17 +45,17 @@ class Target:
 
     @property
     def float_sums(self) -> int:
-        """Of a float32 product, how many registers hold."""
+        """Sums of a float32 product that registers hold."""
         return self.float_tile[0] * self.float_tile[1]
 
     @property
     def int8_sums(self) -> int:
-        """Of an int8 product, how many registers hold."""
+        """Sums of an int8 product that registers hold."""
         return self.int8_tile[0] * self.int8_tile[1]
 
     @property
     def activation_offset(self) -> int:
-        """What is added to int8 activations: x86 multiplies unsigned numbers by signed ones."""
+        """The number added to int8 activations, since x86 multiplies unsigned numbers by signed ones."""
         return 0 if self.dot == "sdot_128" else 128
 
     @property
@@ -72,7 +73,7 @@ def _x86(name, mcpu, features, dot, **facts):
     return Target(name, "x86_64", frozenset(features), llvm, dot=dot, **facts)
 
 
-# 32 registers of 512 bits hold 6 x 64 sums, their factors and one broadcast; 16 of 256 bits hold 6 x 16.
+# 32 registers of 512 bits hold 6 x 64 sums, their factors and a broadcast; 16 of 256 bits hold 6 x 16 sums.
 _WIDE = {
     "float_tile": (6, 64),
     "int8_tile": (6, 64),
@@ -109,13 +110,13 @@ TARGETS = (
 
 
 def without_matrices(target: Target) -> Target:
-    """A target with AMX as one with vectors alone."""
+    """A target with AMX, without its matrix registers."""
     tiles = {fact: _WIDE[fact] for fact in ("float_tile", "int8_tile")}
     return replace(target, dot="vpdpbusd_512", **tiles)
 
 
 def named_target(name: str) -> Target:
-    """The CPUs' target of that name.
+    """The target of that name.
 
     Raises:
       ValueError: unknown name.
@@ -125,9 +126,9 @@ def named_target(name: str) -> Target:
 
 @cache
 def host_target() -> Target | None:
-    """The best target that this machine runs, None if there is none.
+    """The best target that this machine runs, None if it runs none.
 
-    The environment variable SHIFTADDVIT_TARGET names another one, such as ``avx2`` on a newer CPU.
+    The environment variable SHIFTADDVIT_TARGET chooses another one, such as ``avx2`` on a newer CPU.
 
     Raises:
       ValueError: SHIFTADDVIT_TARGET names an unknown target, or one that this machine does not run.
@@ -152,7 +153,7 @@ def _runs(target: Target) -> bool:
 
 
 def _may_use_amx() -> bool:
-    """Ask Linux for the matrix registers, once for the process: without that, using them is a crash."""
+    """Ask Linux for the matrix registers, which a process may not use before."""
     arch_prctl, request_permission, tile_data = 158, 0x1023, 18
     return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
 
@@ -171,7 +172,7 @@ def _cpu_features() -> frozenset[str]:
 
 @cache
 def thread_count() -> int:
-    """How many threads a kernel's work is cut for: TVM_NUM_THREADS, else the CPUs of this process.
+    """The number of threads that share a kernel's work: TVM_NUM_THREADS, else the CPUs of this process.
 
     Raises:
       ValueError: TVM_NUM_THREADS is no whole number of at least 1.

@@ -1,7 +1,7 @@
-"""Which tile sizes suit a kernel on this machine: measured, one fact of the target at a time.
+"""The search for the fastest tile sizes of a kernel on this machine, one fact of the target at a time.
 
-The kernels' schedules are written by hand around a few numbers, so a search over those, with the kernel
-compiled and timed in this process, finds what a search over loop structures would.
+The schedules are written by hand around a few numbers, so only these are searched: each variant of a kernel
+is compiled and timed in this process.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from kernels_tvm.cpu.library import build, kernel_key, kernel_target, user_recor
 from kernels_tvm.cpu.targets import Target, host_target, thread_count
 from kernels_tvm.store import Kernel, replacing
 
-# Of each fact, what is tried beside the target's own value.
+# The values that are tried for each fact, beside the target's own.
 CHOICES = {
     "avx2": {
         "float_tile": ((4, 16), (6, 16), (3, 32)),
@@ -29,13 +29,13 @@ CHOICES = {
         "strip_bytes": (256 * 1024, 512 * 1024, 1024 * 1024),
         "convolved_tokens": (4, 7, 8),
     },
-    # A matrix register's shape is fixed.
+    # The shape of a matrix register is fixed.
     "amx": {"strip_bytes": (256 * 1024, 512 * 1024, 1024 * 1024), "convolved_tokens": (4, 7, 8)},
 }
 CHOICES |= {"avx_vnni": CHOICES["avx2"], "neon": CHOICES["avx2"], "avx512_vnni": CHOICES["avx512"]}
 TILED = ("linear", "head", "mlp", "hamming_linear", "softmax_attention", "patch_embed")
 ONLY_MLP = ("strip_bytes", "convolved_tokens")
-CONFIRMATIONS = 3  # in turns, since what else a machine does comes and goes
+CONFIRMATIONS = 3  # of a gain, measured in turns, since other work of the machine comes and goes
 
 Shapes = Sequence[tuple[tuple[int, ...], str]]
 
@@ -58,7 +58,7 @@ def tune(kernel: Kernel, shapes: Shapes, trials: Callable[[], None]) -> tuple[di
                 continue
             seconds = _seconds(kernel, variant, threads, arrays)
             trials()
-            # A gain within the noise is none.
+            # A smaller gain is noise.
             if seconds < 0.97 * best:
                 best, target = seconds, variant
     own, first = host_target(), kernel_target(kernel)
@@ -81,7 +81,7 @@ def count_trials(kernel: Kernel) -> int:
 
 
 def save_record(kernel: Kernel, facts: dict) -> Path:
-    """Keep what `tune` found among this user's records, from where `load` takes it."""
+    """Write the facts that `tune` found to the user's records, which `library.load` reads."""
     path = user_records(host_target())
     records = json.loads(path.read_text()) if path.is_file() else {}
     records[kernel_key(kernel)] = facts
@@ -91,7 +91,7 @@ def save_record(kernel: Kernel, facts: dict) -> Path:
 
 
 def _facts(kernel, target) -> Iterator[tuple[str, tuple]]:
-    """The facts that the kernel's schedule reads, and what to try for each."""
+    """The facts that the kernel's schedule reads, and the values to try for each."""
     if kernel.name not in TILED:
         return
     int8 = '"activations": "int8"' in kernel_key(kernel)

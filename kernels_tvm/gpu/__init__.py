@@ -1,5 +1,5 @@
 """TVM kernels for NVIDIA GPUs: the same descriptions as on CPUs, scheduled for thread blocks.
 
-A kernel is one TIR function of one or more launches. It is built for CUDA, and for OpenCL, whose thread
-blocks run on any CPU: that is how its numbers are tested without a GPU.
+A kernel is one TIR function of one or more launches. It is built for CUDA, and also for OpenCL, whose thread
+blocks run on any CPU: this tests its numbers without a GPU.
 """

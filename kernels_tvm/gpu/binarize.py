@@ -13,14 +13,14 @@ OCTET = 8  # channels that a thread codes at once: bits of a byte
 
 
 def scratch(binarize: BinarizeDescription, batch, rows) -> list[tuple[str, tuple, str]]:
-    """Name, shape and dtype of what goes from launch to launch."""
+    """Name, shape and dtype of the arrays that pass from launch to launch."""
     return [("sums", (batch, PARTS), "float32")] if binarize.sample_threshold else []
 
 
 def binarize_kernel(target: GpuTarget, binarize: BinarizeDescription):
     """From x [batch, rows, channels] -> codes of the same shape, or bits [batch, rows, words].
 
-    Bits are written as bytes, a thread each: no thread needs to know what another one found.
+    A thread writes eight bits as a byte, so threads need no bits of each other.
     """
     words = -(-binarize.channels // 32)
 
@@ -41,7 +41,7 @@ def binarize_kernel(target: GpuTarget, binarize: BinarizeDescription):
 
 
 def _for_each(size, part, thread, body):
-    """``body(number)`` for every number below ``size``, shared out among the threads of an image's blocks."""
+    """Emit ``body(number)`` for numbers below ``size``, shared among the threads of an image's blocks."""
     with T.serial(0, T.ceildiv(size, PARTS * THREADS)) as turn:
         number = T.bind((turn * PARTS + part) * THREADS + thread)
         with when(number < size):

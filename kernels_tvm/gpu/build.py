@@ -1,4 +1,4 @@
-"""From TIR to what GPUs run: CUDA source and cubins, or OpenCL source."""
+"""The compilation of TIR to the source that GPUs' compilers take: CUDA, or OpenCL."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ HOST = {"kind": "llvm"}
 
 
 def split(function, target: GpuTarget):
-    """Return a kernel's TIR as two functions and more: ``main``, which launches, and what is launched."""
+    """Split a kernel's TIR into ``main``, which launches, and a function for each launch."""
     bind = tirx.transform.BindTarget(tvm.target.Target(target.tvm, host=HOST))
     return tvm.ir.transform.Sequential([bind, *_lowering()])(tvm.IRModule({"main": function}))
 
@@ -36,7 +36,8 @@ def _device_module(module, target):
 
 
 def _pipeline():
-    # What the kernels need of TVM's default pipeline; the barriers are theirs, and so are the tiles.
+    # The passes of TVM's default pipeline that the kernels need: they place their barriers and tiles
+    # themselves.
     lower = tvm.ir.transform.Sequential([*_lowering(), tirx.transform.MakePackedAPI()])
     return lower, compilation_pipeline.finalize_host_passes, compilation_pipeline.finalize_device_passes
 
@@ -45,13 +46,13 @@ compilation_pipeline.PIPELINE_MAP["shiftaddvit_gpu"] = _pipeline
 
 
 def compile_kernel(function, target: GpuTarget):
-    """The library with the kernel ``main``, whose launches are CUDA source: see `provide_cubins`."""
+    """The library with the kernel ``main``; its launches are CUDA source, see `provide_cubins`."""
     target = tvm.target.Target(target.tvm, host=HOST)
     return tvm.compile(tvm.IRModule({"main": function}), target=target, tir_pipeline="shiftaddvit_gpu")
 
 
 def provide_cubins(compile_source: Callable[[str], bytes]) -> None:
-    """Have TVM take from ``compile_source`` the machine code of every CUDA source that it loads."""
+    """Make TVM call ``compile_source`` for the machine code of every CUDA source that it loads."""
     tvm.register_global_func("tvm_callback_cuda_compile", compile_source, override=True)
 
 

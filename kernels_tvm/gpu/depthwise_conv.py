@@ -11,7 +11,7 @@ from kernels_tvm.gpu.tiles import ThreadBlock
 
 THREADS = 256
 PLACES = 64  # tokens that a block computes
-CHANNELS = 32  # of a block, fewer where a large kernel leaves no room
+CHANNELS = 32  # of a block, at most; a large convolution leaves room for fewer
 
 
 def depthwise_conv_kernel(target: GpuTarget, conv: DepthwiseConvDescription):

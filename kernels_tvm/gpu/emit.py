@@ -1,7 +1,7 @@
-"""Pieces that GPU kernels are written with: launches, shared memory, barriers, vectors of 128 bits.
+"""Pieces of GPU kernels: launches, shared memory, barriers, vectors of 128 bits.
 
-Kernels are Python functions that emit TIR, as on CPUs (`kernels_tvm.cpu.emit`). A Python loop and a loop of
-`T.unroll` are unrolled; one of `T.serial` stays a loop.
+Kernels are Python functions that emit TIR. A Python loop and a loop of `T.unroll` are unrolled; a loop of
+`T.serial` stays a loop.
 """
 
 import functools
@@ -15,7 +15,7 @@ WORD_LANES = 4  # words of 32 bits in 128
 
 @contextmanager
 def launch(threads: int, x, y=1) -> Iterator[tuple]:
-    """What is inside runs as x * y blocks of ``threads`` threads; yields a block's indices and a thread's."""
+    """A context that runs in x * y blocks of ``threads`` threads; yields a block's indices and a thread's."""
     with (
         T.launch_thread("blockIdx.x", x) as block_x,
         T.launch_thread("blockIdx.y", y) as block_y,
@@ -30,12 +30,12 @@ def shared(shape: tuple[int, ...], dtype: str = "float32"):
 
 
 def registers(size: int, dtype: str = "float32"):
-    """A thread's own buffer; loops over it must unroll, so that its elements are registers."""
+    """A thread's own buffer; its elements are registers if all loops over it unroll."""
     return T.alloc_buffer((size,), dtype, scope="local")
 
 
 def barrier() -> None:
-    """All threads of the block get here before any goes on."""
+    """Wait until all threads of the block are here."""
     T.evaluate(T.tvm_storage_sync("shared"))
 
 

@@ -1,7 +1,7 @@
 """Kernels as libraries for other machines: their launches are machine code, so that loading compiles nothing.
 
-What TVM exports where there is no GPU holds CUDA source, to be compiled when it is loaded. Here a cubin takes
-its place, in the same format.
+Without a GPU, TVM exports a library with CUDA source, which is compiled when the library is loaded. Here a
+cubin takes the place of the source, in the same format.
 """
 
 import os
@@ -26,12 +26,13 @@ _KIND = b"cuda"
 
 
 def export_kernel(kernel: Kernel, target: GpuTarget, folder: Path) -> tuple[Path, dict[str, Resources]]:
-    """Write the kernel's library for ``target``, named and ended as the cache's; and what its launches take.
+    """Write the kernel's library for ``target``; its path, and the resources of its launches by name.
 
-    The latter is empty where there is no nvcc to say it.
+    The file has the name and the ending of an entry of the cache. The resources are those that nvcc reports;
+    without nvcc there are none.
 
     Raises:
-      RuntimeError: a compiler is missing, or does not take what it is given.
+      RuntimeError: there is no compiler, or it refuses the source.
       OSError: the library can't be linked or written.
     """
     with _launches_as_source():
@@ -60,7 +61,7 @@ def export_kernel(kernel: Kernel, target: GpuTarget, folder: Path) -> tuple[Path
 
 @contextmanager
 def _launches_as_source() -> Iterator[None]:
-    """Within it TVM keeps launches as CUDA source, also where a GPU would have it compile them."""
+    """A context in which TVM keeps launches as CUDA source, even on a machine with a GPU."""
     before = os.environ.get(FALLBACK)
     os.environ[FALLBACK] = "1"
     try:
@@ -75,8 +76,9 @@ def _launches_as_source() -> Iterator[None]:
 def with_cubin(content: bytes, code: bytes, cubin: bytes) -> bytes:
     """The imports of a library as TVM packs them, with a cubin in the place of CUDA source.
 
-    They are the number of bytes that follow, the tree of modules, and of each module its kind and bytes.
-    Those of CUDA are a format, facts of the functions, and the code. Strings come after their length.
+    Packed imports are the number of bytes that follow, the tree of modules, and the kind and bytes of each
+    module. The bytes of a CUDA module are a format, facts of its functions, and the code. A string comes
+    after its length.
     """
     head, rest = content[8:].split(_string(_KIND), 1)
     (size,) = struct.unpack_from("<Q", rest)

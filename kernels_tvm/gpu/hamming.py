@@ -1,4 +1,4 @@
-"""Products of binary codes on GPUs: XOR and popcount of words, or of whole tiles on tensor cores."""
+"""Products of binary codes on GPUs: XOR and popcount of words, or products of tiles on tensor cores."""
 
 from tvm.script.ir_builder import tirx as T
 
@@ -11,13 +11,14 @@ from kernels_tvm.gpu.targets import GpuTarget
 from kernels_tvm.gpu.tiles import ThreadBlock, padded_tile
 
 POPCOUNT_TILE = Tile(64, 64, 8)
-TENSOR_WORDS = 4  # of shorter codes a tensor core's product would be mostly padding
+TENSOR_WORDS = 4  # of a code, at least; a tensor core's product of shorter codes would be mostly padding
 
 
 def hamming_product_kernel(target: GpuTarget, product: HammingProductDescription):
-    """Queries [batch, rows, words], keys [batch, words, others] (32 codes a word) -> [batch, rows, others].
+    """From queries [batch, rows, words], keys [batch, words, others] -> y [batch, rows, others], int32.
 
-    The product of two codes of -1 and 1 is their length less twice the number of bits in which they differ.
+    A word holds 32 signs of -1 and 1 as bits. The product of two codes is their length less twice the number
+    of bits in which they differ.
     """
     words = product.words
     on_tensor_cores = target.bit_mma is not None and words >= TENSOR_WORDS
@@ -67,10 +68,10 @@ def hamming_product_kernel(target: GpuTarget, product: HammingProductDescription
 
 
 def _load(block, codes: int, depth: int, words: int, first_word, read, tile, transposed=False):
-    """Fill a tile [codes, depth], or its transpose, with what ``read(code, word)`` says; 0 outside."""
+    """Fill a tile [codes, depth], or its transpose, with the words ``read(code, word)``; 0 outside."""
 
     def load(number):
-        # Neighbouring threads take neighbouring codes: so keys lie.
+        # Neighbouring threads take neighbouring codes, since keys lie so in memory.
         code, word = T.bind(number % codes), T.bind(number // codes)
         value, inside = read(code, first_word + word)
         part = registers(1, "int32")

@@ -1,9 +1,9 @@
 """The instructions that CUDA and OpenCL do not share.
 
-For OpenCL, `dot4` is expanded, and the tensor cores' product is computed from the same registers as the PTX
-ISA says that they lie in the lanes of a warp (sections "Matrix Fragments for mma.m8n8k16", "... m16n8k32",
-"... m8n8k128" and "... m16n8k256", which agree once a word of 32 bits is one element). So all of a kernel is
-tested but the instruction itself, which first runs on a GPU.
+For OpenCL, `dot4` is expanded, and a tensor core's product is computed from the registers of a warp's lanes.
+The PTX ISA says which number each register holds, in the sections "Matrix Fragments for mma.m8n8k16",
+"... m16n8k32", "... m8n8k128" and "... m16n8k256"; they agree once a word of 32 bits is one element. So tests
+on a CPU cover all of a kernel but the instruction itself.
 """
 
 import math
@@ -39,7 +39,7 @@ def different_bits(target: GpuTarget, a, b, c):
 
 
 def round_to_even(target: GpuTarget, x):
-    """The nearest whole float32; of two, the even one."""
+    """The nearest whole number, float32; the even one of two equally near."""
     return T.call_pure_extern("float32", "rintf" if target.arch else "rint", x)
 
 
@@ -53,15 +53,15 @@ def gelu(target: GpuTarget, x):
 class TensorCore:
     """A warp's product of words: ``c[row, column] += sum of a[row, word] * b[column, word]``.
 
-    A word is four int8 numbers, and its product `dot4`, or 32 bits, and its product `different_bits`. Each
-    lane holds ``a_registers`` words of a, ``b_registers`` of b and ``c_registers`` sums: which ones, is said
-    by `a_place`, `b_place` and `c_place`. To be made once in a launch of ``threads`` threads, whole warps,
-    that all call `multiply` together.
+    The product of two words is `dot4` if a word is four int8 numbers, and `different_bits` if it is 32 bits.
+    Each lane holds ``a_registers`` words of a, ``b_registers`` of b and ``c_registers`` sums; `a_place`,
+    `b_place` and `c_place` say which. A launch makes the object once, for ``threads`` threads in whole warps,
+    and all of them call `multiply` together.
 
     Attributes:
       rows: of a product.
       columns: of a product.
-      words: that one product sums over.
+      words: the words that one product sums over.
     """
 
     def __init__(self, target: GpuTarget, kind: Literal["int8", "bits"], threads: int):
@@ -102,7 +102,7 @@ class TensorCore:
                 T.evaluate(cuda_func_call(f"mma_{self.kind}", *addresses, source_code=self._source()))
 
     def _multiply_by_hand(self, sums, a, b, tall, wide, thread):
-        # Every lane's registers, where all lanes of the warp read them.
+        # All lanes of the warp read every lane's registers from here.
         a_words = shared((self.threads, tall * self.a_registers), "int32")
         b_words = shared((self.threads, wide * self.b_registers), "int32")
         with T.serial(0, tall * self.a_registers) as register:
@@ -121,7 +121,7 @@ class TensorCore:
         ):
             row, column = self.c_place(lane, register)
             at = T.bind((i * wide + j) * self.c_registers + register)
-            # Who holds the words: the inverses of `a_place` and `b_place`.
+            # The inverses of `a_place` and `b_place` say which lane and register holds a word.
             a_register = i * self.a_registers + row // 8 + word // 4 * (self.rows // 8)
             a_word = T.bind(a_words[warp + row % 8 * 4 + word % 4, a_register])
             b_word = T.bind(b_words[warp + column * 4 + word % 4, j * self.b_registers + word // 4])

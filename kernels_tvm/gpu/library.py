@@ -1,7 +1,7 @@
-"""GPU kernels by name and description: compiled once, then loaded from a folder of the user's cache.
+"""GPU kernels by name and description: compiled once, then loaded from the cache, see `kernels_tvm.store`.
 
-An entry is a library, named as on CPUs by all that it depends on, and beside it the machine code of its
-launches, named by their CUDA source and the architecture. Both end with their hash.
+A kernel has two entries: its library, and the machine code of its launches, which is named by their CUDA
+source and the architecture.
 """
 
 import contextlib
@@ -40,9 +40,10 @@ def builders() -> dict[str, Callable]:
 
 
 def scratch(kernel: Kernel, *leading) -> list[tuple[str, tuple, str]]:
-    """Name, shape and dtype of what a kernel's launches hand on, for its first argument's axes but the last.
+    """Name, shape and dtype of the arrays that pass from a kernel's launches to later ones.
 
-    Their sizes are numbers or symbols. What is handed on are outputs of the kernel, ahead of its results.
+    ``leading`` are the sizes of all axes of the kernel's first argument but the last, as numbers or symbols.
+    The arrays are outputs of the kernel, before its results.
     """
     from kernels_tvm.gpu import binarize, matadd, matshift, moe
 
@@ -66,7 +67,7 @@ def entry_name(kernel: Kernel, target: GpuTarget) -> str:
 
 @once
 def load(kernel: Kernel, target: GpuTarget):
-    """The kernel's function, compiled now if no process has before. For a machine with such a GPU."""
+    """The kernel's function on a machine with such a GPU, compiled now unless the cache has it."""
     from kernels_tvm.gpu.build import compile_kernel, provide_cubins
 
     provide_cubins(lambda code: cubin(code, target))
@@ -76,17 +77,17 @@ def load(kernel: Kernel, target: GpuTarget):
 
 
 def has_runtime() -> bool:
-    """Whether TVM can launch on a GPU: it has its CUDA library, and the driver is new enough for that."""
+    """Whether TVM can launch on a GPU: its CUDA library is loaded, and the driver is new enough for it."""
     import tvm
 
     return load_cuda() and tvm.cuda().exist
 
 
 def load_cuda() -> bool:
-    """Have TVM load its CUDA library, if it has not; whether it could.
+    """Load TVM's CUDA library unless it is loaded; whether it is loaded then.
 
-    The library is linked to `CUDART`, which lies in NVIDIA's wheel, where no loader looks, and which JAX
-    loads when it looks for a GPU. TVM tries once, when it is imported, and that may have been too early.
+    TVM tries to load the library when it is imported. That fails before `CUDART`, to which it is linked, is
+    loaded: `CUDART` is in NVIDIA's wheel, where no loader looks, and JAX loads it when it looks for a GPU.
     """
     import tvm
 
@@ -102,10 +103,10 @@ def load_cuda() -> bool:
 
 
 def cubin(code: str, target: GpuTarget) -> bytes:
-    """The machine code of CUDA source, compiled now if no process has before.
+    """The machine code of CUDA source, compiled now unless the cache has it.
 
     Raises:
-      RuntimeError: the compiler does not take the source, or there is none.
+      RuntimeError: there is no compiler, or it refuses the source.
     """
     name = hashlib.sha256(f"{target.arch} {code}".encode()).hexdigest()[:32]
     path = store.cache_folder() / f"{name}.cubin"

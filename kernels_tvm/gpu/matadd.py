@@ -1,7 +1,7 @@
-"""MatAdd on GPUs: sums of values chosen by codes 0, 1 and -1.
+"""MatAdd on GPUs: sums of values that the codes 0, 1 and -1 choose.
 
-By logic alone a code keeps a value's bits, negates what they stand for, or makes them 0: what is left is one
-addition for each code and value.
+Bitwise logic applies a code to a value: it keeps the value, negates it, or makes it 0. Then each value takes
+one addition.
 """
 
 from tvm.script.ir_builder import tirx as T
@@ -15,7 +15,8 @@ from kernels_tvm.gpu.tiles import padded_tile
 SIDE = 8  # threads along the rows, and along the columns, of a block's tile
 THREADS = SIDE * SIDE
 TILE = 4 * SIDE  # rows, columns and inner size of a block's tile
-# Long sums are cut into parts, each of a block of its own: a context k^T v has few outputs, of many tokens.
+# Long sums are cut into parts, one a block: a context k^T v has few outputs, but each is a sum of many
+# tokens.
 PART, MOST_PARTS = 128, 16
 ADDING_THREADS = 256
 
@@ -26,7 +27,7 @@ def _part(inner: int) -> int:
 
 
 def scratch(matadd: MatAddDescription, batch, rows) -> list[tuple[str, tuple, str]]:
-    """Name, shape and dtype of what goes from launch to launch."""
+    """Name, shape and dtype of the arrays that pass from launch to launch."""
     parts = -(-matadd.inner // _part(matadd.inner))
     return [("parts", (parts, batch, rows, matadd.columns), _sum_dtype(matadd))] if parts > 1 else []
 
@@ -54,7 +55,7 @@ def matadd_kernel(target: GpuTarget, matadd: MatAddDescription):
 
 
 def _launch_sums(matadd, codes, values, sums_of, batch, rows):
-    """Write the sums, or all parts of them."""
+    """Write the sums, or their parts."""
     part, down, across = _part(matadd.inner), T.ceildiv(rows, TILE), -(-matadd.columns // TILE)
     parts = -(-matadd.inner // part)
     dtype = _sum_dtype(matadd)
@@ -95,7 +96,7 @@ def _launch_sums(matadd, codes, values, sums_of, batch, rows):
 
 
 def _add_row(sums, corrections, i, code, added, dtype):
-    """Add to a row's four sums the values, as they are for a code of 1, negated for -1, as 0 for 0."""
+    """Add four values, times the code 1, -1 or 0, to a row's four sums."""
     code = T.bind(code)
     mask = T.bind(T.int32(0) - T.bitwise_and(code, 1))
     if dtype == "float32":
@@ -104,7 +105,7 @@ def _add_row(sums, corrections, i, code, added, dtype):
             bits = T.bitwise_and(T.bitwise_xor(added[j], sign), mask)
             T.buffer_store(sums, sums[i * 4 + j] + T.reinterpret("float32", bits), [i * 4 + j])
         return
-    # An integer's complement is one less than its negative: the ones are counted, and added at the end.
+    # The complement of an integer is its negative less 1. The ones are counted, and added at the end.
     negative = T.bind(T.shift_right(code, T.int32(31)))
     T.buffer_store(corrections, corrections[i] - negative, [i])
     for j in range(4):
@@ -113,7 +114,7 @@ def _add_row(sums, corrections, i, code, added, dtype):
 
 
 def _load_tile(tile, source, image, first_row, rows, first_column, columns: int, thread):
-    """Fill the tile with rows and columns of an image, with zeros outside of it."""
+    """Fill a tile with rows and columns of an image, and with zeros outside of it."""
     width = WORD_LANES if columns % WORD_LANES == 0 else 1
     vectors = TILE // width
     with T.unroll(0, TILE * vectors // THREADS) as turn:
@@ -130,7 +131,7 @@ def _load_tile(tile, source, image, first_row, rows, first_column, columns: int,
 
 
 def _read(source, place, column, width):
-    """``width`` neighbours of a row; four of them by one load."""
+    """``width`` neighbours of a row; one load reads four."""
     if width == 1:
         return [source[(*place, column)]]
     if source.dtype == "int8":

@@ -34,12 +34,12 @@ from kernels_tvm.gpu.tiles import (
     load_weights,
 )
 
-QUANTIZED_ROWS = 16  # by a block
+QUANTIZED_ROWS = 16  # that a block quantizes
 QUANTIZING = THREADS // QUANTIZED_ROWS  # threads that share a row
 
 
 def scratch(linear: LinearDescription, rows) -> list[tuple[str, tuple, str]]:
-    """Name, shape and dtype of what goes from launch to launch, for a number or a symbol of rows."""
+    """Name, shape and dtype of the arrays that pass from launch to launch; ``rows`` is a number or symbol."""
     if linear.activations == "float":
         return []
     return [("whole", (rows, linear.width), "int8"), ("scale", (rows,), "float32")]
@@ -57,8 +57,8 @@ def linear_kernel(target: GpuTarget, linear: LinearDescription):
 def layer_kernel(linear: LinearDescription, between: list[tuple[str, tuple, str]], body: Callable):
     """The kernel whose launches ``body(x, buffers, y, rows)`` emits, for at least one row.
 
-    It takes x [rows, inputs] float32, the layer's parameters and what goes ``between`` launches, which are
-    the ``buffers`` by name, and y [rows, outputs] float32.
+    The kernel takes x [rows, inputs] float32, the layer's parameters, the arrays ``between`` launches, and
+    y [rows, outputs] float32. ``buffers`` has the parameters and the arrays between launches by name.
     """
 
     def declare(arguments: Arguments):
@@ -78,10 +78,10 @@ class Results:
 
     Attributes:
       y: [rows, outputs] float32.
-      limit: how many rows there are at most; launches are that large, and their blocks beyond the rows that
-        there are return at once.
-      rows: which rows there are; to be called in each launch.
-      gate: what a row's results are multiplied with.
+      limit: rows at most. Launches have blocks for all of them; blocks beyond the expert's rows return at
+        once.
+      rows: returns the expert's rows; each launch calls it.
+      gate: ``gate(row)`` is the factor of a row's results.
     """
 
     y: Any
@@ -90,7 +90,7 @@ class Results:
     gate: Callable | None = None
 
     def launch(self, tile: Tile, compute: Callable) -> None:
-        """``compute(block, rows)`` in blocks of threads that cover the rows and outputs with ``tile``."""
+        """Launch ``compute(block, rows)`` in blocks that cover the rows and outputs with tiles."""
         tiles = T.ceildiv(self.limit, tile.rows), -(-self.y.shape[1].value // tile.columns)
         with launch(THREADS, *tiles) as (down, across, thread):
             rows = self.rows()
@@ -99,7 +99,7 @@ class Results:
                 compute(block, rows)
 
     def store(self, block: ThreadBlock, rows: Rows, bias, scale: Callable | None = None) -> Callable:
-        """What stores a product's sums as float32, scaled by ``scale(position, column)``, with the bias."""
+        """The ``finish`` of a product: stores sums times ``scale(position, column)``, plus the bias."""
         outputs = self.y.shape[1].value
 
         def finish(row, column, sums):
@@ -134,7 +134,7 @@ class Results:
 def launch_expert(
     target: GpuTarget, linear: LinearDescription, kind: str, x, buffers: dict, results: Results
 ) -> None:
-    """Launch what computes the results by a layer of one kind, dense or shift."""
+    """Launch the layer of one kind, dense or shift, that computes the results."""
     if kind == "dense":
         _launch_dense(linear, x, buffers, results)
     elif linear.activations == "float":
@@ -171,9 +171,9 @@ def _launch_floats(linear, x, buffers, results):
     results.launch(OUTER_TILE, compute)
 
 
-# A float32 times 2^n is its bits plus n in the exponent's place, and the sign flips if the highest bit is
-# added too: one addition of integers. What stands for a weight is that addend, or 1, which is none of them,
-# for 0. The number is 0 or normal, or the sum would be no product.
+# A float32 times +-2^n is one addition of integers: n is added to the exponent's bits, and the highest bit to
+# flip the sign. A weight is stored as that addend, and a weight of 0 as 1, which is no addend. Rows must be 0
+# or normal numbers: the sum is wrong for denormal ones.
 _EXPONENTS = Arithmetic(
     "int32",
     "float32",
@@ -191,13 +191,13 @@ def _normal_bits(x):
 
 
 def _addend(code, negative, exponent):
-    """Adds code - 1 to an exponent; the output's own exponent comes last, so that none is ever negative."""
+    """The addend of a weight +-2^(code - 1); the output's own exponent scales the sums in the end."""
     addend = T.bitwise_or(T.shift_left(code - 1, T.int32(23)), T.shift_left(negative, T.int32(31)))
     return T.Select(code == 0, T.int32(1), addend)
 
 
 def _launch_exponents(linear, x, buffers, results):
-    """As `_launch_floats`, with nothing multiplied but sums; for magnitudes below 2^113."""
+    """`_launch_floats` without multiplications, except of the sums by a scale; for magnitudes below 2^113."""
 
     def compute(block, rows):
         def load(x_tile, w_tile, first):
@@ -242,7 +242,7 @@ def _launch_int8(target, linear, buffers, results):
     results.launch(tile, compute)
 
 
-# What stands for a weight of +-2^n is n in the lowest bits, 8 for it is there, and the sign in the highest.
+# A weight of +-2^n is stored as n in the lowest three bits, 8 for a weight that is not 0, and the sign bit.
 _SHIFTS = Arithmetic(
     "int32",
     "int32",
@@ -263,7 +263,7 @@ def _shift(code, negative, exponent):
 
 
 def _launch_shifts(linear, buffers, results):
-    """As `_launch_int8`, of shifts and additions alone."""
+    """`_launch_int8` with shifts and additions only."""
     x_words = words_of(buffers["whole"], (results.limit, linear.width // 4))
 
     def compute(block, rows):
@@ -282,7 +282,7 @@ def _launch_shifts(linear, buffers, results):
 
 
 def _launch_quantization(target, linear, x, buffers, results):
-    """Rows as whole numbers from -127 to 127 and their scale, as `dynamic_int8` says.
+    """Write rows as whole numbers from -127 to 127, and their scales.
 
     scale = max |x| / 127, or 1 for a row of zeros; the numbers are x * (127 / max |x|), rounded to even.
     """
@@ -330,7 +330,7 @@ def _launch_quantization(target, linear, x, buffers, results):
 
 
 def load_four(x, row, column, four):
-    """Four numbers of a row, zeros beyond its end."""
+    """Read four numbers of a row, and zeros beyond its end."""
     inputs = x.shape[1].value
     for i in range(4):
         T.buffer_store(four, T.float32(0), [i])

@@ -1,7 +1,7 @@
-"""A mixture of experts on GPUs: rows sorted by expert on the device, then each expert over its own rows.
+"""A mixture of experts on GPUs: the device sorts rows by expert, then each expert computes its own rows.
 
-How many rows an expert has is known only there, so both are launched for all of them, and blocks beyond an
-expert's rows return at once: the cost falls with the rows, and no row is dropped.
+Only the device knows how many rows an expert has. So both experts are launched for all rows, and blocks
+beyond an expert's rows return at once: the cost falls with the rows, and no row is dropped.
 """
 
 from tvm.script.ir_builder import tirx as T
@@ -15,16 +15,17 @@ from kernels_tvm.gpu.products import THREADS
 from kernels_tvm.gpu.targets import GpuTarget
 from kernels_tvm.gpu.tiles import Rows
 
-SORTED_ROWS = 128  # by a block
+SORTED_ROWS = 128  # that a block sorts
 ROUTING = 8  # threads that share a row
 TOGETHER = THREADS // ROUTING  # rows that a block routes at once
 
 
 def scratch(linear: LinearDescription, rows) -> list[tuple[str, tuple, str]]:
-    """Name, shape and dtype of what goes from launch to launch, for a number or a symbol of rows.
+    """Name, shape and dtype of the arrays that pass from launch to launch; ``rows`` is a number or symbol.
 
-    ``logit`` is the router's for the dense expert less that for the shift expert; ``dense_counts`` says how
-    many of each `SORTED_ROWS` rows are the dense expert's; ``order`` lists its rows, then the others.
+    ``logit`` is the router's logit for the dense expert minus that for the shift expert. ``dense_counts`` has
+    the number of the dense expert's rows among each `SORTED_ROWS`, and ``dense_rows`` their total. ``order``
+    lists the dense expert's rows, then the others.
     """
     routing = [
         ("logit", (rows,), "float32"),
@@ -61,7 +62,7 @@ def moe_kernel(target: GpuTarget, linear: LinearDescription):
 
 
 def _launch_router(linear, x, buffers, limit):
-    """Each row's logit, and how many rows of a block go to the dense expert."""
+    """Launch the router: it writes each row's logit, and each block's number of the dense expert's rows."""
     with launch(THREADS, T.ceildiv(limit, SORTED_ROWS)) as (block, _, thread):
         weights = shared((linear.width,))
         parts, counts = shared((TOGETHER, ROUTING)), shared((TOGETHER,), "int32")
@@ -108,11 +109,11 @@ def _launch_router(linear, x, buffers, limit):
 
 
 def _launch_sort(buffers, limit):
-    """Each row's place in ``order``: after the rows of its expert in the blocks before, and in its own."""
+    """Launch the sort: it writes each row to ``order``, after the earlier rows of its expert."""
     blocks = T.ceildiv(limit, SORTED_ROWS)
     with launch(THREADS, blocks) as (block, _, thread):
         sums, is_dense = shared((2, THREADS), "int32"), shared((SORTED_ROWS,), "int32")
-        # Of the blocks before this one, and of all.
+        # Rows of the dense expert in the blocks before this one, and in all blocks.
         counts = registers(2, "int32")
         fill(counts, T.int32(0), 2)
         with T.serial(0, T.ceildiv(T.max(blocks - thread, 0), THREADS)) as turn:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Resources:
-    """What ptxas says that a launch takes.
+    """The resources of a launch, as ptxas reports them.
 
     Attributes:
       registers: of a thread.
       shared_memory: bytes of a block.
-      stack: bytes of a thread: registers that are indexed at run time, or spilled.
-      spills: bytes that a thread stores and loads since it lacks registers.
+      stack: bytes of a thread, for registers that are indexed at run time or spilled.
+      spills: bytes that a thread stores and loads for lack of registers.
     """
 
     registers: int
@@ -28,36 +28,40 @@ class Resources:
 
 
 def nvcc() -> str | None:
-    """The path of NVIDIA's compiler, None if it is not on this machine."""
+    """The path of NVIDIA's compiler, None if it is not on the PATH."""
     return shutil.which("nvcc")
 
 
 def machine_code(code: str, arch: str) -> bytes:
-    """CUDA source as machine code for ``arch``, by nvcc, or by NVRTC where there is none.
+    """CUDA source as machine code for ``arch``, by nvcc, or by NVRTC if there is no nvcc.
 
     Raises:
-      RuntimeError: the compiler's message, or that there is none.
+      RuntimeError: there is no compiler, or it refuses the source.
     """
     return compile_cubin(code, arch)[0] if nvcc() else _run_nvrtc(code, arch)
 
 
 def compile_cubin(code: str, arch: str) -> tuple[bytes, dict[str, Resources]]:
-    """CUDA source as machine code for ``arch``, and what each of its launches takes.
+    """CUDA source as machine code for ``arch``, and the resources of its launches by name, by nvcc.
 
     Raises:
-      RuntimeError: the compiler's message, or that there is none.
+      RuntimeError: there is no nvcc, or it refuses the source.
     """
     cubin, report = _run_nvcc(code, "-cubin", arch)
     return cubin, parse_resources(report)
 
 
 def compile_ptx(code: str, arch: str) -> str:
-    """CUDA source as PTX."""
+    """CUDA source as PTX for ``arch``, by nvcc.
+
+    Raises:
+      RuntimeError: there is no nvcc, or it refuses the source.
+    """
     return _run_nvcc(code, "-ptx", arch)[0].decode()
 
 
 def disassemble(cubin: bytes) -> str:
-    """Machine code as text (SASS), by nvdisasm; empty where that is not on this machine."""
+    """Machine code as text (SASS), by nvdisasm; empty if there is no nvdisasm."""
     nvdisasm = shutil.which("nvdisasm") or next(iter(files_of_wheels("*/bin/nvdisasm")), None)
     if nvdisasm is None:
         return ""
@@ -111,7 +115,7 @@ _ENTRY = re.compile(
 
 
 def parse_resources(report: str) -> dict[str, Resources]:
-    """What ``ptxas -v`` wrote, by the names of the launches."""
+    """The resources of launches by name, from the text that ``ptxas -v`` writes."""
     resources = {}
     for entry in _ENTRY.finditer(report):
         smem = re.search(r"(\d+) bytes smem", entry["rest"])
@@ -125,8 +129,8 @@ def parse_resources(report: str) -> dict[str, Resources]:
 
 
 def files_of_wheels(pattern: str) -> list[Path]:
-    """What NVIDIA's wheels have installed, such as ``*/include``."""
-    spec = importlib.util.find_spec("nvidia")  # the package that they share
+    """The paths in NVIDIA's installed wheels that match ``pattern``, such as ``*/include``."""
+    spec = importlib.util.find_spec("nvidia")  # the package that the wheels share
     return (
         [path for root in spec.submodule_search_locations for path in Path(root).glob(pattern)]
         if spec

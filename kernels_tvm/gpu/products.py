@@ -17,7 +17,7 @@ SIDE = 16  # threads along the rows, and along the columns, of a tile
 
 @dataclass(frozen=True)
 class Tile:
-    """The results that a block computes, and how many words of shared memory a row of its operands takes."""
+    """Rows and columns of a block's results, and how many words of shared memory a row of operands takes."""
 
     rows: int
     columns: int
@@ -26,8 +26,8 @@ class Tile:
 
 OUTER_TILE = Tile(64, 64, 32)  # of single numbers
 DOT_TILE = Tile(64, 64, 16)  # of words of four int8 numbers
-TENSOR_TILE = Tile(128, 64, 16)  # likewise
-WARP_TILE = (32, 32)  # of the last one
+TENSOR_TILE = Tile(128, 64, 16)  # of words, for tensor cores
+WARP_TILE = (32, 32)  # of a warp, within TENSOR_TILE
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Arithmetic:
     Attributes:
       dtype: of the tiles' elements.
       sums: dtype of the sums.
-      row: what is made, once for all its products, of a row's element.
-      weight: likewise of a weight.
-      add: the sum (sum, row, weight) with the product added.
+      add: ``add(sum, row, weight)`` is the sum with a product added.
+      row: prepares an element of a row, once for all its products.
+      weight: prepares a weight, once for all its products.
     """
 
     dtype: str
@@ -50,9 +50,9 @@ class Arithmetic:
 
 
 def outer_product(block: ThreadBlock, inputs: int, arithmetic: Arithmetic, load: Callable, finish: Callable):
-    """Sum over the inputs the outer products of the tiles ``OUTER_TILE``.
+    """Emit the results of an ``OUTER_TILE`` as a sum of outer products over the inputs.
 
-    ``load(x_tile, w_tile, first_input)`` fills [rows, depth] and [depth, columns]. Then
+    ``load(x_tile, w_tile, first_input)`` fills [rows, depth] and [depth, columns]. In the end
     ``finish(row, column, values)`` takes four neighbouring results of a row.
     """
     tile = OUTER_TILE
@@ -90,9 +90,9 @@ FLOATS = Arithmetic("float32", "float32", _multiply_add)
 
 
 def dot_product(target: GpuTarget, block: ThreadBlock, words: int, load: Callable, finish: Callable) -> None:
-    """Sum over the words of four int8 numbers the products of the tiles ``DOT_TILE``, by `dot4`.
+    """Emit the results of a ``DOT_TILE`` by `dot4`, as a sum over words of four int8 numbers.
 
-    ``load(x_tile, w_tile, first_word)`` fills [rows, depth] and [columns, depth]. Then
+    ``load(x_tile, w_tile, first_word)`` fills [rows, depth] and [columns, depth]. In the end
     ``finish(row, column, values)`` takes one result.
     """
     tile = DOT_TILE
@@ -129,10 +129,7 @@ def tensor_product(
     finish: Callable,
     kind: Literal["int8", "bits"] = "int8",
 ) -> None:
-    """`dot_product` by tensor cores, with ``TENSOR_TILE``; ``finish`` takes two neighbouring results.
-
-    Words are those of `TensorCore`.
-    """
+    """`dot_product` on tensor cores: ``TENSOR_TILE``, words of `TensorCore`, two results a ``finish``."""
     tile, core = TENSOR_TILE, TensorCore(target, kind, block.threads)
     tall, wide = WARP_TILE[0] // core.rows, WARP_TILE[1] // core.columns
     x_tile, w_tile = (padded_tile(size, tile.depth, "int32") for size in (tile.rows, tile.columns))

@@ -1,4 +1,4 @@
-"""What each kind of NVIDIA GPU can do: the one table of hardware facts that the GPU schedules read."""
+"""The table of NVIDIA GPUs: every hardware fact that the schedules read."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,15 +17,15 @@ class GpuTarget:
 
     Attributes:
       name: its name in cache entries and messages.
-      arch: what ``nvcc -arch`` takes; None for OpenCL.
+      arch: the argument of ``nvcc -arch``; None for OpenCL.
       shared_memory: bytes that a block may declare statically.
       multiprocessor_registers: registers of 32 bits.
       multiprocessor_shared_memory: bytes for the blocks that it holds.
       multiprocessor_threads: threads that it holds.
       multiprocessor_blocks: blocks that it holds.
-      int8_mma: rows, columns and inner size of the tensor cores' int8 product; None where `dot4` does it.
-      bit_mma: rows, columns and inner size, in bits, of their product of bits by XOR and popcount; None
-        where there is none.
+      int8_mma: rows, columns and inner size of the tensor cores' int8 product; None to use `dot4` instead.
+      bit_mma: rows, columns and inner size, in bits, of the tensor cores' product by XOR and popcount; None
+        if they have none.
     """
 
     name: str
@@ -66,14 +66,14 @@ GPU_TARGETS = (
     _cuda("sm_100", 228, 2048, 32, bit_mma=None),  # B200; ptxas takes it but expands it
 )
 
-# Not for speed: a CPU runs it, and so proves the schedules.
+# For tests: a CPU runs the same schedules.
 OPENCL = GpuTarget("opencl", None, 32 * 1024, 64 * 1024, 64 * 1024, 1024, 16, (16, 8, 32), (16, 8, 256))
 
 
 def supporting_target(compute_capability: str) -> GpuTarget | None:
-    """The best target whose machine code a GPU of a compute capability such as ``"8.6"`` runs; None if none.
+    """The best target for a GPU's compute capability, such as ``"8.6"``; None if there is none.
 
-    Code runs on later GPUs of the same major version.
+    Machine code runs on later GPUs of the same major version.
     """
     major, minor = (int(part) for part in compute_capability.split("."))
     running = [target for target in GPU_TARGETS if 10 * major <= target.capability <= 10 * major + minor]

@@ -1,4 +1,4 @@
-"""Tiles of rows and of weights: from global to shared memory, packed weights decoded once for a tile."""
+"""Tiles of rows and of weights in shared memory: they are loaded, and packed weights decoded, once a tile."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,26 +11,26 @@ from kernels_tvm.emit import when
 from kernels_tvm.gpu.emit import WORD_LANES, fill, quad, registers, shared, words_of
 from kernels_tvm.packing import TILE_BYTES, TILE_INPUTS, TILE_OUTPUTS
 
-HALF = TILE_OUTPUTS // 2  # outputs whose codes are in one half of the bytes
-PADDING = 4  # words after each row of shared memory: neighbours lie in other banks, still at 128 bits
+HALF = TILE_OUTPUTS // 2  # outputs whose codes are in the low halves of a tile's bytes
+PADDING = 4  # words after each row of shared memory: rows start in different banks, aligned to 128 bits
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows that a launch computes: the first ``count``, or those that ``order`` has from ``start`` on."""
+    """The rows of a launch: the first ``count``, or ``count`` entries of ``order`` from ``start`` on."""
 
     count: Any
     order: Any = None
     start: Any = 0
 
     def __getitem__(self, position):
-        """Which row of the inputs, and of the outputs, comes at a position below ``count``."""
+        """The row of the inputs and outputs at a position below ``count``."""
         return position if self.order is None else self.order[self.start + position]
 
 
 @dataclass(frozen=True)
 class ThreadBlock:
-    """A block of threads, at the first row and column of the results that it computes."""
+    """A block of threads, and the first row and column of the results that it computes."""
 
     threads: int
     thread: Any
@@ -38,7 +38,7 @@ class ThreadBlock:
     first_column: Any
 
     def each(self, elements: int, body: Callable) -> None:
-        """``body(number)`` for every number below ``elements``, shared out among the threads."""
+        """Emit ``body(number)`` for every number below ``elements``, shared among the threads."""
         with T.unroll(0, -(-elements // self.threads)) as turn:
             number = T.bind(turn * self.threads + self.thread)
             if elements % self.threads:
@@ -60,9 +60,9 @@ def _shape(tile):
 
 
 def load_rows(block: ThreadBlock, tile, count, width: int, valid: Callable, read: Callable) -> None:
-    """Fill a tile, with zeros outside of the ``count`` rows and where ``valid(column)`` does not hold.
+    """Fill a tile with rows; elements past ``count`` rows, or whose column is not ``valid``, are 0.
 
-    ``read(position, column)`` is ``width`` elements of a row from the tile's column on.
+    ``read(position, column)`` is ``width`` elements of a row from a column of the tile on.
     """
     rows, columns = _shape(tile)
     vectors = columns // width
@@ -84,7 +84,7 @@ def load_rows(block: ThreadBlock, tile, count, width: int, valid: Callable, read
 
 
 def load_floats(block: ThreadBlock, tile, x, rows: Rows, first_input, convert=lambda value: value) -> None:
-    """Fill a tile with rows of ``x`` [rows, inputs] from an input on, each after ``convert``."""
+    """Fill a tile with ``convert`` of the numbers of ``x`` [rows, inputs], from ``first_input`` on."""
     inputs = x.shape[1].value
     width = WORD_LANES if inputs % WORD_LANES == 0 else 1
 
@@ -119,10 +119,11 @@ def load_blocks(block: ThreadBlock, tile, blocks, first_input) -> None:
 
 
 def _for_each_word(block, linear: LinearDescription, codes, inputs: int, columns: int, first_input, body):
-    """``body(group, column, inside, words)`` for the words of codes of a tile, each of four inputs.
+    """Emit ``body(group, column, inside, words)`` for the words of a tile's codes, each of four inputs.
 
-    The low halves of ``words[0]``'s bytes are the codes of the tile's ``column``, the high ones those of
-    ``column + HALF``; with 5 bits, ``words[1]`` and ``words[2]`` hold their signs. Words are 0 outside.
+    The bytes of ``words[0]`` have the codes of the tile's ``column`` in their low halves and those of
+    ``column + HALF`` in their high halves. With 5 bits, ``words[1]`` and ``words[2]`` hold their signs. Words
+    that are not ``inside`` the weight are 0.
     """
     output_tiles, groups, _ = (size.value for size in codes.shape)
     all_words = words_of(codes, (output_tiles, groups, TILE_BYTES[linear.bits] // 4))
@@ -152,9 +153,9 @@ def _for_each_word(block, linear: LinearDescription, codes, inputs: int, columns
 def load_weights(
     block: ThreadBlock, tile, linear: LinearDescription, buffers, first_input, encode: Callable
 ) -> None:
-    """Fill a tile [inputs, columns] with what ``encode(code, negative, exponent)`` makes of each weight.
+    """Fill a tile [inputs, columns] with ``encode(code, negative, exponent)`` of each weight.
 
-    All three are int32; a weight outside has the code 0, which stands for 0.
+    All three are int32. The code 0 stands for a weight of 0, also outside of the layer.
     """
 
     def body(group, column, inside, words):
@@ -177,14 +178,14 @@ def load_weights(
 
 
 def float_weight(code, negative, exponent):
-    """The weight as float32, whose bits are its sign and its exponent: nothing is multiplied."""
+    """The weight as float32, made of the bits of its sign and exponent without a multiplication."""
     magnitude = T.shift_left(code + exponent + 126, T.int32(23))
     bits = T.bitwise_or(magnitude, T.shift_left(negative, T.int32(31)))
     return T.reinterpret("float32", T.Select(code == 0, T.int32(0), bits))
 
 
 def load_int8_weights(block: ThreadBlock, tile, linear: LinearDescription, buffers, first_input) -> None:
-    """Fill a tile [columns, inputs / 4] with words of four int8 weights: powers of two over 2^exponent."""
+    """Fill a tile [columns, inputs / 4] with words of four int8 weights: the powers of two / 2^exponent."""
 
     def body(group, column, inside, words):
         for half in range(2):
@@ -196,11 +197,11 @@ def load_int8_weights(block: ThreadBlock, tile, linear: LinearDescription, buffe
 
 
 def _int8_word(codes):
-    """Four int8 weights from the low halves of a word's bytes, without a loop over them.
+    """Four int8 weights from the codes in the low halves of a word's bytes, all at once.
 
-    2^(code - 1) is 1 shifted left by each bit of the code in turn, then right by one, which takes a code of 0
-    to 0. No shift leaves its byte, since 2^7 fits; no sign carries into the next one, since 0 is never
-    negative.
+    2^(code - 1) is 1 shifted left by the code, bit by bit, and then right by one, which makes 0 of the code
+    0. Shifts stay within their byte, since 2^7 fits it. Negation does not carry into the next byte, since a
+    weight of 0 is never negative.
     """
     ones = 0x01010101
     powers = T.bind(T.int32(ones) + T.bitwise_and(codes, ones))
