@@ -1,8 +1,8 @@
 """How fast the kernels and a ShiftAddViT are on this machine's GPU, beside XLA's dense ones.
 
-A turn enqueues a program several times and waits for the last result; contestants take turns. What is
-reported is a turn's time for each call, so launches overlap as they do in use. The report has the keys of
-`shiftaddvit_jax.bench.models`.
+Contestants take turns. A turn enqueues a program several times and waits for the last result; the report has
+the turn's time over the number of calls, so that launches overlap as they do in use. The report's keys are
+those of `shiftaddvit_jax.bench.models`.
 """
 
 import math
@@ -34,7 +34,7 @@ Program = Callable[[], jax.Array]  # enqueues
 
 
 def bench_gpu_kernels(rounds: int) -> dict[str, Any]:
-    """MatShift and MatAdd at the paper's shapes, one image and 32, beside XLA's dense float32 product.
+    """Times of MatShift and MatAdd at the paper's shapes, for 1 and 32 images, and of XLA's float32 product.
 
     Raises:
       ValueError: JAX has no GPU here.
@@ -66,7 +66,7 @@ def bench_gpu_model(
     shift_share: ShiftShare,
     **kinds,
 ) -> dict[str, Any]:
-    """A packed ShiftAddViT on the kernels and on XLA, and the dense models with ``msa`` and ``sra``.
+    """Times of a packed ShiftAddViT on the kernels and on XLA, and of the dense models.
 
     Arguments are those of `bench_model`. Ratios are to the ShiftAddViT with TVM's kernels.
 
@@ -153,7 +153,7 @@ def _context_contestants(
 
 
 def _time(contestants: dict[str, Program], reference: str, rounds: int) -> list[dict[str, Any]]:
-    """Rows of the contestants, which take turns."""
+    """A row for each contestant; contestants take turns."""
     times = {name: [] for name in contestants}
     for turn in range(-WARM_UP, rounds):
         for name, program in contestants.items():

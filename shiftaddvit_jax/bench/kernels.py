@@ -1,7 +1,7 @@
 """The kernels that `shiftaddvit bench --kernels` times, and what it times them against.
 
-`KERNELS` is all there is to extend: a contestant more is a line in a kernel's ``contestants``. Shapes are
-those of `shiftaddvit_jax.costs.shapes`.
+To add a contestant, add a line to its kernel's ``contestants`` in `KERNELS`. `shiftaddvit_jax.costs.shapes`
+says where the shapes come from.
 """
 
 import math
@@ -32,13 +32,13 @@ DENSE = "dense float32"  # what the others' times are compared with: XLA on ordi
 
 
 class KernelBenchmark(NamedTuple):
-    """What to time.
+    """A kernel to time.
 
     Attributes:
-      shapes: those to time.
-      operations: from a shape to its multiply-accumulates, or what takes their place.
-      contestants: by name, functions from a shape to what runs once and waits for the result. Of a
-        ``ValueError`` there, the table has the message.
+      shapes: the shapes to time it at.
+      operations: from a shape to its multiply-accumulates, or to the operations that take their place.
+      contestants: functions by name, from a shape to a run, which waits for its result. If the function
+        raises a ``ValueError``, the table holds the message.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -47,7 +47,7 @@ class KernelBenchmark(NamedTuple):
 
 
 def compiled(function: Callable, *arguments: np.ndarray) -> Run:
-    """A run of ``function`` under jit, on arguments that are already where it computes."""
+    """A run of ``function`` under jit; its arguments are already on the device."""
     arguments = [jnp.asarray(argument) for argument in arguments]
     program = jax.jit(function).lower(*arguments).compile()
     return lambda: program(*arguments).block_until_ready()
@@ -71,7 +71,7 @@ def shift_xla(tokens: int, inputs: int, outputs: int) -> Run:
 
 
 def packed_shift(implementation: Implementation, activations: Activations = "float") -> Callable[..., Run]:
-    """The same, its weights packed as its kernels take them."""
+    """A linear layer with power-of-two weights, packed as the kernels take them."""
 
     def make(tokens, inputs, outputs):
         weight = power_of_two(normal(inputs, outputs) / 16)
@@ -90,7 +90,7 @@ def dense_products(tokens: int, heads: int, head_dim: int) -> Run:
 
 
 def additive_products(implementation: Implementation) -> Callable[..., Run]:
-    """The same, where queries and keys are made codes {0, 1} first."""
+    """The products q (k^T v), where queries and keys become codes {0, 1} first."""
 
     def products(q, k, v):
         q, k = (binarize(part, implementation=implementation) for part in (q, k))
@@ -115,7 +115,7 @@ def depthwise(implementation: Implementation) -> Callable[..., Run]:
 
 
 def grouped(side: int, channels: int) -> Run:
-    """The same as a grouped convolution of XLA."""
+    """A 3 x 3 depthwise convolution, as a grouped convolution of XLA."""
     kernel = normal(3, 3, 1, channels)
 
     def convolve(x):
@@ -128,13 +128,13 @@ def grouped(side: int, channels: int) -> Run:
 
 
 def int8_xla(tokens: int, inputs: int, outputs: int) -> Run:
-    """int8 by int8 to int32."""
+    """A product of int8 by int8 to int32, by XLA."""
     x, weight = _integers(tokens, inputs, np.int8), _integers(inputs, outputs, np.int8)
     return compiled(lambda x: jax.lax.dot(x, weight, preferred_element_type=jnp.int32), x)
 
 
 def int8_onnxruntime(tokens: int, inputs: int, outputs: int) -> Run:
-    """uint8 by int8 to int32, which its fastest kernels are for."""
+    """A product of uint8 by int8 to int32, for which ONNX Runtime has its fastest kernels."""
     try:
         import onnx
         import onnxruntime
@@ -160,7 +160,7 @@ def _integers(rows, columns, dtype):
 
 
 KERNELS = {
-    # The machine's peak, or as much of it as large products reach. Here and below: tokens, inputs, outputs.
+    # A large product shows the machine's peak. Shapes here and in matshift: tokens, inputs, outputs.
     "peak": KernelBenchmark(
         ((2048, 2048, 2048),),
         math.prod,
@@ -193,7 +193,7 @@ KERNELS = {
 
 
 def kernel_contestants() -> list[Contestant]:
-    """All of `KERNELS`; those of one name share a process, so that no two runtimes do."""
+    """The contestants of all `KERNELS`; those of one name share a process, so that no two runtimes do."""
     return [
         Contestant(
             name=_name(kernel, shape, contestant),

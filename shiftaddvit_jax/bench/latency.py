@@ -1,15 +1,15 @@
-"""Where a model's milliseconds go on this device, and what the experts of its mixtures take.
+"""Where a model's milliseconds go on this device, and how long the experts of its MoE layers take.
 
-What `measure_latency` returns, and ``shiftaddvit measure-latency --json`` writes, is
+`measure_latency` returns, and ``shiftaddvit measure-latency --json`` writes,
 
-- ``machine``, see `describe_machine`, ``model``, the arguments of `create_model`, ``batch`` and ``rounds``;
-- ``layers``, one for each MoE layer: ``name``, ``inputs``, ``outputs``, ``tokens`` (of a forward pass),
-  ``counts`` (the numbers of tokens measured), and for ``dense`` and ``shift``: ``median_ms`` (one for each
-  count), ``base_ms`` and ``us_per_token`` (the line through them); and ``latencies``, the medians (dense,
+- ``machine``, see `describe_machine`; ``model``, the arguments of `create_model`; ``batch`` and ``rounds``;
+- ``layers``, one for each MoE layer: ``name``, ``inputs``, ``outputs``, ``tokens`` (of a forward pass) and
+  ``counts`` (the numbers of tokens measured); for ``dense`` and ``shift`` ``median_ms`` (one for each count),
+  and ``base_ms`` and ``us_per_token`` (the line through the medians); and ``latencies``, the medians (dense,
   shift) at the layer's own number of tokens, which `shiftaddvit_jax.train` reads.
 
-Calling a compiled program takes some ten microseconds, whatever it computes. So a program of nothing takes
-turns with the others, and its median is taken off theirs.
+A call of a compiled program takes some ten microseconds, whatever it computes. So an empty program takes
+turns with the others, and its median is subtracted from theirs.
 """
 
 import math
@@ -37,7 +37,7 @@ from shiftaddvit_jax.progress import track
 
 WHOLE = ""  # the model's own path
 SECONDS_A_TURN = 0.02
-TOKEN_SHARES = (0.25, 0.5, 1.0, 2.0)  # of a layer's tokens: those for which its experts are timed
+TOKEN_SHARES = (0.25, 0.5, 1.0, 2.0)  # the shares of a layer's tokens that its experts are timed at
 Name = TypeVar("Name", bound=Hashable)
 
 
@@ -46,10 +46,11 @@ class Latency:
     """Milliseconds of a forward pass, and of its modules when each runs alone.
 
     Attributes:
-      whole_ms: median of the whole model.
-      module_ms: medians by the module's path, such as ``stage1/block1/attn``, in the order of the calls.
-      call_ms: median of a program of nothing: taken off the modules', and a part of the whole's.
-      batch: images.
+      whole_ms: median of the whole model, with its call.
+      module_ms: medians by the module's path, such as ``stage1/block1/attn``, in the order of the calls and
+        without a call.
+      call_ms: median of a call of an empty program.
+      batch: number of images.
     """
 
     whole_ms: float
@@ -59,18 +60,18 @@ class Latency:
 
     @property
     def unexplained_ms(self) -> float:
-        """What modules and call do not account for; negative where the whole is faster than its parts."""
+        """The whole without modules and call; negative where the whole is faster than its parts."""
         return self.whole_ms - self.call_ms - sum(self.module_ms.values())
 
 
 def profile_latency(
     model: nn.Module, variables: PyTree, images: Float[Array, "batch height width 3"], rounds: int = 5
 ) -> Latency:
-    """Time ``model`` under jit, and its modules, each alone on what it sees of ``images``.
+    """Time ``model`` under jit, and each of its modules alone on the inputs that it has for ``images``.
 
-    Attentions, MLPs, mixtures, and blocks of which a kernel computes a branch, are timed whole, and of all
-    else what has no modules inside. They take turns with the whole model, in rounds. With packed weights the
-    TVM kernels compute, where there are any.
+    Attentions, MLPs, MoE layers, and blocks of which a kernel computes a branch, are timed whole. Of the
+    rest, modules without modules inside are timed. All take turns with the whole model, in rounds. TVM
+    kernels compute with packed weights, where there are any.
 
     Raises:
       ValueError: fewer than one round.
@@ -81,7 +82,7 @@ def profile_latency(
 def compare_latencies(
     models: Mapping[str, tuple[nn.Module, PyTree, Float[Array, "batch height width 3"]]], rounds: int = 5
 ) -> dict[str, Latency]:
-    """`profile_latency` of each model, all in the same rounds, so that they share good times and bad ones."""
+    """`profile_latency` of each model, all in the same rounds, so that a slow machine is slow for all."""
     _check_rounds(rounds)
     runs = {}
     for model, (module, variables, images) in models.items():
@@ -99,11 +100,11 @@ def compare_latencies(
 
 
 def _module_runs(model, variables, images):
-    """What runs the whole model, and each of its modules that is timed, by name."""
+    """Runs of the whole model and of each of its modules that is timed, by name."""
     modules, fixed = {}, {}
 
     def look(module, method, arguments, result):
-        # A module without a parent is the model, or computes a part of a module, as experts do.
+        # A module without a path is the model, or a part of a module, such as an expert.
         if method != "__call__" or not module.path or result is arguments[0]:
             return None
         name, places = "/".join(module.path), range(len(arguments))
@@ -125,12 +126,12 @@ def _module_runs(model, variables, images):
 
 
 def _has_arrays(argument):
-    """Whether a call's argument is an array, or holds some: parameters, but not the sides of a grid."""
+    """Whether a call's argument is or holds an array, such as parameters, and not the sides of a grid."""
     return any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(argument))
 
 
 def _is_timed(name, modules):
-    """Whether a module is timed as a whole, and none around it is."""
+    """Whether a module is timed and no module around it is."""
     path = name.split("/")
     around = ("/".join(path[:end]) for end in range(1, len(path)))
     if any(_is_whole(outer, modules) for outer in around if outer in modules):
@@ -150,16 +151,16 @@ def measure_latency(
     """Time both experts of every MoE layer, each alone, at several numbers of tokens.
 
     Layers of the same shape are measured once. The experts take turns, in rounds, and run as they do in the
-    model: packed weights on TVM's kernels, where there are any.
+    model: with packed weights on TVM's kernels, where there are any.
 
     Args:
       model: from `create_model` or `reparameterize`, with MoE layers.
       variables: its variables, packed or not.
-      batch: images of a forward pass: what the layers' tokens come from.
+      batch: images of a forward pass, from which the layers' tokens come.
       rounds: turns of each expert.
 
     Returns:
-      What the head of this module describes.
+      The dictionary that the docstring of this module describes.
 
     Raises:
       ValueError: a model without MoE layers, or a number out of range.
@@ -214,7 +215,7 @@ def _counts(tokens):
 
 
 def _moe_layers(model, variables, batch):
-    """Each MoE layer, as a module of its own, with its number of inputs and of tokens, by its name."""
+    """Each MoE layer by its name: a module of its own, its number of inputs and of tokens."""
     layers, implementation = {}, model.primitives.implementation
 
     def note(call, arguments, keywords, context):
@@ -227,7 +228,7 @@ def _moe_layers(model, variables, batch):
         return call(*arguments, **keywords)
 
     images = jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.float32)
-    # Where a kernel computes a whole branch, no layer is called; on XLA all are.
+    # A kernel that computes a whole branch calls no layer; XLA calls all.
     with nn.intercept_methods(note):
         jax.eval_shape(on_xla(model).apply, variables, images)
     return layers
@@ -249,7 +250,7 @@ def _experts(layer: MoEDense, params, x) -> list[Callable[[Array], Array]]:
 
 
 def fit_line(tokens: Sequence[float], milliseconds: Sequence[float]) -> tuple[float, float]:
-    """The line of least squares: milliseconds without any token, and for each.
+    """The line of least squares: milliseconds without any token, and milliseconds a token.
 
     Raises:
       ValueError: fewer than two different numbers of tokens.
@@ -266,7 +267,7 @@ def _check_rounds(rounds):
 
 
 def _median_ms(runs: Mapping[Name, Callable[[], Any]], rounds: int) -> tuple[dict[Name, float], float]:
-    """Median milliseconds of each run without its call, 1 ns at least, and those of a call."""
+    """Median milliseconds of each run without its call, at least 1 ns, and of a call."""
     runs = {**runs, None: _ready(lambda x: x + 1, jnp.zeros(()))}
     times: dict[Any, list[list[float]]] = {name: [] for name in runs}
     for _ in track(range(rounds), "rounds", rounds):
@@ -278,6 +279,6 @@ def _median_ms(runs: Mapping[Name, Callable[[], Any]], rounds: int) -> tuple[dic
 
 
 def _ready(function, x):
-    """``function`` of ``x``, compiled, its weights constants; waits for the result."""
+    """A run of the compiled ``function`` on ``x`` that waits for the result; weights are constants."""
     compiled = jax.jit(function).lower(x).compile()
     return lambda: jax.block_until_ready(compiled(x))

@@ -1,16 +1,16 @@
 """How fast a ShiftAddViT is here, beside its dense model in JAX and in other runtimes.
 
-What `bench_model` and `bench_kernels` return, and ``shiftaddvit bench --json`` writes, is
+`bench_model` and `bench_kernels` return, and ``shiftaddvit bench --json`` writes,
 
 - ``machine``: ``cpu``, ``system``, ``cores``, ``threads``, see `describe_machine`;
-- ``versions``: of the packages that take part, where they are installed;
+- ``versions`` of the installed packages that take part;
 - ``rounds`` and ``seconds_a_turn``: how it was measured, see `shiftaddvit_jax.bench.rounds`;
-- of a model: ``model``, the arguments of `create_model` for the ShiftAddViT, ``batch``, and ``shift_share``,
-  one or by MoE layer, null without any;
-- ``rows``, of `time_contestants`: ``name``, ``task``, ``start_s``, and either ``refused`` or ``runs``,
-  ``median_ms``, ``p10_ms``, ``p90_ms``, ``reference`` and ``ratio``. Also, of a model, ``precision``; of a
-  dense one, ``logit_error``, the largest difference of its logits from JAX's over the largest of JAX's; of
-  a kernel, ``giga_operations_a_second``, counting a multiply-accumulate as two.
+- for a model: ``model``, the arguments of `create_model` for the ShiftAddViT; ``batch``; and ``shift_share``,
+  one number or one for each MoE layer, null without MoE layers;
+- ``rows``, see `time_contestants`: ``name``, ``task``, ``start_s``, and either ``refused`` or ``runs``,
+  ``median_ms``, ``p10_ms``, ``p90_ms``, ``reference`` and ``ratio``. A model's row adds ``precision``. A
+  dense model's row adds ``logit_error``, the largest difference of its logits from JAX's over the largest of
+  JAX's. A kernel's row adds ``giga_operations_a_second``, which counts a multiply-accumulate as two.
 """
 
 import importlib.util
@@ -41,7 +41,7 @@ from shiftaddvit_jax.ops.implementation import IMPLEMENTATIONS
 from shiftaddvit_jax.ops.precision import Precision
 from shiftaddvit_jax.validation import check_choice
 
-# The packages that each peer needs.
+# The packages that a peer needs.
 PEERS = {
     "onnxruntime": ("onnxruntime", "onnx"),
     "openvino": ("openvino", "onnx"),
@@ -67,30 +67,29 @@ def bench_model(
     implementations: Sequence[str] = ("tvm", "xla"),
     peers: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The ShiftAddViT, and the dense models with ``msa`` and ``sra`` in JAX and every peer, timed in rounds.
+    """Times of the ShiftAddViT, and of the dense models with ``msa`` and ``sra`` in JAX and in every peer.
 
-    All have random weights and see the same random images, whose tokens the ShiftAddViT's routers share out
-    like trained ones, see `balance_routers`. Ratios are to the ShiftAddViT with TVM's kernels, or, where
-    these are refused, with XLA's.
+    All models have random weights and see the same random images. The ShiftAddViT's routers share tokens out
+    like trained ones, see `balance_routers`. Ratios are to the first of ``implementations`` that runs.
 
     Args:
       name: one of `list_models`.
-      threads: for each contestant.
-      rounds: turns of each.
+      threads: how many each contestant uses.
+      rounds: turns of each contestant.
       batch: images at a time.
-      image_size: their side, by default the model's own.
-      attention: the ShiftAddViT's, as in `create_model`.
+      image_size: side of the images in pixels; by default the model's own.
+      attention: the ShiftAddViT's kind, see `create_model`.
       mlp: the same.
       projections: the same.
       activations: the same.
       precision: the same.
-      shift_share: of the tokens, that every mixture of experts sends to its shift expert: one for all, or
-        one for each by its name.
-      implementations: the ShiftAddViT's, in that order.
-      peers: of `PEERS`.
+      shift_share: the share of tokens that each MoE layer sends to its shift expert: one number for all
+        layers, or one for each by its name.
+      implementations: those to time the ShiftAddViT with, in this order.
+      peers: names in `PEERS`.
 
     Raises:
-      ValueError: a wrong name, a number out of range, a peer that is not installed or lacks the model, or a
+      ValueError: a wrong name; a number out of range; a peer that is not installed or lacks the model; or a
         runtime whose logits differ from JAX's.
     """
     machine = describe_machine(threads)
@@ -132,7 +131,7 @@ def bench_model(
 
 
 def bench_kernels(*, threads: int, rounds: int) -> dict[str, Any]:
-    """All of `KERNELS`, timed in rounds. Ratios are to XLA's dense float32 of the same shape.
+    """Times of all `KERNELS`. Ratios are to XLA's dense float32 product of the same shape.
 
     Raises:
       ValueError: a number out of range.
@@ -161,13 +160,13 @@ def check_peers(peers: Sequence[str], model: nn.Module) -> None:
 
 
 def _dense_models(name, image_size):
-    """By kind of attention, the dense models to compare with: those of the two kinds that the family has."""
+    """The dense models to compare with, by attention: ``msa``, and ``sra`` where the family has it."""
     kinds = [kind for kind in ("msa", "sra") if kind in model_row(name)["attention"]]
     return {kind: create_model(name, image_size=image_size, attention=kind) for kind in kinds}
 
 
 def _peer_tasks(kind, model, peers, batch, folder):
-    """By name, a worker's tasks for one dense model, whose weights are written into ``folder``."""
+    """A worker's tasks for one dense model, by name; the model's weights are written into ``folder``."""
     variables = random_variables(model)
     file, weights = str(folder / f"{kind}.onnx"), str(folder / f"{kind}.safetensors")
     if {"onnxruntime", "openvino"} & set(peers):
@@ -196,7 +195,7 @@ def _peer_tasks(kind, model, peers, batch, folder):
 
 
 def _compare_logits(rows):
-    """Put ``logit_error`` in place of each row's logits; a ``ValueError`` where it is too large."""
+    """Replace each row's ``logits`` by ``logit_error``; raise a ``ValueError`` if an error is too large."""
     logits = {row["name"]: np.array(row.pop("logits")) for row in rows if "logits" in row}
     for row in rows:
         if row["name"] not in logits or "attention" not in row["task"]:

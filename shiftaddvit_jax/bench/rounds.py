@@ -1,10 +1,10 @@
 """Timing contestants against each other, in rounds, on one machine.
 
-Each contestant is prepared once, in a process of its own. Then they take turns, A B C A B C ..., so that a
-machine that slows down does so for all of them; a turn begins with unmeasured runs. A process whose turn it
-is not is stopped (SIGSTOP): thread pools differ in how long they spin when they have nothing to do, and so
-none of them takes time from another's turn. A ratio is the median over the rounds of the ratio of two medians
-of one round.
+Each contestant is prepared once, in a process of its own. Then contestants take turns, A B C A B C ..., so
+that a machine that slows down does so for all of them. A turn begins with unmeasured runs. A process is
+stopped (SIGSTOP) unless it is its turn: thread pools differ in how long they spin without work, and no pool
+may take time from another's turn. Two contestants' ratio is the median over the rounds of the ratio of their
+medians in a round.
 """
 
 import json
@@ -37,10 +37,10 @@ class Contestant:
     """What is timed.
 
     Attributes:
-      name: for people, unique.
+      name: its unique name, for people.
       task: what the worker loads, see `shiftaddvit_jax.bench.worker`.
-      process: contestants of the same name here share a process; by default each has its own.
-      references: to which contestants' times its own are given as a ratio: to the first that can run.
+      process: the name of its process, which contestants can share; by default it has its own.
+      references: names of contestants; the ratio of times is to the first of them that runs.
     """
 
     name: str
@@ -52,15 +52,15 @@ class Contestant:
 class Worker:
     """A process for contestants on the CPU, stopped except while it answers.
 
-    It has a process group of its own: Ctrl-C is its parent's to handle, and should that be killed, the system
-    ends the group, as any stopped one that is left behind (with SIGHUP and SIGCONT).
+    It has a process group of its own, so that its parent alone handles Ctrl-C. If the parent is killed, the
+    system ends the group as it does any stopped group without a parent, by SIGHUP and SIGCONT.
     """
 
     def __init__(self, threads: int) -> None:
-        # XLA and OpenMP, and TVM, read their number of threads from the environment alone.
+        # XLA, OpenMP and TVM read their number of threads from the environment alone.
         count = dict.fromkeys(("NPROC", "OMP_NUM_THREADS", "TVM_NUM_THREADS"), str(threads))
         # By default glibc gives the memory of large results back to the system, in some processes in every
-        # run: for 6 MB that and the page faults that follow take 2 ms, more than the product that is timed.
+        # run. For 6 MB, that and the page faults that follow take 2 ms, more than the product that is timed.
         memory = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
         self.process = subprocess.Popen(
@@ -74,10 +74,10 @@ class Worker:
         )
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Its reply to one request.
+        """The reply to one request.
 
         Raises:
-          ValueError: it failed, or ended with what it wrote last on standard error.
+          ValueError: the process failed or ended; the message has its last line on standard error.
         """
         self.process.send_signal(signal.SIGCONT)
         try:
@@ -105,12 +105,12 @@ class Worker:
 
 
 def available_threads() -> int:
-    """How many threads run at once in this process."""
+    """How many threads of this process can run at once."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def describe_machine(threads: int) -> dict[str, Any]:
-    """Its ``cpu`` by name, its ``system``, ``cores`` (those available), and the ``threads`` to use of them.
+    """The machine's ``cpu`` by name, ``system`` and available ``cores``, and the given ``threads``.
 
     Raises:
       ValueError: another number of threads than 1 to ``cores``.
@@ -132,15 +132,15 @@ def time_contestants(
 ) -> list[dict[str, Any]]:
     """A row for each contestant, in their order.
 
-    A row has the contestant's ``name`` and ``task``, and what its worker said of it. If that is not
-    ``refused``, a message, it also has ``runs``, how many were measured; ``median_ms``, ``p10_ms`` and
-    ``p90_ms``, the median and the 10th and 90th percentiles of their milliseconds; and, where it has a
-    reference that ran, ``reference``, its name, and ``ratio``, the contestant's time over the reference's.
+    A row has the contestant's ``name`` and ``task``, and its worker's reply to the load. If that has no
+    message ``refused``, the row also has ``runs``, the number of measured runs; ``median_ms``, ``p10_ms`` and
+    ``p90_ms``, the median and the 10th and 90th percentiles of their milliseconds; and, if one of its
+    references ran, ``reference``, that one's name, and ``ratio``, the contestant's time over the reference's.
 
     Args:
-      contestants: who takes part.
-      threads: how many threads each may use.
-      rounds: turns of each.
+      contestants: what is timed.
+      threads: how many threads each contestant may use.
+      rounds: turns of each contestant.
       seconds: how long a turn lasts, without its unmeasured runs.
 
     Raises:
@@ -175,7 +175,7 @@ def time_contestants(
 
 
 def time_runs(run: Run, seconds: float) -> list[float]:
-    """Milliseconds of each run, for that many seconds, after unmeasured ones."""
+    """Milliseconds of each run, for ``seconds`` and at least three runs, after unmeasured ones."""
     for _ in range(WARM_UP_RUNS):
         run()
     times = []

@@ -1,4 +1,4 @@
-"""Stand-ins for what training and data would give: weights, images, and routers that share tokens out."""
+"""Weights, images and router biases that stand in for those of training and of real data."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,19 +16,19 @@ from shiftaddvit_jax.nn.moe import EXPERTS
 from shiftaddvit_jax.progress import progress_bar
 
 SHIFT = EXPERTS.index("shift")
-CLEARLY = 1.0  # how far ahead of the other an expert is that gets all tokens
+CLEARLY = 1.0  # how far ahead of the other expert's logit the logit of an expert is that gets all tokens
 
 
 def random_images(shape: Sequence[int]) -> Float[np.ndarray, "batch height width 3"]:
-    """What every contestant sees."""
+    """The normally distributed images that every contestant sees."""
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
 def random_variables(model: nn.Module) -> PyTree:
     """Random weights that keep activations near 1, always the same.
 
-    NumPy draws them, in no time; `init_variables` compiles a program for every model, for seconds. No array
-    is uniform, as none is after training: in a program, XLA makes uniform constants anew in every call.
+    NumPy draws them at once, where `init_variables` would compile a program for seconds. No array is uniform,
+    as none is after training: XLA would make a uniform constant anew in every call of a program.
     """
     weights, around = np.random.default_rng(0), np.random.default_rng(1)
 
@@ -49,17 +49,17 @@ def balance_routers(
 ) -> dict[str, float]:
     """What to add to each router's bias for the shift expert, so that it gets ``shift_share`` of the tokens.
 
-    An untrained router's share is chance; the balancing loss aims at the one for which both experts take the
-    same time. It is a share of each layer's tokens, over all ``images``, and met to the nearest token.
+    An untrained router's share is chance, while the balancing loss aims at the share for which both experts
+    take the same time. A share counts a layer's tokens over all ``images`` and is met to the nearest token.
 
     Returns:
-      By the router's name, as in ``"stage1/block1/mlp/fc1/router"``; nothing without mixtures.
+      Biases by the router's name, as in ``"stage1/block1/mlp/fc1/router"``; none without MoE layers.
 
     Raises:
       ValueError: a layer without a share, or a share outside 0 to 1.
     """
     if not isinstance(shift_share, Mapping):
-        layer_shift_share(shift_share, "all layers")  # a wrong number is refused without mixtures too
+        layer_shift_share(shift_share, "all layers")  # refuses a wrong number without MoE layers too
     routers = sorted({"/".join(path[:-1]) for path in flatten_dict(variables["params"]) if "router" in path})
     shares = {name: layer_shift_share(shift_share, name.removesuffix("/router")) for name in routers}
     if not shares:
@@ -74,7 +74,7 @@ def balance_routers(
             if name not in shares:
                 return logits
             behind = jnp.sort(logits[:, 1 - SHIFT] - logits[:, SHIFT])
-            # Between the last token that goes to the shift expert and the first that does not.
+            # The bias lies between the last token that goes to the shift expert and the first that does not.
             bounds = jnp.concatenate([behind[:1] - 2 * CLEARLY, behind, behind[-1:] + 2 * CLEARLY])
             count = round(shares[name] * behind.size)
             bias = (bounds[count] + bounds[count + 1]) / 2
@@ -93,7 +93,7 @@ def balance_routers(
 
 
 def with_router_biases(variables: PyTree, biases: Mapping[str, float]) -> PyTree:
-    """The variables, with what `balance_routers` found added."""
+    """The variables with the biases of `balance_routers` added."""
     params = flatten_dict(variables["params"], sep="/")
     for name, bias in biases.items():
         params[f"{name}/bias"] = params[f"{name}/bias"] + bias * np.eye(len(EXPERTS), dtype=np.float32)[SHIFT]

@@ -1,19 +1,19 @@
 """The process in which a contestant of a benchmark lives, see `shiftaddvit_jax.bench.rounds`.
 
-It reads requests and writes replies, JSON objects, one a line:
+It reads requests and writes replies. Both are JSON objects, one a line:
 
 - ``{"load": task}`` prepares what the task describes and runs it once. The reply has ``start_s``, the seconds
-  that took, and what else there is to know of it (``versions``, ``precision``, ``logits``); or it is
-  ``{"refused": message}``.
+  that this took, and facts about the contestant (``versions``, ``precision``, ``logits``). If the load raises
+  a ``ValueError``, the reply is ``{"refused": message}``.
 - ``{"run": index, "seconds": s}`` runs what the ``index``-th load prepared, first unmeasured, then at least
-  three times and until ``s`` seconds are over. The reply is ``{"times_ms": [...]}``. Where a load prepared
-  several ways to run the same, the turn belongs to the one that is the fastest in a few runs ahead of it.
+  three times and until ``s`` seconds are over. The reply is ``{"times_ms": [...]}``. If the load prepared
+  several ways to run, the fastest in a few runs before the turn is timed.
 
-To what goes wrong, a ``ValueError`` of a load apart, the reply is ``{"failed": message}``.
+If anything else goes wrong, the reply is ``{"failed": message}``.
 
-A task's ``runtime`` is ``"jax"``, ``"onnxruntime"``, ``"openvino"``, ``"torch"`` or ``"kernel"``; what else
-it holds, the function of that name below says. All tasks but kernels have the ``images``' shape,
-[batch, height, width, 3], and those of dense models their ``attention``.
+A task's ``runtime`` is ``"jax"``, ``"onnxruntime"``, ``"openvino"``, ``"torch"`` or ``"kernel"``. The
+function ``load_RUNTIME`` says what else the task holds. Every model's task has the shape of its ``images``,
+[batch, height, width, 3], and a dense model's task its ``attention``.
 """
 
 import json
@@ -36,18 +36,18 @@ from shiftaddvit_jax.bench.synthetic import random_images, random_variables, wit
 from shiftaddvit_jax.models import create_model
 from shiftaddvit_jax.pack import pack
 
-Loaded = tuple[list[Run], dict[str, Any]]  # ways to run it, and what there is to know of it
+Loaded = tuple[list[Run], dict[str, Any]]  # ways to run the contestant, and facts about it
 
 
 def time_fastest(runs: Sequence[Run], seconds: float) -> list[float]:
-    """`time_runs` of that one of ``runs`` which is the fastest just now."""
+    """`time_runs` of the one of ``runs`` that is the fastest just now."""
     if len(runs) == 1:
         return time_runs(runs[0], seconds)
     return time_runs(min(runs, key=lambda run: statistics.median(time_runs(run, 0.0))), seconds)
 
 
 def load_jax(task: dict[str, Any], threads: int) -> Loaded:
-    """``model``: arguments of `create_model`; ``router_biases``, where there are any: of `balance_routers`.
+    """``model`` holds arguments of `create_model`, ``router_biases``, if given, those of `balance_routers`.
 
     The weights are constants of the program, as in the peers.
     """
@@ -66,9 +66,9 @@ def load_jax(task: dict[str, Any], threads: int) -> Loaded:
 
 
 def load_onnxruntime(task: dict[str, Any], threads: int) -> Loaded:
-    """``file``: an ONNX file, in two ways: its threads spin while they wait for work, or sleep.
+    """``file`` is an ONNX file. It runs in two ways: threads that wait for work spin, or they sleep.
 
-    Spinning is the faster by some percent on idle cores, and the slower by far where others use them.
+    Spinning is some percent faster on idle cores, and far slower on cores that others use.
     """
     import onnxruntime
 
@@ -86,7 +86,7 @@ def load_onnxruntime(task: dict[str, Any], threads: int) -> Loaded:
 
 
 def load_openvino(task: dict[str, Any], threads: int) -> Loaded:
-    """``file``: an ONNX file; ``precision``: ``"float32"`` or ``"default"``, what OpenVINO chooses itself."""
+    """``file`` is an ONNX file, ``precision`` is ``"float32"`` or ``"default"``: OpenVINO's own choice."""
     import openvino
 
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
@@ -103,7 +103,7 @@ def load_openvino(task: dict[str, Any], threads: int) -> Loaded:
 
 
 def load_torch(task: dict[str, Any], threads: int) -> Loaded:
-    """``config``: of transformers' PVTv2; ``weights``: a file of `save_safetensors`."""
+    """``config`` is that of transformers' PVTv2, ``weights`` a file of `save_safetensors`."""
     import torch
     from safetensors.torch import load_file
     from transformers import PvtV2Config, PvtV2ForImageClassification
@@ -121,7 +121,7 @@ def load_torch(task: dict[str, Any], threads: int) -> Loaded:
 
 
 def load_kernel(task: dict[str, Any], threads: int) -> Loaded:
-    """``kernel``, ``contestant`` and ``shape``: see `shiftaddvit_jax.bench.kernels`."""
+    """``kernel``, ``contestant`` and ``shape`` are those of `shiftaddvit_jax.bench.kernels`."""
     _compute_in_the_asking_thread()
     make = KERNELS[task["kernel"]].contestants[task["contestant"]]
     return [make(*task["shape"])], {"versions": _versions("jax", "jaxlib", "apache-tvm", "onnxruntime")}
@@ -137,7 +137,7 @@ LOADERS = {
 
 
 def _compute_in_the_asking_thread():
-    """Make JAX compute in the thread that asks, as the peers do: otherwise each call first wakes another."""
+    """Make JAX compute in the calling thread, as the peers do; otherwise each call wakes another thread."""
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
@@ -151,9 +151,9 @@ def _versions(*packages):
 
 
 def main() -> None:
-    """Serve requests until there are no more; the one argument is the number of threads."""
+    """Serve requests until there are no more; the command line's one argument is the number of threads."""
     threads = int(sys.argv[1])
-    # Replies have standard output for themselves; what runtimes print goes to standard error.
+    # Standard output is for replies alone; what runtimes print goes to standard error.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     loaded = []

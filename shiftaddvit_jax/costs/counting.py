@@ -1,7 +1,7 @@
-"""What a model computes, read off its trace: every product with its shape, and bytes of weights.
+"""What a model computes, read from its trace: every product with its shape, and bytes of weights.
 
-Nothing here knows a model: a product's module is in the trace's names, its primitive in the named jit around
-it (see `shiftaddvit_jax.ops`), and its number format in its operands and in the shift layer it belongs to.
+Nothing here knows a model. The trace's names give a product's module, the named jit around it gives its
+primitive (see `shiftaddvit_jax.ops`), and its operands and its shift layer give its number format.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ from shiftaddvit_jax.nn.moe import EXPERTS
 from shiftaddvit_jax.ops.packing import packed_bits
 
 PRIMITIVES = ("macs", "adds", "shifts", "popcounts")
-# What the products inside a named jit are, see `shiftaddvit_jax.ops`; elsewhere they are multiplications.
+# The primitive of the products inside a named jit, see `shiftaddvit_jax.ops`; elsewhere it is ``macs``.
 _NAMED_JITS = {"_matadd": "adds", "_matshift": "shifts", "_code_product": "popcounts"}
 
-# Named jits that are one product each, though XLA sees no product in them.
+# Named jits that are one product each, though their trace has none.
 _PRODUCT_JITS = ("_depthwise_conv", "_squared_distances")
 
 Path = tuple[str, ...]
@@ -35,7 +35,7 @@ ShiftShare = float | Mapping[str, float]
 
 @dataclass(frozen=True)
 class Operations:
-    """How many operations of each primitive.
+    """Numbers of operations, by primitive.
 
     Attributes:
       macs: multiply-accumulates.
@@ -56,7 +56,7 @@ class Operations:
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix product [rows, inputs] x [inputs, outputs], or a convolution, of which that is the 1 x 1 case.
+    """A matrix product [rows, inputs] x [inputs, outputs], or a convolution; the product is a 1 x 1 one.
 
     Attributes:
       module: the module's path, such as ``stage1/block1/attn/qkv``; empty for the model itself.
@@ -65,15 +65,15 @@ class Product:
       inputs: length of a sum, or channels that a kernel spans.
       outputs: columns, or kernels.
       groups: how many such products there are: images and heads, or groups of channels.
-      image: height and width of a convolution's input, 1 x 1 in a matrix product; so are the next three.
+      image: height and width of a convolution's input; this and the next three are 1 x 1 in a matrix product.
       kernel: height and width of a kernel.
       grid: height and width of the output.
       stride: distance of two windows.
-      input_bits: of a number on the left, or of the image.
-      weight_bits: of a number on the right, or of a kernel; keys and values are on the right.
-      output_bits: of a sum.
+      input_bits: bits of a number on the left, or of the image.
+      weight_bits: bits of a number on the right, or of a kernel; keys and values are on the right.
+      output_bits: bits of a sum.
       is_float: whether the sums are of floating-point numbers.
-      share: of the rows that are computed: less than 1 in a mixture of experts.
+      share: the share of the rows that are computed: less than 1 in an MoE layer.
     """
 
     module: str
@@ -116,11 +116,11 @@ class Product:
 def trace_products(function: Callable, *arguments: PyTree) -> list[Product]:
     """Every matrix product and convolution that ``function`` computes, in the order of its trace.
 
-    Modules that it calls may be any Flax modules. The body of a scan counts as often as it runs; of a
-    `jax.lax.cond`, all branches count. Normalisations, softmax and what else is elementwise are no products.
+    It may call any Flax modules. The body of a scan counts as often as it runs; all branches of a
+    `jax.lax.cond` count. Normalizations, softmax and all that is elementwise are no products.
 
     Args:
-      function: of arrays, such as a model's ``apply``; its first scope is the model itself.
+      function: a function of arrays, such as a model's ``apply``; its first scope is the model itself.
       arguments: its arguments; shapes (`jax.ShapeDtypeStruct`) suffice.
     """
     jaxpr, modules = _trace(function, *arguments)
@@ -167,14 +167,14 @@ def sum_operations(products: Iterable[Product]) -> Operations:
 def weight_bytes(model: nn.Module, variables: PyTree) -> dict[str, float]:
     """Bytes of each module's variables once packed, by the module's path.
 
-    A power-of-two weight takes ``weight_bits``, or 4 for int8 activations; all else takes its own size.
+    A power-of-two weight takes ``weight_bits``, or 4 bits with int8 activations; all else keeps its size.
     """
     _, modules = _trace_model(model, variables, batch=1)
     sizes: dict[str, float] = {}
     for (_, *path, name), leaf in flatten_dict(variables).items():
         layer, bits = modules.get(tuple(path)), 8 * leaf.dtype.itemsize
         if isinstance(layer, ShiftDense) and jnp.issubdtype(leaf.dtype, jnp.floating):
-            # In mode "ps" one of a weight's bits is its sign.
+            # In mode "ps", one of a weight's bits is its sign.
             packed = _packed_bits(layer)
             bits = {"kernel": packed, "exponent": packed - 1, "sign": 1}.get(name, bits)
         module = "/".join(path)
@@ -193,7 +193,7 @@ def _trace_model(model, variables, batch):
     images = jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.float32)
 
     def forward(variables, images, key):
-        # In training both experts compute every token, so that each one's operations show in the trace.
+        # In training both experts compute every token, so that the trace shows the operations of both.
         return model.apply(variables, images, train=True, rngs={"dropout": key, "router": key})
 
     return _trace(forward, variables, images, jax.random.key(0))
@@ -230,7 +230,7 @@ def layer_shift_share(shift_share: ShiftShare | None, layer: str) -> float:
 
 
 def _expert_shares(modules, shift_share):
-    """The share of a mixture's tokens that each expert computes, by the expert's path."""
+    """The share of an MoE layer's tokens that each expert computes, by the expert's path."""
     shares = {}
     for path, layer in modules.items():
         if isinstance(layer, MoEDense):
@@ -242,13 +242,13 @@ def _expert_shares(modules, shift_share):
 
 
 def _share_of(module, shares):
-    """The share of a module's operations that a forward pass needs: less than 1 inside a mixture."""
+    """The share of a module's operations that a forward pass needs: less than 1 inside an MoE layer."""
     inside = (share for expert, share in shares.items() if f"{module}/".startswith(f"{expert}/"))
     return next(inside, 1.0)
 
 
 def _products(jaxpr, names, primitive, modules):
-    """The products of ``jaxpr``, those of nested ones included."""
+    """The products of ``jaxpr`` and of the jaxprs nested in it."""
     found = []
     for equation in jaxpr.eqns:
         # Names of a nested jaxpr are relative to its caller's.
@@ -271,7 +271,7 @@ def _products(jaxpr, names, primitive, modules):
 def _module_path(names, modules) -> Path:
     """The path of the innermost module among the names of a scope.
 
-    Others are those of the model's class, which comes first, of methods (``attn.qkv``) and of functions.
+    Other names are those of the model's class, which comes first, of methods (``attn.qkv``) and of functions.
     """
     path = ()
     for name in names[1:]:
@@ -281,7 +281,7 @@ def _module_path(names, modules) -> Path:
 
 
 def _shape(equation, name) -> dict[str, Any] | None:
-    """The fields of `Product` that an equation's operands determine, None if it is no product."""
+    """The fields of `Product` that an equation's operands determine; None if it is no product."""
     operation = name if name in _PRODUCT_JITS else equation.primitive.name
     if operation not in ("dot_general", "conv_general_dilated", *_PRODUCT_JITS):
         return None
@@ -339,7 +339,7 @@ def _sides(sizes) -> tuple[int, int]:
 
 
 def _in_number_format(product, layer):
-    """``product`` with the bits of its codes: XLA computes with them as with any numbers."""
+    """``product`` with the bits of its codes, which XLA holds as ordinary numbers."""
     if product.primitive == "adds":
         return dataclasses.replace(product, input_bits=1)
     if product.primitive == "popcounts":

@@ -1,11 +1,11 @@
-"""Energy of products: that of their arithmetic alone, and on an accelerator that moves what they need.
+"""Energy of products: of their arithmetic alone, and on an accelerator that moves their numbers.
 
 The accelerator is Eyeriss-like: 16 x 12 processing elements at 250 MHz with registers of their own, a network
 between them, a buffer, and DRAM. A product is cut into tiles, which say how often each number crosses each
-level; of all tilings the best is taken. There are two models of it:
+level. The best of all tilings is taken. There are two models of the accelerator:
 
-- ``"authors"``: the one behind the paper's figures, from the authors' public code, whose figures it gives.
-- ``"own"``: the same traffic between the same levels, without what is implausible there:
+- ``"authors"`` is the model behind the paper's figures. It gives the figures of the authors' public code.
+- ``"own"`` has the same traffic between the same levels, without what is implausible in the authors' model:
 
   - Additions cost no memory traffic there, but for registers. Here every operand comes from DRAM.
   - All numbers of a product have the same bits there, weights, tokens and sums alike, those of a shift always
@@ -13,8 +13,8 @@ level; of all tilings the best is taken. There are two models of it:
   - A multiply-accumulate does not accumulate there. Here its sum costs an addition.
   - On-chip accesses cost 3.7 times the ratios of Eyeriss there, as if those were to a float32 multiplication.
   - The tiling there is best in energy over the largest energy plus latency over the largest latency. Where
-    some tiling is very slow, that finds no fault with slow ones: additions of 8 bits take as long as those of
-    32, on four times as many elements. Here it is best in energy times latency.
+    some tiling is very slow, this rank finds no fault with slow ones: additions of 8 bits take as long as
+    those of 32, on four times as many elements. Here the tiling is best in energy times latency.
   - A shift takes 10/32 of a multiplication's cycle there. Here an element computes one product a cycle, or as
     many as numbers fit in 32 bits.
   - Heads of an attention share their keys and values there. Here each reads its own.
@@ -56,7 +56,7 @@ NumberFormat = Literal["float32", "float16", "int32", "int8"]
 AUTHORS_BITS = {"float32": 32, "int8": 8}
 # In the authors' model all numbers of a shift have half of 16 and 5 bits, and are computed as much faster.
 AUTHORS_SHIFT_BITS = 10
-AUTHORS_ON_CHIP = 3.7  # by which it multiplies all accesses but DRAM's
+AUTHORS_ON_CHIP = 3.7  # the factor of all accesses but DRAM's in the authors' model
 AUTHORS_PRIMITIVES = {"macs": "multiply", "shifts": "shift", "adds": "add", "popcounts": "add"}
 
 
@@ -67,9 +67,9 @@ class Cost:
     Attributes:
       energy_mj: millijoules.
       latency_s: seconds.
-      compute_mj: of the energy, that of the arithmetic.
-      access_mj: of the energy, that of each level's accesses to each operand; [levels, operands], in the
-        order of `LEVELS` and `OPERANDS`.
+      compute_mj: the arithmetic's part of the energy.
+      access_mj: the part of each level's accesses to each operand, [levels, operands], in the order of
+        `LEVELS` and `OPERANDS`.
       min_energy_mj: the energy of the most frugal tiling.
       min_latency_s: the latency of the fastest tiling.
     """
@@ -100,11 +100,10 @@ def in_format(product: Product, number_format: NumberFormat | None) -> Product:
 
 
 def compute_energy(product: Product, number_format: NumberFormat | None = None) -> float:
-    """Millijoules of a product's arithmetic, of its sums too.
+    """Millijoules of a product's arithmetic, its sums included.
 
-    A shift of a floating-point number is an addition to its exponent, which is an int8 addition; an XOR and
-    popcount of 32 bits costs what an int32 addition does. By default, numbers have the formats in which the
-    model computes.
+    A shift of a floating-point number is an int8 addition to its exponent. An XOR and popcount of 32 bits
+    costs as much as an int32 addition. By default, numbers have the formats in which the model computes.
 
     Raises:
       ValueError: a format without unit energies.
@@ -138,8 +137,8 @@ def accelerator_cost(product: Product, number_format: NumberFormat | None = None
     """Energy and latency of a product on the accelerator, by its best tiling.
 
     Raises:
-      ValueError: an unknown mode, a format without unit energies, or in the mode ``"authors"`` one other than
-        float32 and int8.
+      ValueError: an unknown mode; a format without unit energies; or, in the mode ``"authors"``, a format
+        other than float32 and int8.
     """
     check_choice("mode", mode, MODES)
     rows = round(product.rows * product.share)
@@ -173,8 +172,9 @@ def _of_patches(conv):
 class _Tiling(NamedTuple):
     """How a product's rows, outputs, inputs and height are cut: arrays that broadcast to all tilings.
 
-    Of each, 0 is what an element does one after the other (and the rows in the buffer), 1 what elements do
-    side by side, 2 what stays in the buffer, and 3 what comes from DRAM again.
+    The number after a name says where a part is: an element does part 0 one after the other (for rows, the
+    buffer holds it), elements do part 1 side by side, part 2 stays in the buffer, part 3 comes from DRAM
+    again.
     """
 
     rows0: np.ndarray
@@ -211,7 +211,7 @@ def _splits(size, parts) -> np.ndarray:
 
 
 def _buffered(product, tiling):
-    """Numbers of a row of the input, and of the output, that are in the buffer at a time."""
+    """How many numbers of a row of the input, and of the output, the buffer holds at a time."""
     height = (tiling.height1 - 1) * product.stride[0] + product.kernel[0]
     width = (product.grid[1] - 1) * product.stride[1] + product.kernel[1]
     inputs = tiling.inputs0 * tiling.inputs1 * height * width
@@ -220,7 +220,7 @@ def _buffered(product, tiling):
 
 
 def _in_registers(product, tiling):
-    """Numbers of the input, of kernels and of the output in the registers of an element."""
+    """How many numbers of the input, of kernels and of the output an element's registers hold."""
     inputs = tiling.inputs0 * product.kernel[1]
     return inputs, tiling.outputs0 * inputs, tiling.outputs0
 
@@ -238,7 +238,7 @@ def _cycles(product, tiling):
 def _accesses(product, tiling):
     """How many numbers of each operand cross each level: [levels][operands] of arrays, for one group."""
     kernel_rows, kernel_columns = product.kernel
-    # A row of the image serves so many rows of the output, and likewise a column.
+    # A row of the image serves ``down`` rows of the output, and a column ``along`` columns.
     down, along = (
         kernel * made / given
         for kernel, made, given in zip(product.kernel, product.grid, product.image, strict=True)
@@ -268,7 +268,7 @@ def _accesses(product, tiling):
 
 
 def _cost(product, tiling, fits, compute_mj, unit_mj, cycle, rank) -> Cost:
-    """The cost of that tiling which fits and has the lowest rank, a function of energies and latencies."""
+    """The cost of the fitting tiling with the lowest rank, a function of energies and latencies."""
     if not fits.any():
         raise ValueError(f"no tiling of {product} fits the accelerator")
     access = [
@@ -292,8 +292,8 @@ def _cost(product, tiling, fits, compute_mj, unit_mj, cycle, rank) -> Cost:
 def _authors_outputs(size) -> np.ndarray:
     """The ways to cut outputs that the authors try, [ways, 4].
 
-    They remove those with more than 16 in an element from the list that they go through, and so miss every
-    other one in a row, by their order. Of the missed ones, 8-bit numbers fit up to 32.
+    Their code removes ways with more than 16 outputs in an element from the list that it iterates over, and
+    so skips every other one in a row. Of the ways that it skips, those up to 32 fit with 8-bit numbers.
     """
     kept, removed = [], False
     for way in _authors_order(size, 4):
@@ -342,7 +342,7 @@ def _authors_cost(product, number_format) -> Cost:
     units = ACCESS.copy()
     units[1:] *= AUTHORS_ON_CHIP
     if product.primitive == "adds":
-        # Free, but for the registers and the partial sums that move from one element to the next.
+        # Only registers, and partial sums that move from one element to the next, take energy.
         units[:2] = units[2, :2] = 0
     return _cost(
         product,
@@ -390,7 +390,7 @@ def _own_cost(product) -> Cost:
 
 
 def _smooth(size) -> int:
-    """The smallest number of at least ``size`` whose prime factors are at most 7: what is more stays idle."""
+    """The smallest number of at least ``size`` without prime factors above 7; the excess stays idle."""
     while True:
         rest = size
         for prime in (2, 3, 5, 7):

@@ -1,7 +1,7 @@
 """What can be said of the GPU kernels without a GPU: bytes, operations, resources, and bounds of their times.
 
-A bound is the time in which a GPU can move a kernel's bytes and start its operations, whichever takes longer,
-at the peaks of its datasheet. It is no measurement: kernels take longer.
+A bound is the longer of two times at the peaks of a GPU's data sheet: to move a kernel's bytes, and to start
+its operations. It is no measurement: kernels take longer.
 """
 
 import math
@@ -37,11 +37,11 @@ class Case(NamedTuple):
     """A kernel at a shape.
 
     Attributes:
-      name: of the shape.
+      name: the kernel and the shape, for people.
       kernel: what is compiled.
       arrays: shapes and dtypes of its arguments and of its result, in order.
       operations: instructions of its inner loops, over all threads, by kind.
-      dense: shapes of the float32 product that it takes the place of: batch, rows, inner size, columns.
+      dense: batch, rows, inner size and columns of the float32 product that it replaces; None without one.
     """
 
     name: str
@@ -52,13 +52,13 @@ class Case(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """What it moves at least: its arguments, its result, and what its launches hand on, twice."""
+        """The bytes that it moves at least: arguments, result, and twice what a launch hands to the next."""
         between = [(shape, dtype) for _, shape, dtype in scratch(self.kernel, *self.arrays[0][0][:-1])]
         return _bytes(self.arrays) + 2 * _bytes(between)
 
 
 def matshift(tokens: int, inputs: int, outputs: int) -> list[Case]:
-    """A linear layer with power-of-two weights: multiplied as float32, added to exponents, and as int8."""
+    """A linear layer with power-of-two weights: float32 products, additions to exponents, int8 products."""
     cases = []
     products = tokens * inputs * outputs
     for name, bits, activations, shifts, operations in (
@@ -76,7 +76,7 @@ def matshift(tokens: int, inputs: int, outputs: int) -> list[Case]:
 
 
 def matadd(tokens: int, head_dim: int, codes: int, heads: int) -> list[Case]:
-    """The context k^T v of codes and values: of each value and code the logic and the addition."""
+    """The context k^T v of codes and values: an instruction of logic and an addition a value and code."""
     shape = (heads, codes, tokens, head_dim)
     cases = []
     for dtype, kinds in (("float32", ("integer", "float")), ("int8", ("integer", "integer"))):
@@ -102,7 +102,7 @@ def matadd(tokens: int, head_dim: int, codes: int, heads: int) -> list[Case]:
 
 
 def others() -> list[Case]:
-    """Kernels whose shapes the paper does not list, at those of PVTv2-B0."""
+    """Kernels whose shapes the paper does not list, at shapes of PVTv2-B0."""
     (tokens, heads, head_dim), (side, channels) = ATTENTIONS[-1], DEPTHWISE[0]
     values = ((heads, tokens, head_dim), "float32")
     words = ((heads, tokens, 1), "uint32")
@@ -134,7 +134,7 @@ def others() -> list[Case]:
 
 
 def paper_cases() -> list[Case]:
-    """The shapes of the paper's Figures 4 and 5, one image, and the other kernels."""
+    """MatShift and MatAdd at the shapes of the paper's Figures 4 and 5, and `others`; all for one image."""
     cases = [case for shape in PAPER_LAYERS for case in matshift(*shape)]
     return cases + [case for shape in PAPER_CONTEXTS for case in matadd(*shape)] + others()
 
@@ -144,7 +144,7 @@ def _bytes(arrays):
 
 
 def bound(gpu: Gpu, moved: int, operations: dict[str, int]) -> float:
-    """Seconds in which a GPU can move the bytes and start the operations, whichever takes longer."""
+    """Seconds in which a GPU can move the bytes, or start the operations, whichever takes longer."""
     cycles = gpu.multiprocessors * gpu.clock * 1e9
     lanes = {"float": gpu.float_lanes, "integer": INTEGER_LANES, "popcount": POPCOUNT_LANES}
     threads = {kind: count for kind, count in operations.items() if kind in lanes}
@@ -155,18 +155,18 @@ def bound(gpu: Gpu, moved: int, operations: dict[str, int]) -> float:
 
 
 def dense_bound(gpu: Gpu, shape: tuple[int, int, int, int]) -> float:
-    """The same of a float32 product without tensor cores: a fused multiply-add for each product."""
+    """`bound` of a float32 product without tensor cores: a fused multiply-add for each product."""
     batch, rows, inner, columns = shape
     moved = 4 * batch * (rows * inner + inner * columns + rows * columns)
     return bound(gpu, moved, {"float": math.prod(shape)})
 
 
 def occupancy(target: GpuTarget, threads: int, launch: Resources) -> float:
-    """Which share of a multiprocessor's threads blocks of a launch can fill.
+    """The share of a multiprocessor's threads that blocks of a launch can fill.
 
-    As NVIDIA's ``cuda_occupancy.h`` (CUDA 13) computes it: registers are given out by 256 to a warp, in each
-    of the four parts of a multiprocessor; shared memory by 256 bytes to a block, and from compute capability
-    8.0 on by 128, with a KiB more for the system.
+    NVIDIA's ``cuda_occupancy.h`` (CUDA 13) computes it so: each of the four parts of a multiprocessor gives a
+    warp registers in units of 256. A block gets shared memory in units of 256 bytes; from compute capability
+    8.0 on, in units of 128, with one KiB more for the system.
     """
     newer = target.capability >= 80
     warps = -(-threads // WARP)
@@ -210,7 +210,7 @@ _MACHINE_KINDS = (
 
 
 def instruction_mix(ptx: str) -> dict[str, dict[str, int]]:
-    """How many instructions of each kind the text of each launch has, by the launches' names."""
+    """Numbers of instructions in the PTX of each launch, by the launch's name and by kind."""
     launches = re.findall(r"\.entry (\w+)\(.*?\n\{(.*?)\n\}", ptx, re.DOTALL)
     return {
         name: _count(r"^\s+(?:@!?%\w+\s+)?([a-z]\w*[.\w:]*)[^\n]*;", body, _KINDS) for name, body in launches
@@ -218,7 +218,7 @@ def instruction_mix(ptx: str) -> dict[str, dict[str, int]]:
 
 
 def machine_mix(sass: str) -> dict[str, dict[str, int]]:
-    """The same of machine code, as `disassemble` writes it, where ptxas adds and moves by IMAD too."""
+    """Numbers of instructions in machine code, as `disassemble` writes it: an IMAD may add or move there."""
     _, *parts = re.split(r"^\.text\.(\w+):$", sass, flags=re.MULTILINE)
     launches = zip(parts[::2], parts[1::2], strict=True)
     instruction = r"^\s+/\*\w+\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*[.\w]*)[^\n]*;"
@@ -231,7 +231,7 @@ def _count(instruction, body, kinds):
 
 
 def static_rows(cases: list[Case]) -> Iterator[dict[str, Any]]:
-    """A row for every case and GPU, compiled with nvcc."""
+    """A row for every case and GPU, of kernels compiled with nvcc."""
     for case in cases:
         for gpu in GPUS:
             target = gpu_target(gpu.target)
@@ -266,7 +266,7 @@ def static_rows(cases: list[Case]) -> Iterator[dict[str, Any]]:
 
 
 def static_report() -> dict[str, Any]:
-    """All cases on all GPUs, with a progress bar.
+    """The rows of all cases on all GPUs, with a progress bar.
 
     Raises:
       ValueError: there is no compiler here.

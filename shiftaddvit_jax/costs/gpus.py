@@ -8,12 +8,12 @@ class Gpu:
     """A GPU, as NVIDIA describes it.
 
     Attributes:
-      name: as it is sold.
+      name: the name under which it is sold.
       target: the name of the target that its kernels are compiled for.
       multiprocessors: how many it has.
-      clock: of a boost, in GHz.
-      bandwidth: of its memory, in GB/s.
-      int8_tensor: operations of its tensor cores, in 10^12/s, two a multiply-accumulate, dense.
+      clock: its boost clock in GHz.
+      bandwidth: its memory's bandwidth in GB/s.
+      int8_tensor: 10^12 dense int8 operations a second of its tensor cores, two a multiply-accumulate.
       float_lanes: float32 operations that a multiprocessor starts in a cycle.
     """
 
@@ -26,12 +26,13 @@ class Gpu:
     float_lanes: int
 
 
-# Instructions of other kinds that a multiprocessor starts in a cycle, on all of them: additions and logic of
-# 32 bits, and population counts, of the compute capabilities 7.5 to 9.0 in the CUDA C++ Best Practices Guide
-# 13, table "Throughput of Native Arithmetic Instructions". Its four schedulers start a warp each.
+# Instructions that a multiprocessor of any of these GPUs starts in a cycle: additions and logic of 32 bits,
+# population counts, and instructions of all kinds together, since its four schedulers start a warp each. The
+# first two are from the CUDA C++ Best Practices Guide 13, table "Throughput of Native Arithmetic
+# Instructions", for compute capabilities 7.5 to 9.0.
 INTEGER_LANES, POPCOUNT_LANES, ISSUED_LANES = 64, 16, 128
 
-# Boost clocks are those of ordinary instructions: the H100's tensor cores have their peak at 1.83 GHz.
+# Boost clocks are for ordinary instructions: the H100's tensor cores have their peak at 1.83 GHz.
 GPUS = (
     # NVIDIA T4 Product Brief, table 2: 256 bits at 5001 MHz, up to 320 GB/s (the datasheet says 300). Turing
     # architecture whitepaper: 130 TOPS in int8, 8.1 TFLOPS in float32.

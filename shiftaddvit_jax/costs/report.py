@@ -1,4 +1,4 @@
-"""What a model costs, in one dictionary that JSON can hold: for tables, pictures and files."""
+"""What a model costs, in one dictionary for tables, pictures and JSON files."""
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,9 +14,9 @@ from shiftaddvit_jax.costs.energy import AUTHORS_BITS, NumberFormat, accelerator
 from shiftaddvit_jax.models import create_model, model_arguments, model_row
 from shiftaddvit_jax.models.variables import variable_shapes
 
-# What the balancing loss aims at with the authors' latencies, 6 : 4: both experts take the same time.
+# The balancing loss's aim with the authors' latencies, 6 : 4: both experts take the same time.
 SHIFT_SHARE = 0.6
-# Arithmetic alone; with the accelerator's data movement, by this project's model and by the authors'.
+# Arithmetic alone; and with the accelerator's data movement, by this project's model and by the authors'.
 ENERGY_MODELS = ("compute", "accelerator", "authors")
 PAPER_MODELS = ("pvt_tiny", "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "deit_tiny")
 
@@ -36,17 +36,17 @@ def cost_report(
     Args:
       model: from `create_model` or `reparameterize`.
       variables: its variables, packed or not; shapes suffice. By default the model's own, not packed.
-      shift_share: see `count_products`.
-      batch: images, of which all figures are the sum.
-      number_format: for energy and latency, of all that is neither a code nor a power-of-two weight; by
-        default as the model computes, and float32 in the authors' model.
+      shift_share: see `layer_shift_share`.
+      batch: number of images; all figures are sums over them.
+      number_format: the format, for energy and latency, of all numbers but codes and power-of-two weights. By
+        default numbers are as the model computes with them, and float32 in the authors' model.
 
     Returns:
       The totals ``macs``, ``adds``, ``shifts`` and ``popcounts``; ``energy_mj``, millijoules by
-      `ENERGY_MODELS` (without the authors' for formats that it does not know); ``latency_ms`` on the
-      accelerator; ``weight_bytes``, packed; ``activation_bytes``, of what the products write. In ``modules``
-      the same for each module by its path, without the modules inside it. And what was asked for: ``model``,
-      ``batch``, ``number_format``, ``shift_share`` (None without MoE layers).
+      `ENERGY_MODELS` (without ``"authors"`` for formats that it does not know); ``latency_ms`` on the
+      accelerator; ``weight_bytes``, packed; and ``activation_bytes``, which the products write. ``modules``
+      has the same for each module by its path, without the modules inside it. ``model``, ``batch``,
+      ``number_format`` and ``shift_share`` (None without MoE layers) say what the report is of.
 
     Raises:
       ValueError: see `count_products` and `accelerator_cost`.
@@ -58,7 +58,7 @@ def cost_report(
     parts: dict[str, list[Costs]] = {}
     for product in products:
         parts.setdefault(product.module, []).append(_product_costs(product, number_format))
-    # Modules without a product have weights alone.
+    # A module without a product has only weights.
     nothing = _product_costs(Product("", "macs", 0, 0, 0), number_format)
     modules = {
         path: sum_costs([*parts.get(path, []), nothing | {"weight_bytes": sizes.get(path, 0.0)}])
@@ -92,7 +92,7 @@ def _product_costs(product, number_format) -> Costs:
 
 
 def sum_costs(costs: Iterable[Costs]) -> Costs:
-    """The sum of costs, such as those of several of a report's modules."""
+    """The sum of several costs, such as those of a report's modules."""
     return jax.tree.map(lambda *values: sum(values), *costs)
 
 
@@ -106,7 +106,7 @@ def group_modules(modules: Mapping[str, Costs]) -> dict[str, Costs]:
 
 
 def describe_shift_share(shift_share: ShiftShare) -> str:
-    """A share in words; of one for each layer, their mean, the least and the largest."""
+    """A share in words; for one a layer, their mean, the smallest and the largest."""
     if isinstance(shift_share, Mapping):
         mean, low, high = (of(shift_share.values()) for of in (statistics.mean, min, max))
         return f"{mean:.1%} ({low:.0%} to {high:.0%} by layer)"
@@ -118,16 +118,16 @@ def energy_savings(
     shift_share: float = SHIFT_SHARE,
     track: Callable[[Iterable[str]], Iterable[str]] = iter,
 ) -> list[dict[str, Any]]:
-    """Energy of models as ShiftAddViT, with additive attention and MoE layers in the MLPs, and as dense ones.
+    """Energy of models as ShiftAddViTs, with additive attention and MoE layers in MLPs, and as dense ones.
 
     Args:
-      names: of models.
-      shift_share: of tokens on the shift experts.
-      track: goes through ``names``, to show progress.
+      names: the models' names.
+      shift_share: the share of tokens on the shift experts.
+      track: iterates over ``names`` and shows progress.
 
     Returns:
-      For each its ``name``, ``shift_share``, and ``energy_mj`` by kind: ``shiftaddvit``, ``msa``, and ``sra``
-      where the model has it; each by `ENERGY_MODELS`.
+      For each model ``name``, ``shift_share``, and ``energy_mj`` of ``shiftaddvit``, ``msa``, and ``sra``
+      where the model has it, each by `ENERGY_MODELS`.
     """
     rows = []
     for name in track(names):

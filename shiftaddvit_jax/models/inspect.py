@@ -1,4 +1,4 @@
-"""What the modules of a model see and return in a forward pass, whatever the model."""
+"""What the modules of any model take and return in a forward pass."""
 
 import dataclasses
 import math
@@ -19,13 +19,14 @@ def on_xla(model: nn.Module) -> nn.Module:
 
 
 def capture(model: nn.Module, variables: PyTree, images: Images, look: Look) -> dict[str, list[PyTree]]:
-    """What ``look`` keeps of one forward pass, by the module's path, call after call.
+    """What ``look`` keeps of one forward pass: a list by the module's path, an entry a call.
 
     Args:
       model: from `create_model`, or one of your own.
       variables: its variables, packed or not.
-      images: what it is applied to.
-      look: called with a module, its method's name, arguments and result; returns arrays to keep, or None.
+      images: the images that it is applied to.
+      look: a function of a module, its method's name, arguments and result; it returns arrays to keep, or
+        None.
     """
 
     @jax.jit
@@ -58,9 +59,9 @@ def module_variables(name: str, variables: PyTree) -> dict[str, PyTree]:
 
 
 def square_grid(tokens: int) -> tuple[int, int]:
-    """How many of so many tokens come ahead of the grid, and the grid's side.
+    """How many of ``tokens`` come ahead of the grid, and the grid's side.
 
-    Images are squares here, and at most two tokens (class, distillation) come first, so there is one answer.
+    There is one answer: images are squares, and at most two tokens (class, distillation) come ahead.
     """
     side = math.isqrt(tokens)
     return tokens - side**2, side

@@ -1,4 +1,4 @@
-"""From a variant's name to a model, and back to what describes it."""
+"""The table of all variants: from a name to a model, and from a model to what describes it."""
 
 import dataclasses
 import inspect
@@ -91,8 +91,8 @@ def create_model(
       dropout: rate in attentions and MLPs.
       drop_path: stochastic depth of the last block.
       weight_bits: bits of a power-of-two weight.
-      layer_norm_eps: epsilon of every LayerNorm; by default the authors'. Those of PVT have two, and those of
-        ViT and DeiT not the 1e-12 of transformers' configs.
+      layer_norm_eps: epsilon of every LayerNorm; by default the authors'. PVT's authors use two, and those of
+        ViT and DeiT do not use the 1e-12 of transformers' configs.
       activations: number format of what is shifted: ``"float"``, ``"fixed_point"`` or ``"int8"``.
       threshold: where queries and keys are binarized: ``"zero"``, ``"sample"`` or ``"tensor"``.
       implementation: ``None``, ``"xla"`` or ``"tvm"``.

@@ -1,4 +1,4 @@
-"""A model's variables: their shapes, how they are drawn, and where they belong."""
+"""A model's variables: their shapes, their number, how they are drawn, and the stage that they belong to."""
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 from shiftaddvit_jax.models.inspect import on_xla
 from shiftaddvit_jax.nn import ShiftDense
 
-# What runs once: compiling it quickly matters more than how fast it then is.
+# These programs run once: how quickly they compile matters more than how fast they are.
 _COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
 
 
@@ -50,7 +50,7 @@ def init_variables(model: nn.Module, key: Array) -> PyTree:
 def init_named(model: nn.Module, names: Collection[str], key: Array) -> dict[str, Array]:
     """Some of ``model``'s variables, drawn from ``key``: those of ``names``, as in ``params/head/bias``."""
 
-    # As in `init_variables`: what the names do not need is dead code.
+    # As in `init_variables`, what the names do not need is dead code.
     @partial(jax.jit, compiler_options=_COMPILE_QUICKLY)
     def make(key):
         flat = flatten_dict(init_function(model)(key), sep="/")

@@ -1,4 +1,4 @@
-"""What happens inside a model: what its modules see, where its tokens are sent, what they attend to."""
+"""What happens inside a model: where tokens are sent, what they attend to, what weights become."""
 
 import math
 
@@ -26,9 +26,9 @@ from shiftaddvit_jax.pack import shift_layers
 
 
 def routed_tokens(model: nn.Module, variables: PyTree, images: Images) -> dict[str, np.ndarray]:
-    """Each MoE layer's most probable expert of each token, bool [batch, tokens], by the layer's name.
+    """Whether each token's most probable expert is the shift expert: bool [batch, tokens], by MoE layer.
 
-    True is the shift expert. Of the tokens, the last side * side are a square grid, see `square_grid`.
+    The last side * side tokens are a square grid, see `square_grid`.
     """
 
     def look(module, method, arguments, result):
@@ -45,10 +45,10 @@ def routed_tokens(model: nn.Module, variables: PyTree, images: Images) -> dict[s
 def attention_maps(model: nn.Module, variables: PyTree, images: Images) -> dict[str, np.ndarray]:
     """How much each token attends to each, float32 [batch, heads, tokens, others], by the attention's name.
 
-    Rows sum to 1. Of ``msa``, ``sra``, ``linear_sra`` and ``hamming_quadratic``, these are softmax's weights.
-    Of ``hamming_linear`` and ``hamming_ksh`` they are those of the values ahead of the norm, 1/2 for a
-    token's own and q k^T / pi, and of ``ecoformer`` those of its sum; all over their sum. ``linear`` and
-    ``performer`` have no such weights and are left out.
+    Rows sum to 1. The maps of ``msa``, ``sra``, ``linear_sra`` and ``hamming_quadratic`` are softmax's
+    weights. Those of ``hamming_linear`` and ``hamming_ksh`` are the weights of the values ahead of the norm
+    (1/2 for a token's own value, and q k^T / pi), those of ``ecoformer`` the weights of its sum; both are
+    divided by their sum. ``linear`` and ``performer`` have no such weights and are left out.
     """
     modules = {}
 
@@ -69,7 +69,7 @@ def attention_maps(model: nn.Module, variables: PyTree, images: Images) -> dict[
 
 
 def _attention_weights(module, parts):
-    """Weights [batch, heads, tokens, others], not negative, from queries and keys or from shared codes."""
+    """Weights [batch, heads, tokens, others], at least 0, from queries and keys or from shared codes."""
     q, k = parts[0], parts[0] if isinstance(module, HashedAttention) else parts[1]
     own = jnp.eye(q.shape[-2])
     match module:
@@ -91,7 +91,7 @@ def _attention_weights(module, parts):
 def shift_weights(model: nn.Module, variables: PyTree) -> dict[str, tuple[np.ndarray | None, np.ndarray]]:
     """Each shift layer's weights [inputs, outputs] before and after rounding to powers of two, by its name.
 
-    What was before is None in packed variables, which keep the powers alone.
+    Packed variables keep only the powers, so that the weights before are None.
     """
     shapes = variable_shapes(model)
     weights = {}

@@ -16,7 +16,7 @@ from shiftaddvit_jax.costs.report import group_modules
 from shiftaddvit_jax.nn.moe import EXPERTS
 from shiftaddvit_jax.pictures.style import COLORS, EXPERT_COLORS, save_figure
 
-SMALL = 0.01  # of the largest model's total: modules below it in every model share a bar
+SMALL = 0.01  # modules below this share of the largest model's total in every model share a bar
 ENERGY_TITLES = {
     "compute": "arithmetic alone",
     "accelerator": "with data movement",
@@ -25,10 +25,10 @@ ENERGY_TITLES = {
 
 
 def plot_energy(reports: Mapping[str, Mapping[str, Any]], path: str | Path | None = None) -> Figure:
-    """Where the joules go, model beside model: a panel a model of energy.
+    """Energy by module, model beside model, with a panel for each model of energy.
 
     Args:
-      reports: of `cost_report`, by the models' names; the first is what the others are compared with.
+      reports: those of `cost_report`, by the models' names; the others are compared with the first.
       path: see `shiftaddvit_jax.pictures`.
     """
     kinds = [kind for kind in ENERGY_TITLES if all(kind in each["energy_mj"] for each in reports.values())]
@@ -46,12 +46,12 @@ def plot_energy(reports: Mapping[str, Mapping[str, Any]], path: str | Path | Non
 
 
 def plot_latency(latencies: Mapping[str, Latency], path: str | Path | None = None) -> Figure:
-    """Where the milliseconds go on this device, model beside model.
+    """Time on this device by module, model beside model.
 
-    Where a kernel computes a whole block of one of them, blocks of all are drawn whole.
+    If a kernel computes a whole block of one model, the blocks of all models are drawn whole.
 
     Args:
-      latencies: of `profile_latency`, by the models' names; the first is what the others are compared with.
+      latencies: those of `profile_latency`, by the models' names; the others are compared with the first.
       path: see `shiftaddvit_jax.pictures`.
     """
     whole_blocks = any(_is_block(name) for latency in latencies.values() for name in latency.module_ms)
@@ -61,7 +61,7 @@ def plot_latency(latencies: Mapping[str, Latency], path: str | Path | None = Non
         for name, milliseconds in latency.module_ms.items():
             group = _latency_group(name, whole_blocks)
             groups[group] = groups.get(group, 0.0) + milliseconds
-        # Bars have no negative lengths: where parts alone are slower than together, nothing is unexplained.
+        # A bar has no negative length: if the parts alone are slower than the whole, nothing is unexplained.
         groups["between modules"] = max(0.0, latency.unexplained_ms)
         groups["call"] = latency.call_ms
         panel[model] = groups
@@ -91,7 +91,7 @@ def _latency_group(name, whole_blocks):
 
 
 def _plot_breakdowns(panels, label, unit, totals=None):
-    """For each panel, bars by group for each model: ``{title: {model: {group: value}}}``."""
+    """Bars of ``panels``, which are ``{title: {model: {group: value}}}``."""
     prepared = {title: _merge_small(models) for title, models in panels.items()}
     rows = max(len(groups) for groups, _ in prepared.values())
     models = len(next(iter(panels.values())))
@@ -122,7 +122,7 @@ def _draw_bars(panel: Axes, groups, values, totals, unit):
 
 
 def _merge_small(models: Mapping[str, Mapping[str, float]]):
-    """The groups in their order, what is small in every model as ``others``; and the values of each model."""
+    """The groups, those small in every model merged into ``others``, and the values of each model."""
     names = list(dict.fromkeys(group for groups in models.values() for group in groups))
     least = SMALL * max(sum(groups.values()) for groups in models.values())
     large = [name for name in names if max(groups.get(name, 0.0) for groups in models.values()) > least]
@@ -141,10 +141,10 @@ def _rounded(value):
 
 
 def plot_pareto(points: Sequence[Mapping[str, Any]], path: str | Path | None = None) -> Figure:
-    """Accuracy against energy and against latency, one point a model, with the front that none betters.
+    """Accuracy against energy and against latency, a point a model, with the Pareto front.
 
     Args:
-      points: ``name``, ``top1`` (a share), ``energy_mj`` and ``latency_ms`` of each, of one image.
+      points: ``name``, ``top1`` (a share), and ``energy_mj`` and ``latency_ms`` of one image, for each model.
       path: see `shiftaddvit_jax.pictures`.
     """
     figure = Figure(figsize=(10, 4.4), layout="constrained")
@@ -172,7 +172,7 @@ def plot_pareto(points: Sequence[Mapping[str, Any]], path: str | Path | None = N
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of points (cost, accuracy), those that no other one betters in both, cheapest first."""
+    """The points (cost, accuracy) that no other point betters in both, cheapest first."""
     front: list[tuple[float, float]] = []
     for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or accuracy > front[-1][1]:
@@ -181,10 +181,10 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 
 def plot_expert_latency(report: Mapping[str, Any], path: str | Path | None = None) -> Figure:
-    """Both experts' times against tokens, with the lines through them; a panel a shape of layer.
+    """Both experts' times against tokens, with the lines through them; a panel for each shape of layer.
 
     Args:
-      report: of `measure_latency`.
+      report: that of `measure_latency`.
       path: see `shiftaddvit_jax.pictures`.
     """
     shapes: dict[tuple[int, ...], Mapping[str, Any]] = {}
@@ -218,10 +218,11 @@ def plot_expert_latency(report: Mapping[str, Any], path: str | Path | None = Non
 
 
 def plot_bench(report: Mapping[str, Any], path: str | Path | None = None) -> Figure:
-    """A bar a contestant, from the report of `bench_model` or `bench_kernels`.
+    """A bar for each contestant in a report of `bench_model` or `bench_kernels`.
 
-    Models have milliseconds, with the 10th and 90th percentiles; kernels, whose times are far apart, their
-    ratio to XLA's dense float32, drawn as a line. Dense models have a colour a runtime, kernels a contestant.
+    A model's bar is its milliseconds, with the 10th and 90th percentiles. Kernels' times are far apart, so a
+    kernel's bar is its ratio to XLA's dense float32, which is drawn as a line. Colors tell dense models'
+    runtimes apart, and kernels' contestants.
     """
     kernels = "model" not in report
     rows = [row for row in report["rows"] if "refused" not in row]

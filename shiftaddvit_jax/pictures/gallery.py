@@ -1,4 +1,4 @@
-"""Every picture there is of trained models, by its name: from models and images to a figure."""
+"""The table of all pictures of trained models: by name, how models and images become a figure."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,10 +21,10 @@ class Picture(NamedTuple):
     """How a picture is made.
 
     Attributes:
-      draw: from subjects and pixels to a figure; raises a ``ValueError`` where they have nothing to show.
+      draw: from subjects and pixels to a figure; it raises a ``ValueError`` if they have nothing to show.
       caption: what it shows, in a sentence.
-      least: of how many subjects it needs.
-      most: of how many it takes, None for any number.
+      least: how many subjects it needs.
+      most: how many subjects it takes; None for any number.
       sees_images: whether it needs pixels.
     """
 
@@ -51,13 +51,13 @@ def draw_picture(kind: str, subjects: Sequence[Subject], pixels: Pixels | None, 
 
 
 def measured_shares(subject: Subject, pixels: Pixels) -> dict[str, float]:
-    """The share of these images' tokens on each shift expert, by the MoE layer's name."""
+    """The share of the images' tokens on each shift expert, by the MoE layer's name."""
     routed = routed_tokens(subject.model, subject.variables, as_inputs(pixels))
     return {name: float(shifted.mean()) for name, shifted in routed.items()}
 
 
 def measured_latencies(subjects: Sequence[Subject]) -> dict[str, Latency]:
-    """The time of one image, by subject and module, packed where there is something to pack."""
+    """The latency of one image by the subject's name; what can be packed is packed."""
     models = {}
     for subject in subjects:
         side = subject.model.image_size

@@ -19,7 +19,7 @@ from shiftaddvit_jax.nn.moe import EXPERTS
 from shiftaddvit_jax.pictures.style import COLORS, EXPERT_COLORS, save_figure
 
 MOST_COLUMNS = 6
-MAP_COLORS, OPACITY = "cividis", 0.65  # of what is drawn over an image
+MAP_COLORS, OPACITY = "cividis", 0.65  # for what is drawn over an image
 LAYER_ORDER = ("q", "kv", "qk", "v", "qkv", "proj", "fc1", "fc2")
 Image = UInt8[np.ndarray, "side side 3"]
 
@@ -29,11 +29,11 @@ def plot_routing(
     routed: Mapping[str, Bool[np.ndarray, "batch tokens"]],
     path: str | Path | None = None,
 ) -> Figure:
-    """Which tokens each MoE layer sends to which expert, drawn over the images; a row a block.
+    """Which tokens each MoE layer sends to which expert, drawn over the images; a row for each block.
 
     Args:
-      images: what the model saw.
-      routed: of `routed_tokens` of these images.
+      images: the images that the model saw.
+      routed: the result of `routed_tokens` for these images.
       path: see `shiftaddvit_jax.pictures`.
 
     Raises:
@@ -67,7 +67,7 @@ def plot_routing(
 
 
 def _draw_experts(panel: Axes, image, shifted):
-    """The image in grey under its tokens' colours; returns the share on the shift expert, of all tokens."""
+    """Draw the image in grey under its tokens' colors; return the shift expert's share of all tokens."""
     ahead, side = square_grid(len(shifted))
     extent = (0, side, side, 0)
     panel.imshow(image.mean(axis=-1), cmap="gray", extent=extent)
@@ -82,12 +82,12 @@ def plot_attention(
     path: str | Path | None = None,
     query: tuple[float, float] = (0.5, 0.5),
 ) -> Figure:
-    """What one token attends to in each layer, the mean over its heads; a row a model.
+    """What one token attends to in each layer, the mean over its heads; a row for each model.
 
     Args:
-      image: what the models saw.
-      maps: of `attention_maps`, of this image, by the models' names; layers with fewer than four keys are
-        left out, and of many, six are drawn.
+      image: the image that the models saw.
+      maps: those of `attention_maps` for this image, by the models' names; layers with fewer than four keys
+        are left out, and at most six layers are drawn.
       path: see `shiftaddvit_jax.pictures`.
       query: where the token is, as shares of the image's height and width.
 
@@ -127,7 +127,7 @@ def plot_attention(
 
 
 def _draw_attention(panel, image, weights, query):
-    """The weights of the token at ``query`` over the image in grey; returns them."""
+    """Draw the weights of the token at ``query`` over the image in grey; return them."""
     ahead, side = square_grid(weights.shape[-2])
     row, column = (min(side - 1, int(place * side)) for place in query)
     others_ahead, others_side = square_grid(weights.shape[-1])
@@ -142,12 +142,12 @@ def _draw_attention(panel, image, weights, query):
 def plot_weights(
     layers: Mapping[str, tuple[np.ndarray | None, np.ndarray]], path: str | Path | None = None
 ) -> Figure:
-    """Histograms of all shift layers' weights, before and after they are rounded to powers of two.
+    """Histograms of all shift layers' weights, before and after rounding to powers of two.
 
-    On the left as they are, where most lie; on the right the exponents of their magnitudes, log2 |w|.
+    The left panel shows the weights, in the range where most lie; the right one their exponents, log2 |w|.
 
     Args:
-      layers: of `shift_weights`, weights before (None where only what was rounded is kept) and after.
+      layers: the result of `shift_weights`: weights before (None if only the powers are kept) and after.
       path: see `shiftaddvit_jax.pictures`.
 
     Raises:
@@ -191,10 +191,10 @@ def plot_weights(
 
 
 def _natural(name):
-    """Sorts names so that block 10 comes after block 2."""
+    """A key that sorts block 10 after block 2."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _in_block(layer):
-    """Sorts a block's layers as they compute; others come last."""
+    """A key that sorts a block's layers in the order of their computation, and others last."""
     return LAYER_ORDER.index(layer) if layer in LAYER_ORDER else len(LAYER_ORDER)

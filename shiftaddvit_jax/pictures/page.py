@@ -1,4 +1,4 @@
-"""One page of HTML with all that is known of a model: tables and pictures, in a single file."""
+"""A page of HTML in a single file, with all tables and pictures of a model."""
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ from shiftaddvit_jax.pictures.style import render_figure
 from shiftaddvit_jax.pictures.subject import Pixels, Subject
 from shiftaddvit_jax.progress import track
 
-# What needs trained weights, with the heading it has on the page.
+# The pictures that need trained weights, with their headings on the page.
 TRAINED = {
     "routing": "Routing",
     "attention": "Attention",
@@ -51,13 +51,13 @@ def write_page(
 ) -> None:
     """Write a page about the last of ``subjects``, compared with the others, whole or not at all.
 
-    It needs no network and no other file. It times the models on this device.
+    The page needs no network and no other file. The models are timed on this device.
 
     Args:
-      file: where to.
-      subjects: models, what they are compared with first.
+      file: the page.
+      subjects: models; the last is compared with the first.
       reports: the `cost_report` of each.
-      pixels: images for what shows images; without them that is left out.
+      pixels: images for the pictures that show images; without pixels these are left out.
     """
     page = render_page(subjects, reports, measured_latencies(subjects), pixels)
     with whole_file(file) as temporary:
@@ -141,7 +141,7 @@ def _drawn(kind, subjects, pixels):
 
 
 def _summary(subjects, reports, latencies):
-    """What there is to say of each model in one number, a column a model."""
+    """A table of each model's totals, a column a model."""
     rows = [
         ("top-1 accuracy (%)", [each.top1 and 100 * each.top1 for each in subjects]),
         ("parameters (M)", [count_parameters(each.model) / 1e6 for each in subjects]),
@@ -212,7 +212,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], has_total: bool =
 
 
 def _figure(figure: Figure, caption: str) -> str:
-    """A figure as an SVG inside the page, an image of its own so that no two figures' names can clash."""
+    """A figure as an SVG in an image of its own, so that no two figures' names can clash."""
     source = "data:image/svg+xml;base64," + base64.b64encode(render_figure(figure, "svg")).decode()
     text = escape(caption)
     return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'

@@ -1,4 +1,4 @@
-"""What all pictures share: colours, and how they become files."""
+"""What all pictures share: colors, and how figures become files."""
 
 import io
 from pathlib import Path
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from shiftaddvit_jax.files import whole_file
 
-# Okabe and Ito's palette, told apart by the colour-blind too.
+# Okabe and Ito's palette, which the color-blind can tell apart too.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 EXPERT_COLORS = {"dense": COLORS[0], "shift": COLORS[1]}
 FORMATS = (".png", ".svg")
@@ -44,7 +44,7 @@ def save_figure(figure: Figure, path: str | Path | None) -> Figure:
 def render_figure(figure: Figure, file_format: str) -> bytes:
     """``figure`` as a file of the format ``"png"`` or ``"svg"``."""
     data = io.BytesIO()
-    # Matplotlib would blend translucent images for an SVG in other colours than for a PNG.
+    # Otherwise Matplotlib blends translucent images in an SVG into other colors than in a PNG.
     with rc_context({"image.composite_image": False}):
         figure.savefig(data, format=file_format, dpi=120)
     return data.getvalue()

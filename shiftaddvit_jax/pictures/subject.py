@@ -1,4 +1,4 @@
-"""What pictures and pages are about: a model, its variables, and what its folder says of its training."""
+"""The subject of pictures and pages: a model, its variables, and what its folder says of its training."""
 
 import json
 import warnings
@@ -26,13 +26,13 @@ class Subject:
     """A model and what is known of it.
 
     Attributes:
-      name: for people.
+      name: its name for people.
       model: from `create_model` or `reparameterize`.
       variables: its variables, packed or not.
-      is_trained: whether they are more than random numbers.
-      description: what was saved with it, such as ``top1`` and ``class_names``.
-      history: what its training logged, empty where there is no log.
-      data: ``source`` and ``path`` of what it was trained on, None where that is unknown.
+      is_trained: whether the variables are more than random numbers.
+      description: what was saved with the model, such as ``top1`` and ``class_names``.
+      history: what its training logged; empty without a log.
+      data: ``source`` and ``path`` of the data that it was trained on; None if unknown.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Subject:
 
     @property
     def top1(self) -> float | None:
-        """Its accuracy on held-out images, a share; None where no one measured it."""
+        """Its accuracy on held-out images, a share; None if unknown."""
         return (self.description or {}).get("top1")
 
     def for_inference(self) -> tuple[nn.Module, PyTree]:
@@ -59,10 +59,10 @@ class Subject:
 
 
 def load_subject(folder: str | Path) -> Subject:
-    """What a checkpoint's folder and that of the run around it hold; ``folder`` is either of them.
+    """The subject in ``folder``, which is a checkpoint's folder or that of the run around it.
 
     Raises:
-      ValueError: neither there.
+      ValueError: neither is there.
     """
     folder = Path(folder).absolute()
     if not (folder / "model.json").is_file() and (folder / "model" / "model.json").is_file():
@@ -84,7 +84,7 @@ def load_subject(folder: str | Path) -> Subject:
 
 
 def distinct_names(subjects: Sequence[Subject]) -> list[Subject]:
-    """``subjects``, those after the first of a name with a number behind it."""
+    """``subjects``; of those with the same name, all after the first get a number behind it."""
     renamed: dict[str, Subject] = {}
     for subject in subjects:
         names = (subject.name, *(f"{subject.name} ({number})" for number in range(2, len(subjects) + 1)))
@@ -94,10 +94,10 @@ def distinct_names(subjects: Sequence[Subject]) -> list[Subject]:
 
 
 def example_pixels(subject: Subject, count: int, files: Sequence[str | Path] = ()) -> Pixels:
-    """Images of the subject's size: ``files``, or else the first held-out ones of its data, one a class.
+    """Images of the subject's size: ``files``, or without any the first held-out one of each class.
 
     Raises:
-      ValueError: no files where the data is not known, or files that are no images.
+      ValueError: no files for a subject of unknown data, or files that are no images.
     """
     side = subject.model.image_size
     if files:
@@ -111,5 +111,5 @@ def example_pixels(subject: Subject, count: int, files: Sequence[str | Path] = (
 
 
 def as_inputs(pixels: Pixels) -> Float[np.ndarray, "batch side side 3"]:
-    """Pixels as a model takes them."""
+    """``pixels`` as a model takes them."""
     return normalize(pixels)

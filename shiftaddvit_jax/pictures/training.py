@@ -17,9 +17,9 @@ def plot_confusions(
     class_names: Sequence[str],
     path: str | Path | None = None,
 ) -> Figure:
-    """One panel a model: how often each true class (row) was taken for each class (column).
+    """How often each true class (row) was taken for each class (column); a panel for each model.
 
-    Right answers are left out of the colour scale, which would else show them alone.
+    The color scale leaves out right answers, since it would show nothing else.
     """
     columns = min(2, len(confusions))
     rows = math.ceil(len(confusions) / columns)
@@ -49,7 +49,7 @@ def plot_confusions(
 def plot_history(
     histories: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path | None = None
 ) -> Figure:
-    """Training loss and accuracy against steps, one line a run."""
+    """Training loss and accuracy against steps; a line for each run."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     for color, (name, history) in zip(COLORS, histories.items(), strict=False):
@@ -67,7 +67,7 @@ def plot_history(
 
 
 def plot_routing_history(history: Sequence[Mapping[str, float]], path: str | Path | None = None) -> Figure:
-    """Each MoE layer's share of tokens on its shift expert against steps; a panel a stage.
+    """The share of tokens on each MoE layer's shift expert against steps; a panel for each stage.
 
     Args:
       history: what a run logged, see `train_and_evaluate`.
@@ -90,7 +90,7 @@ def plot_routing_history(history: Sequence[Mapping[str, float]], path: str | Pat
     steps = [entry["step"] for entry in history]
     for panel, (stage, names) in zip(axes, stages.items(), strict=False):
         for index, name in enumerate(names):
-            # One colour serves several layers where there are many; their lines then differ.
+            # With many layers, several share a color, and the lines' styles tell them apart.
             style = ("-", "--", ":")[index // len(COLORS) % 3]
             shares = [100 * entry[prefix + name] for entry in history]
             label = name.removeprefix(f"{stage}/")
