@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -96,7 +100,9 @@ def test_train_takes_overrides_from_the_command_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("--config.train.stepz=10", "override: 'stepz' Did you mean \"steps\" instead"),
+        ("--config.train.stepz=10", "unknown config key 'train.stepz'; did you mean 'train.steps'"),
+        ("--config.model.attn=linear", "'model.attn'; did you mean 'model.attention'"),
+        ("--config.x=1", "unknown config key 'x'; known: "),
         ("--config.train.steps=many", "invalid literal for int"),
         ("--config.seed", "bad config override"),
         ("--steps=10", "unknown"),
@@ -112,6 +118,36 @@ def test_a_wrong_override_is_refused(override, message, tmp_path, capsys):
 def test_the_module_refuses_a_missing_config_too(tmp_path, capsys):
     assert training.main([f"--config={tmp_path}/nothing.py", f"--workdir={tmp_path}/run"]) == 2
     assert "no config file at" in capsys.readouterr().err
+
+
+def test_a_config_that_is_not_there_is_the_one_that_comes_with_the_project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file in ("configs/digits.py", "digits.py"):
+        assert training.load_config(file, ["--config.seed=3"]).seed == 3
+    with pytest.raises(ValueError, match=r"no config file at configs/digit\.py; .*: configs/digits\.py"):
+        training.find_config("configs/digit.py")
+    (tmp_path / "digits.py").touch()
+    assert training.find_config("digits.py") == Path("digits.py")
+
+
+def test_a_wheel_has_the_configs_in_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    package = tmp_path / "shiftaddvit_jax"
+    (package / "configs").mkdir(parents=True)
+    (package / "configs" / "digits.py").touch()
+    monkeypatch.setattr(training, "__file__", str(package / "main.py"))
+    assert training.find_config("configs/digits.py") == package / "configs" / "digits.py"
+
+
+def test_the_package_is_the_command(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-m", "shiftaddvit_jax", "--version"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(sav.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode, run.stdout.strip()) == (0, sav.__version__)
 
 
 def test_a_checkpoint_that_is_not_there_is_refused(tmp_path, digit, capsys):
