@@ -8,10 +8,13 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 import shiftaddvit_jax as sav
+from shiftaddvit_jax import command
 from shiftaddvit_jax import main as training
-from shiftaddvit_jax.cli import main
+from shiftaddvit_jax.cli import analysis, main, models
+from shiftaddvit_jax.cli.bench import _print_bench
 from shiftaddvit_jax.data import load_dataset, load_image
 
 
@@ -148,6 +151,57 @@ def test_the_package_is_the_command(tmp_path):
         text=True,
     )
     assert (run.returncode, run.stdout.strip()) == (0, sav.__version__)
+
+
+def test_the_program_is_named_as_it_can_be_typed_here(tmp_path, monkeypatch):
+    script = tmp_path / "bin" / "shiftaddvit"
+    script.parent.mkdir()
+    script.touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert command.program() == "shiftaddvit"
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.chdir(tmp_path)
+    assert command.program() == ".venv/bin/python -m shiftaddvit_jax"
+    monkeypatch.chdir(script.parent)
+    assert command.program() == f"{tmp_path}/.venv/bin/python -m shiftaddvit_jax"
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [(models, ["models", "pvt_v2_nano"]), (analysis, ["report", "pvt_v2_nano", "--image-size", "32"])],
+    ids=["models", "report"],
+)
+def test_no_number_is_cut_where_a_terminal_is_narrow(module, arguments, capsys, monkeypatch):
+    tables = []
+    monkeypatch.setattr(module, "print_table", tables.append)
+    assert main(arguments) == 0
+    (table,) = tables
+    numbers = {cell for column in table.columns if column.justify == "right" for cell in column.cells}
+    for columns in (100, 80, 40):
+        monkeypatch.setattr(command, "table_console", lambda columns=columns: Console(width=columns))
+        capsys.readouterr()
+        command.print_table(table)
+        lines = capsys.readouterr().out.splitlines()
+        assert numbers - {""} <= {cell.strip() for line in lines for cell in line.split("│")}
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_no_time_is_cut_where_a_terminal_is_narrow(columns, capsys, monkeypatch):
+    times = {"median_ms": 1234.56, "p10_ms": 1111.11, "p90_ms": 11111.11}
+    rows = [{"name": f"{name} of a long name", **times, "ratio": 1.5, "precision": "int8"} for name in "ab"]
+    report = {
+        "model": {"name": "pvt_v2_b0", "image_size": 224},
+        "batch": 1,
+        "rows": rows,
+        "shift_share": None,
+    }
+    report |= {"machine": {"gpu": "none", "compute_capability": "8.6"}, "versions": {}}
+    monkeypatch.setattr(command, "table_console", lambda: Console(width=columns))
+    _print_bench(report)
+    output = capsys.readouterr().out
+    for text in ("1,234.56", "1,111.11 to 11,111.11", "1.50", "int8"):
+        assert output.count(text) == len(rows)
 
 
 def test_a_checkpoint_that_is_not_there_is_refused(tmp_path, digit, capsys):

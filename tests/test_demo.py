@@ -11,6 +11,7 @@ from shiftaddvit_jax.analysis import gallery, page
 from shiftaddvit_jax.analysis.gallery import PICTURES, measured_latencies
 from shiftaddvit_jax.analysis.subject import load_subject
 from shiftaddvit_jax.cli import main
+from shiftaddvit_jax.command import program
 from shiftaddvit_jax.demo import print_report, run_demo, stage_config
 
 
@@ -77,7 +78,7 @@ def test_the_table_fits_100_columns_and_says_what_comes_next(demo, capsys, monke
     table = [line for line in output.splitlines() if line.startswith(("│", "┃", "┏", "└"))]
     assert len(table) >= 6
     assert max(map(len, table)) <= 100
-    assert "shiftaddvit predict --checkpoint" in output
+    assert f"Next: {program()} predict --checkpoint {workdir}/moe/model {workdir}/samples/*.png" in output
 
 
 def test_seeds_reach_every_stage(tmp_path):
