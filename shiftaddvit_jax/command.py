@@ -2,10 +2,18 @@
 
 import argparse
 import logging
+import shlex
+import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.table import Table
+
+WIDEST = 10_000  # columns, which no table has
+NAME_WIDTH = 16  # columns in which names are readable still
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,6 +27,34 @@ def table_console() -> Console:
     """Where a table is printed: as wide as the terminal, or 100 columns where there is none."""
     console = Console()
     return console if console.is_terminal else Console(width=100)
+
+
+def print_table(table: Table) -> None:
+    """Print a table whose numbers, in columns justified to the right, are never cut.
+
+    One that is too wide breaks its headers between words, and its names anywhere; where that does not do, it
+    is wider than the terminal.
+    """
+    console = table_console()
+    if Console(width=WIDEST).measure(table).maximum > console.width:
+        needed = 1
+        for column in table.columns:
+            if column.justify == "right":
+                column.width = max(map(cell_len, (*column.header.split(), *column.cells)))
+            else:
+                column.no_wrap, column.overflow = False, "fold"
+            needed += (column.width or NAME_WIDTH) + 3  # spaces beside it, and a line
+        console.width = max(console.width, needed)
+    console.print(table)
+
+
+def program() -> str:
+    """What a person types here to run ``shiftaddvit``: that, if it is on the PATH, or Python's ``-m``."""
+    if shutil.which("shiftaddvit"):
+        return "shiftaddvit"
+    python, here = Path(sys.executable), Path.cwd()
+    python = python.relative_to(here) if python.is_relative_to(here) else python
+    return f"{shlex.quote(str(python))} -m shiftaddvit_jax"
 
 
 def run_command(name: str, command: Callable[[], None]) -> int:

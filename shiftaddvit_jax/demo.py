@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from PIL import Image
 from rich.table import Table
 
 from shiftaddvit_jax.checkpoints import load_model
-from shiftaddvit_jax.command import table_console
+from shiftaddvit_jax.command import print_table, program, table_console
 from shiftaddvit_jax.costs import count_operations, weight_bytes
 from shiftaddvit_jax.data import load_dataset
 from shiftaddvit_jax.files import write_json
@@ -116,12 +117,12 @@ def print_report(report: dict[str, Any], workdir: Path) -> None:
             "-" if share is None else f"{share:.1%}",
             f"{stage['macs'] / 1e6:.2f} M",
         )
-    console = table_console()
-    console.print(table)
-    console.print(
+    print_table(table)
+    folder = shlex.quote(str(workdir))
+    table_console().print(
         f"Took {report['seconds']:.0f} s. Multiplications: multiply-accumulates an image, in matrix products "
         f"and convolutions.\nReport and pictures: {workdir}\n"
-        f"Next: shiftaddvit predict --checkpoint {workdir}/moe/model {workdir}/samples/*.png",
+        f"Next: {program()} predict --checkpoint {folder}/moe/model {folder}/samples/*.png",
         highlight=False,
         soft_wrap=True,
     )

@@ -7,10 +7,28 @@ from pathlib import Path
 
 import ml_collections
 from absl import flags
+from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 
 from shiftaddvit_jax.command import Parser, run_command
 from shiftaddvit_jax.train import train_and_evaluate
+from shiftaddvit_jax.validation import check_choice
+
+
+def find_config(file: str) -> Path:
+    """The path of a config: ``file`` itself, or the one of that name that comes with the project.
+
+    Raises:
+      ValueError: there is none.
+    """
+    package = Path(__file__).parent
+    # A wheel has them in the package, a clone of the repository beside it.
+    folder = next(filter(Path.is_dir, (package / "configs", package.parent / "configs")))
+    shipped = {f"configs/{path.name}": path for path in sorted(folder.glob("*.py"))}
+    for path in (Path(file), shipped.get(file), shipped.get(f"configs/{file}")):
+        if path and path.is_file():
+            return path
+    raise ValueError(f"no config file at {file}; those that come with the project: {', '.join(shipped)}")
 
 
 def load_config(file: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
@@ -19,16 +37,16 @@ def load_config(file: str, overrides: Sequence[str]) -> ml_collections.ConfigDic
     Raises:
       ValueError: no such file, an unknown key or a value of the wrong type.
     """
-    if not Path(file).is_file():
-        raise ValueError(f"no config file at {file}; the configs that come with the project are in configs/")
     values = flags.FlagValues()
-    command = ["main", f"--config={file}", *overrides]
+    command = ["main", f"--config={find_config(file)}", *overrides]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
     try:
         rest = values(command)[1:]
     except flags.Error as error:
         raise ValueError(f"bad config override: {error}") from None
     except (AttributeError, KeyError) as error:
+        if overrides:
+            _check_keys(overrides, load_config(file, ()))
         reason = error.args[0]
         if isinstance(reason, KeyError):  # whose text would be quoted
             reason = reason.args[0]
@@ -36,6 +54,15 @@ def load_config(file: str, overrides: Sequence[str]) -> ml_collections.ConfigDic
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}; overrides look like --config.train.steps=10")
     return values["config"].value
+
+
+def _check_keys(overrides, config):
+    """Raise a ``ValueError`` that names the nearest keys for one that the config does not have."""
+    known = flatten_dict(config.to_dict(), sep=".")
+    for override in overrides:
+        key, _, _ = override.partition("=")
+        if key.startswith("--config."):
+            check_choice("config key", key.removeprefix("--config."), known)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,13 +1,20 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 import shiftaddvit_jax as sav
+from shiftaddvit_jax import command
 from shiftaddvit_jax import main as training
-from shiftaddvit_jax.cli import main
+from shiftaddvit_jax.cli import analysis, main, models
+from shiftaddvit_jax.cli.bench import _print_bench
 from shiftaddvit_jax.data import load_dataset, load_image
 
 
@@ -96,7 +103,9 @@ def test_train_takes_overrides_from_the_command_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("--config.train.stepz=10", "override: 'stepz' Did you mean \"steps\" instead"),
+        ("--config.train.stepz=10", "unknown config key 'train.stepz'; did you mean 'train.steps'"),
+        ("--config.model.attn=linear", "'model.attn'; did you mean 'model.attention'"),
+        ("--config.x=1", "unknown config key 'x'; known: "),
         ("--config.train.steps=many", "invalid literal for int"),
         ("--config.seed", "bad config override"),
         ("--steps=10", "unknown"),
@@ -112,6 +121,87 @@ def test_a_wrong_override_is_refused(override, message, tmp_path, capsys):
 def test_the_module_refuses_a_missing_config_too(tmp_path, capsys):
     assert training.main([f"--config={tmp_path}/nothing.py", f"--workdir={tmp_path}/run"]) == 2
     assert "no config file at" in capsys.readouterr().err
+
+
+def test_a_config_that_is_not_there_is_the_one_that_comes_with_the_project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file in ("configs/digits.py", "digits.py"):
+        assert training.load_config(file, ["--config.seed=3"]).seed == 3
+    with pytest.raises(ValueError, match=r"no config file at configs/digit\.py; .*: configs/digits\.py"):
+        training.find_config("configs/digit.py")
+    (tmp_path / "digits.py").touch()
+    assert training.find_config("digits.py") == Path("digits.py")
+
+
+def test_a_wheel_has_the_configs_in_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    package = tmp_path / "shiftaddvit_jax"
+    (package / "configs").mkdir(parents=True)
+    (package / "configs" / "digits.py").touch()
+    monkeypatch.setattr(training, "__file__", str(package / "main.py"))
+    assert training.find_config("configs/digits.py") == package / "configs" / "digits.py"
+
+
+def test_the_package_is_the_command(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-m", "shiftaddvit_jax", "--version"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(sav.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode, run.stdout.strip()) == (0, sav.__version__)
+
+
+def test_the_program_is_named_as_it_can_be_typed_here(tmp_path, monkeypatch):
+    script = tmp_path / "bin" / "shiftaddvit"
+    script.parent.mkdir()
+    script.touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert command.program() == "shiftaddvit"
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.chdir(tmp_path)
+    assert command.program() == ".venv/bin/python -m shiftaddvit_jax"
+    monkeypatch.chdir(script.parent)
+    assert command.program() == f"{tmp_path}/.venv/bin/python -m shiftaddvit_jax"
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [(models, ["models", "pvt_v2_nano"]), (analysis, ["report", "pvt_v2_nano", "--image-size", "32"])],
+    ids=["models", "report"],
+)
+def test_no_number_is_cut_where_a_terminal_is_narrow(module, arguments, capsys, monkeypatch):
+    tables = []
+    monkeypatch.setattr(module, "print_table", tables.append)
+    assert main(arguments) == 0
+    (table,) = tables
+    numbers = {cell for column in table.columns if column.justify == "right" for cell in column.cells}
+    for columns in (100, 80, 40):
+        monkeypatch.setattr(command, "table_console", lambda columns=columns: Console(width=columns))
+        capsys.readouterr()
+        command.print_table(table)
+        lines = capsys.readouterr().out.splitlines()
+        assert numbers - {""} <= {cell.strip() for line in lines for cell in line.split("│")}
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_no_time_is_cut_where_a_terminal_is_narrow(columns, capsys, monkeypatch):
+    times = {"median_ms": 1234.56, "p10_ms": 1111.11, "p90_ms": 11111.11}
+    rows = [{"name": f"{name} of a long name", **times, "ratio": 1.5, "precision": "int8"} for name in "ab"]
+    report = {
+        "model": {"name": "pvt_v2_b0", "image_size": 224},
+        "batch": 1,
+        "rows": rows,
+        "shift_share": None,
+    }
+    report |= {"machine": {"gpu": "none", "compute_capability": "8.6"}, "versions": {}}
+    monkeypatch.setattr(command, "table_console", lambda: Console(width=columns))
+    _print_bench(report)
+    output = capsys.readouterr().out
+    for text in ("1,234.56", "1,111.11 to 11,111.11", "1.50", "int8"):
+        assert output.count(text) == len(rows)
 
 
 def test_a_checkpoint_that_is_not_there_is_refused(tmp_path, digit, capsys):

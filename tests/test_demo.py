@@ -8,6 +8,7 @@ from PIL import Image
 
 import shiftaddvit_jax as sav
 from shiftaddvit_jax.cli import main
+from shiftaddvit_jax.command import program
 from shiftaddvit_jax.demo import print_report, run_demo, stage_config
 from shiftaddvit_jax.pictures import gallery, page
 from shiftaddvit_jax.pictures.gallery import PICTURES, measured_latencies
@@ -77,7 +78,7 @@ def test_the_table_fits_100_columns_and_says_what_comes_next(demo, capsys, monke
     table = [line for line in output.splitlines() if line.startswith(("│", "┃", "┏", "└"))]
     assert len(table) >= 6
     assert max(map(len, table)) <= 100
-    assert "shiftaddvit predict --checkpoint" in output
+    assert f"Next: {program()} predict --checkpoint {workdir}/moe/model {workdir}/samples/*.png" in output
 
 
 def test_seeds_reach_every_stage(tmp_path):

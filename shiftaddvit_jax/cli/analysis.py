@@ -18,7 +18,7 @@ from shiftaddvit_jax.cli.arguments import (
     check_folders,
     print_shift_share,
 )
-from shiftaddvit_jax.command import table_console
+from shiftaddvit_jax.command import print_table
 from shiftaddvit_jax.costs import cost_report, energy_savings, group_modules
 from shiftaddvit_jax.costs.counting import PRIMITIVES
 from shiftaddvit_jax.costs.energy import FORMATS
@@ -187,7 +187,7 @@ def _print_experts(found):
         ]
         times = (f"{1e3 * dense_ms:,.1f}", lines[0], f"{1e3 * shift_ms:,.1f}", lines[1])
         table.add_row(layer["name"], str(layer["tokens"]), *times, f"{dense_ms / shift_ms:.2f}")
-    table_console().print(table)
+    print_table(table)
     machine = found["machine"]
     print(f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores; {machine['system']}")
     print("Ratio: dense over shift. To train with these: --config.train.latencies=FILE, of --json FILE.")
@@ -252,7 +252,7 @@ def _print_report(report):
             *(f"{costs['energy_mj'][model]:,.3f}" for model in energies),
             f"{costs['weight_bytes'] / 1e3:,.1f}",
         )
-    table_console().print(table)
+    print_table(table)
 
 
 def _print_comparison(report, other):
@@ -273,7 +273,7 @@ def _print_comparison(report, other):
             table.add_row(
                 name, f"{ours:,.3f}", f"{theirs:,.3f}", f"{1 - ours / theirs:.1%}" if theirs else ""
             )
-    table_console().print(table)
+    print_table(table)
 
 
 def _print_savings(rows, shift_share):
@@ -290,7 +290,7 @@ def _print_savings(rows, shift_share):
             for name in ENERGY_MODELS
         ]
         table.add_row(row["name"], *saved)
-    table_console().print(table)
+    print_table(table)
     _print_assumptions(shift_share)
 
 

@@ -15,7 +15,7 @@ from shiftaddvit_jax.cli.arguments import (
     print_shift_share,
     shorten,
 )
-from shiftaddvit_jax.command import table_console
+from shiftaddvit_jax.command import print_table
 from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.models.kinds import parse_kinds
 from shiftaddvit_jax.ops.implementation import IMPLEMENTATIONS
@@ -133,7 +133,7 @@ def _print_bench(report):
         share = f"{row['ratio']:.2f}" if "ratio" in row else ""
         numbers = f"{row['giga_operations_a_second']:,.0f}" if kernels else row["precision"]
         table.add_row(row["name"], median, f"{low} to {high}", share, numbers)
-    table_console().print(table)
+    print_table(table)
     for message, names in refused.items():
         print(f"not run: {shorten(names)}: {message}")
     if not kernels:

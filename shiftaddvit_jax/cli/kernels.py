@@ -12,7 +12,7 @@ from kernels_tvm.cpu.targets import host_target
 from kernels_tvm.gpu.targets import GPU_TARGETS, gpu_target
 from kernels_tvm.store import cache_folder, is_installed
 from shiftaddvit_jax.cli.arguments import Commands, add_command, add_kinds, check_folders
-from shiftaddvit_jax.command import table_console
+from shiftaddvit_jax.command import print_table
 from shiftaddvit_jax.compile import compile_kernels, export_kernels, kernels_of, tune_kernels
 from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.models import create_model
@@ -70,7 +70,7 @@ def tune_model(arguments: argparse.Namespace) -> None:
     for kernel, facts, before, after in results:
         changed = ", ".join(f"{name} {value}" for name, value in facts.items()) or "nothing"
         table.add_row(kernel.name, f"{before * 1e3:.3f}", f"{after * 1e3:.3f}", changed)
-    table_console().print(table)
+    print_table(table)
     print(f"written to {user_records(host_target())}")
 
 
@@ -138,4 +138,4 @@ def _print_gpu_report(report: dict) -> None:
             ),
         )
     for table in (takes, bounds):
-        table_console().print(table)
+        print_table(table)

@@ -6,7 +6,7 @@ import json
 from rich.table import Table
 
 from shiftaddvit_jax.cli.arguments import Commands, add_command
-from shiftaddvit_jax.command import table_console
+from shiftaddvit_jax.command import print_table
 from shiftaddvit_jax.costs import count_operations
 from shiftaddvit_jax.models import create_model, list_models, model_row
 from shiftaddvit_jax.models.variables import variable_shapes
@@ -45,7 +45,7 @@ def models(arguments: argparse.Namespace) -> None:
             str(row["image_size"]),
             "all" if row["attention"] == ATTENTION_KINDS else "some",
         )
-    table_console().print(table)
+    print_table(table)
     print(f"all: {', '.join(ATTENTION_KINDS)}")
     for some in sorted({row["attention"] for row in rows} - {ATTENTION_KINDS}):
         print(f"some: {', '.join(some)}")

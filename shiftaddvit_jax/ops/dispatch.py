@@ -29,7 +29,8 @@ def dispatch(
       x: the tokens.
       expert: each token's expert, from 0 to ``len(experts) - 1``.
       experts: pure functions of a block of rows, all with the same outputs.
-      block_size: rows a block; by default a value between 8 and 128 that suits the number of tokens.
+      block_size: rows a block; by default a value between 8 and 128 that suits the number of tokens, or 128
+        where that is symbolic (see `jax.export`).
       implementation: see `shiftaddvit_jax.ops`.
 
     Raises:
@@ -42,7 +43,8 @@ def dispatch(
         raise ValueError("dispatch needs at least one expert")
     tokens = x.shape[0]
     if block_size is None:
-        block_size = max(8, min(128, tokens // 8))
+        # An exported function may learn the number of tokens later only.
+        block_size = max(8, min(128, tokens // 8)) if isinstance(tokens, int) else 128
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
 
@@ -68,4 +70,4 @@ def dispatch(
     _, computed = jax.lax.scan(
         compute, None, (expert_of_block, gathered.reshape(blocks, block_size, x.shape[1]))
     )
-    return computed.reshape(blocks * block_size, -1)[row]
+    return computed.reshape(blocks * block_size, *outputs.shape[1:])[row]

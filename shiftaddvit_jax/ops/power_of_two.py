@@ -76,7 +76,7 @@ def power_of_two(
     return _power_of_two(weight, key, weight_bits, rounding)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 @partial(jax.jit, static_argnums=(2, 3))
 def _power_of_two(weight, key, weight_bits, rounding):
     sign, exponent = power_of_two_codes(weight, weight_bits, rounding, key)
@@ -84,15 +84,9 @@ def _power_of_two(weight, key, weight_bits, rounding):
     return jnp.where(jnp.isnan(weight), weight, rounded).astype(weight.dtype)
 
 
-def _power_of_two_forward(weight, key, weight_bits, rounding):
-    return _power_of_two(weight, key, weight_bits, rounding), None
-
-
-def _power_of_two_backward(weight_bits, rounding, _, gradient):
-    return gradient, None
-
-
-_power_of_two.defvjp(_power_of_two_forward, _power_of_two_backward)
+@_power_of_two.defjvp
+def _power_of_two_jvp(weight_bits, rounding, arguments, tangents):
+    return _power_of_two(*arguments, weight_bits, rounding), tangents[0]
 
 
 def power_of_two_weight(
@@ -109,22 +103,16 @@ def power_of_two_weight(
     return _power_of_two_weight(sign.astype(dtype), exponent.astype(dtype), min_exponent(weight_bits))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _power_of_two_weight(sign, exponent, low):
     rounded = jnp.round(jnp.clip(exponent, low, 0)).astype(jnp.int32)
     return jnp.ldexp(jnp.sign(jnp.round(sign)), rounded).astype(sign.dtype)
 
 
-def _power_of_two_weight_forward(sign, exponent, low):
-    weight = _power_of_two_weight(sign, exponent, low)
-    return weight, weight
-
-
-def _power_of_two_weight_backward(low, weight, gradient):
-    return gradient, gradient * weight * float(np.log(2))
-
-
-_power_of_two_weight.defvjp(_power_of_two_weight_forward, _power_of_two_weight_backward)
+@_power_of_two_weight.defjvp
+def _power_of_two_weight_jvp(low, arguments, tangents):
+    weight, (sign, exponent) = _power_of_two_weight(*arguments, low), tangents
+    return weight, sign + (exponent * weight * float(np.log(2))).astype(weight.dtype)
 
 
 def _apot_terms(weight_bits: int) -> tuple[np.ndarray, np.ndarray]:
@@ -182,14 +170,13 @@ def additive_power_of_two(weight: Float[Array, "*shape"], weight_bits: int = 5) 
     return _additive_power_of_two(weight, weight_bits)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _additive_power_of_two(weight, weight_bits):
     levels = jnp.asarray(additive_power_of_two_levels(weight_bits))
     rounded = jnp.sign(weight) * levels[_nearest_level(weight, weight_bits)].astype(weight.dtype)
     return rounded.astype(weight.dtype)
 
 
-_additive_power_of_two.defvjp(
-    lambda weight, weight_bits: (_additive_power_of_two(weight, weight_bits), None),
-    lambda weight_bits, _, gradient: (gradient,),
+_additive_power_of_two.defjvp(
+    lambda weight_bits, arguments, tangents: (_additive_power_of_two(*arguments, weight_bits), *tangents)
 )

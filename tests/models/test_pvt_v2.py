@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 import shiftaddvit_jax as sav
 from shiftaddvit_jax.models import model_arguments
@@ -86,6 +87,23 @@ def test_training_mode_draws_noise_and_inference_needs_none(images):
     )
     assert np.abs(train(jax.random.key(1)) - train(jax.random.key(2))).max() > 0
     assert jnp.array_equal(train(jax.random.key(1)), train(jax.random.key(1)))
+
+
+def test_a_mixture_is_exported_for_any_batch_and_has_both_modes():
+    mlp = ("moe", "shift", "dense", "dense")
+    model = sav.create_model("pvt_v2_nano", num_classes=10, attention="hamming_linear", mlp=mlp)
+    variables = shapes(model)
+    (batch,) = export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, 32, 32, 3), jnp.float32)
+    (logits,) = export.export(jax.jit(model.apply))(variables, images).out_avals
+    assert logits.shape == (batch, 10)
+
+    def differentiate(variables, images):
+        forward = jax.jvp(model.apply, (variables, images), (variables, images))
+        return forward, jax.grad(lambda images: model.apply(variables, images).sum())(images)
+
+    (_, tangent), gradient = jax.eval_shape(differentiate, variables, jnp.zeros((2, 32, 32, 3)))
+    assert (tangent.shape, gradient.shape) == ((2, 10), (2, 32, 32, 3))
 
 
 def test_inference_has_a_gradient_through_dispatch(images):

@@ -291,6 +291,17 @@ def test_the_gradient_of_a_block_on_tvm_is_xlas():
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
+def test_forward_mode_of_a_block_on_tvm_is_xlas():
+    variables, x, _ = case(kind="shift")
+    tangents = jax.tree.map(lambda leaf: np.cos(99 * leaf), (variables, x))
+    (y, actual), (_, expected) = (
+        jax.jit(lambda *tangents, apply=apply: jax.jvp(apply, (variables, x), tangents))(*tangents)
+        for apply in (jitted(kind="shift"), jitted("xla", kind="shift"))
+    )
+    np.testing.assert_array_equal(y, jitted(kind="shift")(variables, x))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
 def test_vmap_over_batches_is_one_larger_batch():
     variables, x, expected = case()
     mapped = jax.jit(jax.vmap(jitted(), in_axes=(None, 0)))(variables, x[:, None])

@@ -101,6 +101,18 @@ def test_1d_gradients_are_those_of_xlas_grouped_convolution(implementation, lead
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_forward_mode_is_that_of_xlas_grouped_convolution(implementation):
+    inputs = random(2, 5, 7, CHANNELS), random(3, 5, CHANNELS, seed=1)
+    tangents = random(3, 2, 5, 7, CHANNELS, seed=2), random(3, 3, 5, CHANNELS, seed=3)
+
+    def forward_mode(function):
+        return jax.jit(jax.vmap(lambda *tangents: jax.jvp(function, inputs, tangents)))(*tangents)
+
+    ours = forward_mode(lambda *inputs: depthwise_conv_2d(*inputs, implementation))
+    for actual, expected in zip(ours, forward_mode(xla_grouped_convolution), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_gradients_have_the_dtypes_of_what_they_are_of(xla_implementation):
     x, kernel = jnp.asarray(random(2, 5, 7, CHANNELS), jnp.bfloat16), random(3, 3, CHANNELS, seed=1)
     loss = lambda x, kernel: jnp.sum(depthwise_conv_2d(x, kernel, xla_implementation))  # noqa: E731

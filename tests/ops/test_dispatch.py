@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from jax import export
 
 from shiftaddvit_jax.ops import dispatch
 
@@ -154,6 +155,15 @@ def test_vmap_dispatches_each_image_by_itself(implementation):
     mapped = jax.vmap(lambda x, expert: dispatch(x, expert, experts(2), 4, implementation))(x, expert)
     expected = [reference(*image) for image in zip(x, expert, strict=True)]
     np.testing.assert_allclose(mapped, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_exported_function_takes_any_number_of_tokens():
+    count = export.symbolic_shape("batch")[0] * 7
+    x, expert = (jax.ShapeDtypeStruct(*of) for of in (((count, INPUTS), jnp.float32), ((count,), jnp.int32)))
+    exported = export.export(jax.jit(lambda x, expert: dispatch(x, expert, experts(3))))(x, expert)
+    for count in (7, 700):
+        x, expert = tokens(count), np.random.default_rng(1).integers(0, 3, count, np.int32)
+        np.testing.assert_allclose(exported.call(x, expert), reference(x, expert), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("x", "expert"), [((5, 3), (4,)), ((5,), (5,)), ((2, 5, 3), (2,)), ((5, 3), (5, 1))])

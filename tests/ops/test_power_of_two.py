@@ -126,6 +126,14 @@ def test_the_gradient_passes_straight_through():
     np.testing.assert_array_equal(gradient, cotangent)
 
 
+@pytest.mark.parametrize("function", [power_of_two, additive_power_of_two])
+def test_forward_mode_is_straight_through_too(function):
+    weight, tangent = np.float32([-0.3, 0.6]), np.float32([2, -5])
+    value, derivative = jax.jvp(function, (weight,), (tangent,))
+    np.testing.assert_array_equal(value, function(weight))
+    np.testing.assert_array_equal(derivative, tangent)
+
+
 def test_stochastic_rounding_has_a_straight_through_gradient_too():
     weight, cotangent = np.float32([-0.3, 0.6]), np.float32([2, -5])
     key = jax.random.key(0)
@@ -222,6 +230,13 @@ def apot_reference_levels(bits):
     first = [0] + [4.0**-i for i in range(terms)]
     second = [0] + [4.0**-i / 2 for i in range(terms)]
     return np.array(sorted({2 / 3 * (a + b) for a in first for b in second}))
+
+
+def test_forward_mode_of_power_of_two_weight_is_the_transpose_of_its_gradient():
+    sign, exponent = np.float32([1, -1, 1]), np.float32([-1, -3, -20])
+    value, derivative = jax.jvp(power_of_two_weight, (sign, exponent), (np.float32([2, 3, 5]),) * 2)
+    expected = np.float32([2, 3, 5]) * (1 + np.log(2) * np.asarray(value))
+    np.testing.assert_allclose(derivative, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("bits", APOT_BITS)

@@ -147,14 +147,15 @@ def where_it_runs(kernel: Callable, reference: Callable) -> Callable:
 
 
 def with_xla_gradient(forward: Callable, reference: Callable) -> Callable:
-    """``forward``, with the gradient of ``reference``: a function of the same arrays that XLA runs."""
+    """``forward``, with the derivatives of ``reference``: a function of the same arrays that XLA runs.
 
-    @jax.custom_vjp
-    def function(*arguments):
-        return forward(*arguments)
+    In forward mode and in reverse mode. Where something differentiates the result, its value still is that
+    of ``forward``; where nothing does, ``reference`` does not run.
+    """
+    function = jax.custom_jvp(forward)
 
-    def backward(arguments, gradient):
-        return jax.vjp(reference, *arguments)[1](gradient)
+    @function.defjvp
+    def derivative(arguments, tangents):
+        return function(*arguments), jax.jvp(reference, arguments, tangents)[1]
 
-    function.defvjp(lambda *arguments: (forward(*arguments), arguments), backward)
     return function
