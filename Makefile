@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test lint format docs clean
+.PHONY: help setup demo test lint format docs gpu-check clean
 
 help:
 	@echo "make setup   install into .venv, as the other targets do first"
@@ -12,6 +12,7 @@ help:
 	@echo "make test    check style, then run the whole test suite"
 	@echo "make format  apply the style"
 	@echo "make docs    build docs/ into docs/_build/html"
+	@echo "make gpu-check   what only an NVIDIA GPU can show, with this machine's own JAX (8 minutes)"
 
 setup: $(VENV)/.installed
 
@@ -50,6 +51,10 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 docs: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build -W --keep-going -E -b html docs docs/_build/html
 	@echo "written to docs/_build/html/index.html"
+
+# The machine's Python and its JAX for CUDA 13, not .venv; WHEELS is a folder of what they lack.
+gpu-check:
+	$(PYTHON) tests/gpu_check.py --output gpu-check $(if $(WHEELS),--wheels $(WHEELS))
 
 clean:
 	rm -rf $(VENV) runs docs/_build
