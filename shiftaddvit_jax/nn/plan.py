@@ -151,7 +151,7 @@ def attention_sum(
         attention = SoftmaxAttentionDescription(qkv, proj, block.num_heads, tokens, epsilon)
     elif block.attention == "hamming_linear" and primitives.threshold != "tensor":
         sample = primitives.threshold == "sample"
-        attention = HammingLinearDescription(qkv, proj, block.num_heads, tokens, sample, epsilon)
+        attention = HammingLinearDescription(qkv, proj, block.num_heads, tokens, epsilon, sample)
     else:
         return None
 

@@ -12,12 +12,12 @@ from jaxtyping import Array, Float
 
 from kernels_tvm.descriptions import (
     LANES,
+    AttentionDescription,
     HammingLinearDescription,
     HeadDescription,
     LinearDescription,
     MlpDescription,
     PatchEmbedDescription,
-    SoftmaxAttentionDescription,
     joined,
     round_up,
 )
@@ -61,7 +61,7 @@ def fused_patch_embed(
 
 
 def fused_attention(
-    attention: HammingLinearDescription | SoftmaxAttentionDescription,
+    attention: AttentionDescription,
     arrays: Arrays,
     x: Float[Array, "batch tokens channels"],
 ) -> Array:
