@@ -142,18 +142,19 @@ def attention_sum(
     """The kernel of a block's ``x + attention(norm1(x))``."""
     _, tokens, channels = x.shape
     primitives, epsilon = block.primitives, block.norm1.epsilon
+    is_softmax = block.attention == "msa" and tokens <= MOST_SOFTMAX_TOKENS
+    is_binary = block.attention == "hamming_linear" and primitives.threshold != "tensor"
+    if not (is_softmax or is_binary):
+        return None
     qkv, proj = (
         describe_linear(block.projections, params["attn"][name], channels, outputs, primitives)
         for name, outputs in (("qkv", 3 * channels), ("proj", channels))
-        if name in params["attn"]
     )
-    if block.attention == "msa" and tokens <= MOST_SOFTMAX_TOKENS:
-        attention = SoftmaxAttentionDescription(qkv, proj, block.num_heads, tokens, epsilon)
-    elif block.attention == "hamming_linear" and primitives.threshold != "tensor":
-        sample = primitives.threshold == "sample"
-        attention = HammingLinearDescription(qkv, proj, block.num_heads, tokens, epsilon, sample)
+    shared = qkv, proj, block.num_heads, tokens, epsilon
+    if is_softmax:
+        attention = SoftmaxAttentionDescription(*shared)
     else:
-        return None
+        attention = HammingLinearDescription(*shared, sample_threshold=primitives.threshold == "sample")
 
     def run(x, params):
         layers = params["attn"]
