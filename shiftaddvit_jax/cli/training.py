@@ -7,6 +7,7 @@ from pathlib import Path
 from shiftaddvit_jax.cli.arguments import Commands, add_checkpoint, add_command, shorten
 from shiftaddvit_jax.main import add_arguments
 from shiftaddvit_jax.names import SOURCES
+from shiftaddvit_jax.optional import require
 
 
 def add_demo(commands: Commands) -> None:
@@ -23,6 +24,7 @@ def add_demo(commands: Commands) -> None:
 
 def demo(arguments: argparse.Namespace) -> None:
     """Train, reparameterize and compare on handwritten digits."""
+    require("train,plot", "the demo")
     from shiftaddvit_jax.demo import print_report, run_demo
 
     workdir = Path(arguments.workdir).absolute()

@@ -6,7 +6,7 @@ also writes the figure there.
 
 from shiftaddvit_jax.optional import require
 
-require("plot", "drawing", "matplotlib")
+require("plot", "drawing")
 
 from shiftaddvit_jax.pictures.capture import attention_maps, routed_tokens, shift_weights
 from shiftaddvit_jax.pictures.costs import (

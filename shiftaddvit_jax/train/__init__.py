@@ -2,7 +2,7 @@
 
 from shiftaddvit_jax.optional import require
 
-require("train", "training", "absl", "grain", "ml_collections", "optax", "sklearn", "tensorboardX")
+require("train", "training")
 
 from shiftaddvit_jax.train.config import default_config
 from shiftaddvit_jax.train.evaluate import evaluate
