@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; say which: make PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable .
+	$(PIP) --editable '.[train,plot]'
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
@@ -44,7 +44,7 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
 
 $(VENV)/.installed-docs: $(VENV)/.installed
-	$(PIP) --editable '.[docs,train,plot]'
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 # A warning is an error; -E reads every docstring again, whatever was built before.

@@ -17,6 +17,7 @@ from kernels_tvm.gpu.targets import GpuTarget
 from kernels_tvm.store import PACKAGES, Kernel, can_link, is_installed
 from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.ops.implementation.custom_call import record_kernels
+from shiftaddvit_jax.optional import how_to_install
 from shiftaddvit_jax.pack import packed_shapes
 from shiftaddvit_jax.progress import progress_bar, track
 
@@ -57,7 +58,7 @@ def export_kernels(model: nn.Module, target: GpuTarget, folder: Path) -> dict[st
     """
     if not is_installed() or not can_link():
         raise ValueError(
-            "TVM and a linker make the libraries: pip install 'shiftaddvit-jax[tvm]', and put g++ on the PATH"
+            f"TVM and a linker make the libraries: {how_to_install('tvm')}, and put g++ on the PATH"
         )
     from kernels_tvm.gpu.export import export_kernel
 

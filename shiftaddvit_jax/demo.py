@@ -5,9 +5,8 @@ import math
 import shlex
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ml_collections
 import numpy as np
 from PIL import Image
 from rich.table import Table
@@ -19,6 +18,9 @@ from shiftaddvit_jax.data import load_dataset
 from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.pictures import plot_confusions, plot_history
 from shiftaddvit_jax.train import default_config, train_and_evaluate
+
+if TYPE_CHECKING:
+    import ml_collections
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ STAGES = (
 
 def stage_config(
     workdir: Path, stage: str, *, seed: int = 0, steps_scale: float = 1.0
-) -> ml_collections.ConfigDict:
+) -> "ml_collections.ConfigDict":
     """The config of one of the demo's stages; ``steps_scale`` shortens or lengthens its training."""
     teacher, kinds = next((teacher, kinds) for name, teacher, kinds in STAGES if name == stage)
     config = default_config()

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent: below every floor that writes."""
+"""Files and folders that are whole or absent, and those that several floors read: below every floor."""
 
 import json
 import os
@@ -51,3 +51,20 @@ def write_json(file: str | Path, value: Any) -> None:
     """Write ``value`` as JSON, whole or not at all."""
     with whole_file(file) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def read_latencies(file: str | Path) -> dict[str, tuple[float, float]]:
+    """Both experts' latencies (dense, shift) by MoE layer, from a file of ``shiftaddvit measure-latency``.
+
+    Raises:
+      ValueError: no such file, or one of something else.
+    """
+    try:
+        layers = json.loads(Path(file).read_text())["layers"]
+        return {layer["name"]: tuple(float(latency) for latency in layer["latencies"]) for layer in layers}
+    except OSError as error:
+        raise ValueError(f"no latencies in {file}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{file} holds no latencies; expected what `shiftaddvit measure-latency --json` writes"
+        ) from None

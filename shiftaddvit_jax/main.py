@@ -4,15 +4,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import ml_collections
-from absl import flags
-from flax.traverse_util import flatten_dict
-from ml_collections import config_flags
+from typing import TYPE_CHECKING
 
 from shiftaddvit_jax.command import Parser, run_command
-from shiftaddvit_jax.train import train_and_evaluate
-from shiftaddvit_jax.validation import check_choice
+from shiftaddvit_jax.optional import require
+
+if TYPE_CHECKING:
+    import ml_collections
 
 
 def find_config(file: str) -> Path:
@@ -31,12 +29,16 @@ def find_config(file: str) -> Path:
     raise ValueError(f"no config file at {file}; those that come with the project: {', '.join(shipped)}")
 
 
-def load_config(file: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
+def load_config(file: str, overrides: Sequence[str]) -> "ml_collections.ConfigDict":
     """The config of ``file`` with overrides such as ``--config.train.steps=10``.
 
     Raises:
-      ValueError: no such file, an unknown key or a value of the wrong type.
+      ValueError: no such file, an unknown key, a value of the wrong type, or ml_collections missing.
     """
+    require("train", "reading a config", "absl", "ml_collections")
+    from absl import flags
+    from ml_collections import config_flags
+
     values = flags.FlagValues()
     command = ["main", f"--config={find_config(file)}", *overrides]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
@@ -58,6 +60,10 @@ def load_config(file: str, overrides: Sequence[str]) -> ml_collections.ConfigDic
 
 def _check_keys(overrides, config):
     """Raise a ``ValueError`` that names the nearest keys for one that the config does not have."""
+    from flax.traverse_util import flatten_dict
+
+    from shiftaddvit_jax.validation import check_choice
+
     known = flatten_dict(config.to_dict(), sep=".")
     for override in overrides:
         key, _, _ = override.partition("=")
@@ -78,6 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Run what ``--config`` says and print the accuracy."""
+    from shiftaddvit_jax.train import train_and_evaluate
+
     metrics = train_and_evaluate(load_config(arguments.config, overrides), arguments.workdir)
     print(f"top-1 {metrics['top1']:.2%} on the test set; the model is in {arguments.workdir}/model")
 
@@ -85,7 +93,8 @@ def train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train from the command line; the exit code is 0, or 2 after an error in one line."""
     parser = Parser(
-        prog="python -m shiftaddvit_jax.main", description=train_and_evaluate.__doc__.split("\n")[0]
+        prog="python -m shiftaddvit_jax.main",
+        description="Train as a config says and evaluate; everything written lies under the workdir.",
     )
     add_arguments(parser)
     return run_command("main", lambda: train(*parser.parse_known_args(argv)))

@@ -10,14 +10,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
 from jaxtyping import PyTree
 from safetensors import SafetensorError
 from safetensors.flax import load_file
@@ -33,6 +25,7 @@ from shiftaddvit_jax.checkpoints.layouts import (
 from shiftaddvit_jax.files import whole_file
 from shiftaddvit_jax.models.position import resize_position_embeddings
 from shiftaddvit_jax.models.variables import init_named, variable_shapes
+from shiftaddvit_jax.optional import require
 
 logger = logging.getLogger(__name__)
 
@@ -145,10 +138,9 @@ def read_tensors(file: Path) -> dict[str, np.ndarray]:
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{file} is not a whole safetensors file: {_first_line(error)}") from None
         return {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
-    try:
-        import torch
-    except ImportError:
-        raise ValueError(f"{file} is PyTorch's: pip install torch to read it, or use .safetensors") from None
+    require("peers", f"{file} is a PyTorch file, no .safetensors one; reading it", "torch")
+    import torch
+
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
@@ -164,6 +156,15 @@ def read_tensors(file: Path) -> dict[str, np.ndarray]:
 
 
 def _download(repository: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
     for file in FILES:
         try:
             return Path(hf_hub_download(repository, file))

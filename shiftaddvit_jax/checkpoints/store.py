@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from shiftaddvit_jax.files import whole_folder, write_json
@@ -32,6 +31,8 @@ def save_model(
     Raises:
       ValueError: ``path`` is something else than a checkpoint.
     """
+    import orbax.checkpoint as ocp  # seconds
+
     path = Path(path).absolute()
     if path.exists() and not (path / DESCRIPTION).is_file():
         raise ValueError(f"{path} exists and is not a checkpoint; choose another folder")
@@ -54,6 +55,8 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Mod
     Raises:
       ValueError: no such checkpoint, or parameters that are not the expected model's (with their names).
     """
+    import orbax.checkpoint as ocp
+
     path = Path(path).absolute()
     try:
         description = json.loads((path / DESCRIPTION).read_text())

@@ -21,6 +21,7 @@ from jax.extend.core import Literal
 from jaxtyping import PyTree
 
 from shiftaddvit_jax.files import whole_file
+from shiftaddvit_jax.optional import require
 
 OPSET, IR_VERSION = 20, 9  # the first with Gelu, and the format that came with it
 
@@ -40,10 +41,9 @@ def save_onnx(model: nn.Module, variables: PyTree, path: str | Path, *, batch: i
     Raises:
       ValueError: an operation that is not translated, onnx not installed, or a path that cannot be written.
     """
-    try:
-        import onnx
-    except ImportError:
-        raise ValueError("writing ONNX needs onnx: pip install 'shiftaddvit-jax[peers]'") from None
+    require("peers", "writing ONNX", "onnx")
+    import onnx
+
     size = model.image_size
     shape = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
     # As arrays of JAX, the same equations make use of them as in the traces to look for.

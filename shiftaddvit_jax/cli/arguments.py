@@ -4,13 +4,14 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shiftaddvit_jax.command import Parser
-from shiftaddvit_jax.costs.counting import ShiftShare
-from shiftaddvit_jax.costs.report import SHIFT_SHARE, describe_shift_share
-from shiftaddvit_jax.nn.moe import aimed_shift_share
-from shiftaddvit_jax.ops.precision import PRECISIONS
-from shiftaddvit_jax.train.config import read_latencies
+from shiftaddvit_jax.files import read_latencies
+from shiftaddvit_jax.names import PRECISIONS, SHIFT_SHARE
+
+if TYPE_CHECKING:
+    from shiftaddvit_jax.costs.counting import ShiftShare
 
 Commands = argparse._SubParsersAction  # what `add_subparsers` returns
 
@@ -88,6 +89,8 @@ def _shift_share(text):
     try:
         found = json.loads(Path(text).read_text())
         if "layers" in found:
+            from shiftaddvit_jax.nn.moe import aimed_shift_share
+
             return {layer: aimed_shift_share(pair) for layer, pair in read_latencies(text).items()}
         return found["shift_share"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -95,9 +98,11 @@ def _shift_share(text):
         raise argparse.ArgumentTypeError(f"{text!r} is {expected}") from None
 
 
-def print_shift_share(shift_share: ShiftShare | None) -> None:
+def print_shift_share(shift_share: "ShiftShare | None") -> None:
     """Say which share of tokens figures are for; nothing without mixtures."""
     if shift_share is not None:
+        from shiftaddvit_jax.costs.report import describe_shift_share
+
         print(f"{describe_shift_share(shift_share)} of tokens on shift experts (--shift-share).")
 
 

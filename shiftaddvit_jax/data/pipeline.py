@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-import grain
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
 from shiftaddvit_jax.data.sources import Examples, decode_file
+from shiftaddvit_jax.optional import require
 from shiftaddvit_jax.validation import check_choice
 
 AUGMENTATIONS = ("none", "affine", "crop_flip")
@@ -61,6 +61,9 @@ def train_iterator(
     Raises:
       ValueError: an unknown augmentation, or a batch size below 1.
     """
+    require("train", "the order of training images", "grain")
+    import grain
+
     check_choice("augmentation", augmentation, AUGMENTATIONS)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")

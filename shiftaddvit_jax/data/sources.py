@@ -12,12 +12,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from shiftaddvit_jax.names import SOURCES
+from shiftaddvit_jax.optional import require
 from shiftaddvit_jax.progress import track
 from shiftaddvit_jax.validation import check_choice
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("digits", "folder", "idx")
 SUFFIXES = (".jpg", ".jpeg", ".png")
 TEST_SHARE = 3  # one image in three is held out where the data set has no split of its own
 
@@ -70,7 +71,7 @@ def load_dataset(source: str, path: str = "") -> Dataset:
         dataset-fashion-mnist has them in /usr/share/datasets/fashion-mnist).
 
     Raises:
-      ValueError: an unknown source, or a path without the images expected there.
+      ValueError: an unknown source, scikit-learn missing, or a path without the images expected there.
     """
     check_choice("data source", source, SOURCES)
     if source == "digits":
@@ -101,6 +102,7 @@ def _gray_to_rgb(gray: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "
 
 
 def _digits() -> Dataset:
+    require("train", "the data source 'digits'", "sklearn")
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

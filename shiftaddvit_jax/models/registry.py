@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from shiftaddvit_jax.models import pvt, pvt_v2, vit
 from shiftaddvit_jax.models.kinds import stage_attention, stage_kinds
 from shiftaddvit_jax.models.variables import count_parameters
+from shiftaddvit_jax.names import PRECISIONS
 from shiftaddvit_jax.nn import ATTENTION_KINDS, LINEAR_KINDS, Primitives
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.binarize import Threshold
 from shiftaddvit_jax.ops.implementation import Implementation, check_implementation
-from shiftaddvit_jax.ops.precision import PRECISIONS, Precision
+from shiftaddvit_jax.ops.precision import Precision
 from shiftaddvit_jax.validation import check_choice
 
 

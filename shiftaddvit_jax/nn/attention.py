@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from shiftaddvit_jax.names import ATTENTION_KINDS
 from shiftaddvit_jax.nn.linear import make_linear, make_patch_conv
 from shiftaddvit_jax.nn.norm import PATCH_EPSILON, make_layer_norm
 from shiftaddvit_jax.nn.primitives import Primitives
@@ -354,7 +355,6 @@ _KINDS = {
     "hamming_ksh": HammingKSHAttention,
     "hamming_quadratic": HammingQuadraticAttention,
 }
-ATTENTION_KINDS = tuple(_KINDS)
 
 
 def make_attention(kind: str, **arguments) -> Attention:

@@ -2,14 +2,13 @@
 
 import flax.linen as nn
 
+from shiftaddvit_jax.names import LINEAR_KINDS
 from shiftaddvit_jax.nn.dense import Dense
 from shiftaddvit_jax.nn.moe import MoEDense
 from shiftaddvit_jax.nn.primitives import Primitives
 from shiftaddvit_jax.nn.shift import ShiftDense, kernel_init
 from shiftaddvit_jax.ops.precision import CONV_GENERAL_DILATED, DOT_GENERAL
 from shiftaddvit_jax.validation import check_choice
-
-LINEAR_KINDS = ("dense", "shift", "moe")
 
 
 def make_patch_conv(features: int, side: int, primitives: Primitives, *, name: str) -> nn.Conv:

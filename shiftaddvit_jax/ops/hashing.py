@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
 from shiftaddvit_jax.ops.binarize import binarize
+from shiftaddvit_jax.optional import require
 
 LEARNING_RATE, MOMENTUM = 5e-4, 0.9  # the authors' settings
 STEPS_PER_BIT = 100
@@ -74,6 +74,9 @@ def learn_hash(
       bits: code length.
       anchors: number of anchors.
     """
+    require("train", "learning a hash", "optax")
+    import optax
+
     batch, heads, tokens, head_dim = x.shape
     anchor_key, projection_key = jax.random.split(key)
     pool = x.transpose(0, 2, 1, 3).reshape(batch * tokens, heads, head_dim)

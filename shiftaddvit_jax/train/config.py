@@ -1,8 +1,5 @@
 """What a config says, with the values that train the demo's dense model on the digits."""
 
-import json
-from pathlib import Path
-
 import ml_collections
 
 
@@ -54,20 +51,3 @@ def default_config() -> ml_collections.ConfigDict:
         }
     )
     return config.lock()
-
-
-def read_latencies(file: str | Path) -> dict[str, tuple[float, float]]:
-    """Both experts' latencies (dense, shift) by MoE layer, from a file of ``shiftaddvit measure-latency``.
-
-    Raises:
-      ValueError: no such file, or one of something else.
-    """
-    try:
-        layers = json.loads(Path(file).read_text())["layers"]
-        return {layer["name"]: tuple(float(latency) for latency in layer["latencies"]) for layer in layers}
-    except OSError as error:
-        raise ValueError(f"no latencies in {file}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(
-            f"{file} holds no latencies; expected what `shiftaddvit measure-latency --json` writes"
-        ) from None

@@ -20,13 +20,12 @@ from jaxtyping import Array, PyTree
 
 from shiftaddvit_jax.checkpoints import load_model, save_model
 from shiftaddvit_jax.data import Dataset, load_dataset, train_iterator
-from shiftaddvit_jax.files import write_json
+from shiftaddvit_jax.files import read_latencies, write_json
 from shiftaddvit_jax.models import create_model, init_variables
 from shiftaddvit_jax.models.kinds import parse_kinds
 from shiftaddvit_jax.nn.moe import routing_loss, shift_shares
 from shiftaddvit_jax.progress import progress_bar
 from shiftaddvit_jax.reparameterize import learn_hashes, reparameterize
-from shiftaddvit_jax.train.config import read_latencies
 from shiftaddvit_jax.train.evaluate import evaluate
 
 logger = logging.getLogger(__name__)

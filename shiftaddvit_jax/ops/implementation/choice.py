@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from shiftaddvit_jax.names import IMPLEMENTATIONS
 from shiftaddvit_jax.ops.implementation.custom_call import (
     on_gpu,
     recording_for_gpu,
@@ -20,7 +21,6 @@ from shiftaddvit_jax.validation import check_choice
 # "tvm_shift" is "tvm" with MatShift's products made of shifts and additions alone: its int8 products, and on
 # GPUs its float32 ones too.
 Implementation = Literal["xla", "tvm", "tvm_shift"] | None
-IMPLEMENTATIONS = ("xla", "tvm", "tvm_shift")
 
 
 def run_op(

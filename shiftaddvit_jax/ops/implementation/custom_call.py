@@ -17,6 +17,7 @@ from kernels_tvm.gpu import library as gpu_library
 from kernels_tvm.gpu.targets import GpuTarget, supporting_target
 from kernels_tvm.runtime import once
 from kernels_tvm.store import Kernel
+from shiftaddvit_jax.optional import how_to_install
 
 
 @cache
@@ -25,11 +26,11 @@ def unavailable() -> str | None:
     if jax.default_backend() not in ("cpu", "gpu"):
         return f"TVM kernels run on CPU and GPU, and JAX runs on {jax.default_backend()!r}"
     if not store.is_installed():
-        return "TVM is not installed (pip install 'shiftaddvit-jax[tvm]')"
+        return f"TVM is not installed ({how_to_install('tvm')})"
     if on_gpu() and gpu_target() is None:
         return "this GPU is not among the kernels' targets"
     if on_gpu():
-        wanted = "TVM finds no CUDA 13 runtime (pip install 'shiftaddvit-jax[gpu]'; driver 580 or newer)"
+        wanted = f"TVM finds no CUDA 13 runtime ({how_to_install('gpu')}; driver 580 or newer)"
         return None if gpu_library.has_runtime() else wanted
     if library.host_target() is None:
         return "this CPU is not among the kernels' targets"

@@ -1,4 +1,4 @@
-"""The subject of pictures and pages: a model, its variables, and what its folder says of its training."""
+"""The subject of reports, pictures and pages: a model, its variables, and what its folder says of it."""
 
 import json
 import warnings
