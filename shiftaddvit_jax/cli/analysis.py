@@ -1,4 +1,4 @@
-"""Commands that say what a model computes and costs."""
+"""Commands that report what a model computes and costs."""
 
 import argparse
 import dataclasses
@@ -213,7 +213,7 @@ def _compared_subject(name, subject):
 
 
 def _changed(subject, changes):
-    """Another model than the one that was trained, with random weights."""
+    """The subject's model with ``changes`` and random weights: no longer the trained one."""
     model = create_model(**model_arguments(subject.model) | changes)
     kinds = dict.fromkeys([*model.attention, *model.mlp, *model.projections])
     return Subject(f"{model.variant} ({', '.join(kinds)})", model, random_variables(model), is_trained=False)

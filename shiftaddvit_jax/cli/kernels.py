@@ -82,7 +82,7 @@ def add_gpu_report(commands: Commands) -> None:
 
 
 def gpu_report(arguments: argparse.Namespace) -> None:
-    """What the GPU kernels take and can reach, said without a GPU."""
+    """What the GPU kernels take and can reach, computed without a GPU."""
     if not is_installed():
         raise ValueError("the report compiles kernels with TVM: pip install 'shiftaddvit-jax[tvm]'")
     from shiftaddvit_jax.costs.gpu_bounds import static_report

@@ -1,4 +1,4 @@
-"""The command that says what there is to create."""
+"""The command that lists the models."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ def add_models(commands: Commands) -> None:
 
 
 def models(arguments: argparse.Namespace) -> None:
-    """What there is to create, and how large it is."""
+    """The models that can be created, with their sizes."""
     names = arguments.names or list_models()
     originals = [create_model(name) for name in names]
     rows = []
