@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-WIDEST = 10_000  # columns, which no table has
-NAME_WIDTH = 16  # columns in which names are readable still
+WIDEST = 10_000  # columns, more than any table has
+NAME_WIDTH = 16  # columns, enough to read names in
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,8 +35,8 @@ def table_console() -> "Console":
 def print_table(table: "Table") -> None:
     """Print a table whose numbers, in columns justified to the right, are never cut.
 
-    One that is too wide breaks its headers between words, and its names anywhere; where that does not do, it
-    is wider than the terminal.
+    If the table is too wide, headers break between words and names break anywhere. If it still does not fit,
+    it is wider than the terminal.
     """
     from rich.cells import cell_len
     from rich.console import Console
@@ -55,7 +55,7 @@ def print_table(table: "Table") -> None:
 
 
 def program() -> str:
-    """What a person types here to run ``shiftaddvit``: that, if it is on the PATH, or Python's ``-m``."""
+    """The command that runs ``shiftaddvit`` here: its name if it is on the PATH, else Python with ``-m``."""
     if shutil.which("shiftaddvit"):
         return "shiftaddvit"
     python, here = Path(sys.executable), Path.cwd()

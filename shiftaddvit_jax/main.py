@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def find_config(file: str) -> Path:
-    """The path of a config: ``file`` itself, or the one of that name that comes with the project.
+    """The path of a config: ``file`` itself, or the config of that name that comes with the project.
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is no such config.
     """
     package = Path(__file__).parent
-    # A wheel has them in the package, a clone of the repository beside it.
+    # A wheel has its configs in the package, a clone of the repository beside the package.
     folder = next(filter(Path.is_dir, (package / "configs", package.parent / "configs")))
     shipped = {f"configs/{path.name}": path for path in sorted(folder.glob("*.py"))}
     for path in (Path(file), shipped.get(file), shipped.get(f"configs/{file}")):
@@ -50,7 +50,7 @@ def load_config(file: str, overrides: Sequence[str]) -> "ml_collections.ConfigDi
         if overrides:
             _check_keys(overrides, load_config(file, ()))
         reason = error.args[0]
-        if isinstance(reason, KeyError):  # whose text would be quoted
+        if isinstance(reason, KeyError):  # str() would quote its text
             reason = reason.args[0]
         raise ValueError(f"bad config override: {reason}") from None
     if rest:
@@ -59,7 +59,7 @@ def load_config(file: str, overrides: Sequence[str]) -> "ml_collections.ConfigDi
 
 
 def _check_keys(overrides, config):
-    """Raise a ``ValueError`` that names the nearest keys for one that the config does not have."""
+    """Raise a ``ValueError`` for a key that the config does not have, with the nearest keys."""
     from flax.traverse_util import flatten_dict
 
     from shiftaddvit_jax.validation import check_choice
@@ -91,7 +91,7 @@ def train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train from the command line; the exit code is 0, or 2 after an error in one line."""
+    """Train from the command line; the exit code is 0, or 2 after a one-line error."""
     parser = Parser(
         prog="python -m shiftaddvit_jax.main",
         description="Train as a config says and evaluate; everything written lies under the workdir.",

@@ -23,13 +23,13 @@ def save_model(
     """Write ``model`` and its variables into the folder ``path``, whole or not at all.
 
     Args:
-      path: the folder; a checkpoint that is there is replaced.
+      path: the folder; an existing checkpoint is replaced.
       model: from `create_model` or `reparameterize`.
       variables: the model's variables, packed (see `shiftaddvit_jax.pack`) or not.
-      about: anything else to keep with it that JSON can hold, such as ``class_names``.
+      about: further facts in types that JSON can hold, such as ``class_names``.
 
     Raises:
-      ValueError: ``path`` is something else than a checkpoint.
+      ValueError: ``path`` exists and is not a checkpoint.
     """
     import orbax.checkpoint as ocp  # seconds
 

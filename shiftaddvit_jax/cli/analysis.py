@@ -1,4 +1,4 @@
-"""Commands that say what a model computes and costs."""
+"""Commands that report what a model computes and costs."""
 
 import argparse
 import dataclasses
@@ -217,7 +217,7 @@ def _compared_subject(name, subject):
 
 
 def _changed(subject, changes):
-    """Another model than the one that was trained, with random weights."""
+    """The subject's model with ``changes`` and random weights: no longer the trained one."""
     from shiftaddvit_jax.bench.synthetic import random_variables
     from shiftaddvit_jax.models import create_model, model_arguments
     from shiftaddvit_jax.subject import Subject

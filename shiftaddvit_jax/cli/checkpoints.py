@@ -1,4 +1,4 @@
-"""Commands from one checkpoint to another."""
+"""Commands that make one checkpoint from another."""
 
 import argparse
 import dataclasses

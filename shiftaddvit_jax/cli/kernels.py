@@ -84,7 +84,7 @@ def add_gpu_report(commands: Commands) -> None:
 
 
 def gpu_report(arguments: argparse.Namespace) -> None:
-    """What the GPU kernels take and can reach, said without a GPU."""
+    """What the GPU kernels take and can reach, computed without a GPU."""
     require("tvm", "gpu-report, which compiles kernels,", "tvm")
     from shiftaddvit_jax.costs.gpu_bounds import static_report
 

@@ -1,4 +1,4 @@
-"""The command that says what there is to create."""
+"""The command that lists the models."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ def add_models(commands: Commands) -> None:
 
 
 def models(arguments: argparse.Namespace) -> None:
-    """What there is to create, and how large it is."""
+    """The models that can be created, with their sizes."""
     from rich.table import Table
 
     from shiftaddvit_jax.costs import count_operations

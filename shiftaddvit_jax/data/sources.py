@@ -65,9 +65,9 @@ def load_dataset(source: str, path: str = "") -> Dataset:
     Args:
       source: ``"digits"``, scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, every third held out;
         ``"folder"``, JPEG and PNG files in one folder a class under ``path``; ``"idx"``, MNIST's file format.
-      path: for ``"folder"``, either ``train`` and ``test`` (or ``val``) folders or the classes themselves, of
-        which about every third image, chosen by its name, is held out; for ``"idx"``, the folder with
-        ``train-images-idx3-ubyte`` and its three companions, ``.gz`` or not (Debian's package
+      path: for ``"folder"``, a folder with ``train`` and ``test`` (or ``val``), or with the classes
+        themselves; then about every third image, chosen by its name, is held out. For ``"idx"``, the folder
+        with ``train-images-idx3-ubyte`` and its three companions, ``.gz`` or not (Debian's package
         dataset-fashion-mnist has them in /usr/share/datasets/fashion-mnist).
 
     Raises:
@@ -127,7 +127,7 @@ def _folder(root: Path) -> Dataset:
     else:
         class_names = _class_names(root)
         files = _files(root, class_names)
-        # By name, so that a file stays on its side when others come or go.
+        # By name, so that a file stays in its set when other files come or go.
         train, test = [], []
         for file, label in files:
             name = file.relative_to(root).as_posix().encode()

@@ -34,8 +34,8 @@ def multiplies_in_bfloat16(module: nn.Module) -> bool:
 def make_linear(kind: str, features: int, primitives: Primitives, *, name: str | None = None) -> nn.Module:
     """A linear layer of the kind ``"dense"``, ``"shift"`` or ``"moe"``.
 
-    All share one call, ``(x [*batch, inputs], train=False) -> [*batch, features]``; in training a mixture's
-    router is noisy, and the other kinds compute what they always do.
+    All share one call, ``(x [*batch, inputs], train=False) -> [*batch, features]``. ``train`` adds noise to a
+    mixture's router and changes nothing in the other kinds.
 
     Raises:
       ValueError: unknown kind.

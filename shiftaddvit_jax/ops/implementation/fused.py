@@ -1,7 +1,7 @@
-"""Several ops in one TVM kernel: a linear layer, an MLP, an attention, each with all that it reads once.
+"""Several ops in one TVM kernel: a linear layer, a head, an MLP, a patch embedding or an attention.
 
-Each takes the kernel's description, the arrays that the description asks for by name, and returns what the
-same modules compute op by op.
+Each function takes the kernel's description, the arrays that the description names, and the input ``x``. The
+result equals what the same modules compute op by op.
 """
 
 from collections.abc import Mapping
@@ -73,7 +73,7 @@ def fused_attention(
 
 
 def _in_order(description, arrays):
-    """The arrays as the kernel takes them, padded with zeros to the sizes that it asks for."""
+    """The arrays in the kernel's order, padded with zeros to the kernel's sizes."""
     ordered = {
         name: _padded(arrays[name], shape).astype(dtype) for name, shape, dtype in description.arguments()
     }
