@@ -3,14 +3,14 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
 @contextmanager
-def whole_file(file: str | Path) -> Iterator[Path]:
+def whole_file(file: str | Path) -> Generator[Path]:
     """A path beside ``file`` to write to, which replaces ``file`` at the end of the block.
 
     It has the same suffix, by which some writers choose a format. If the block raises, ``file`` stays as it
@@ -26,7 +26,7 @@ def whole_file(file: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path) -> Generator[Path]:
     """An empty folder beside ``folder`` to fill, which replaces ``folder`` at the end of the block.
 
     If the block raises, ``folder`` stays as it was. What a killed process left is put back or removed.

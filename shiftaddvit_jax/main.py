@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 from absl import flags
@@ -53,7 +54,8 @@ def load_config(file: str, overrides: Sequence[str]) -> ml_collections.ConfigDic
         raise ValueError(f"bad config override: {reason}") from None
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}; overrides look like --config.train.steps=10")
-    return values["config"].value
+    config: Any = values["config"].value
+    return config
 
 
 def _check_keys(overrides, config):
@@ -85,7 +87,8 @@ def train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train from the command line; the exit code is 0, or 2 after an error in one line."""
     parser = Parser(
-        prog="python -m shiftaddvit_jax.main", description=train_and_evaluate.__doc__.split("\n")[0]
+        prog="python -m shiftaddvit_jax.main",
+        description=(train_and_evaluate.__doc__ or "").split("\n")[0],  # none with python -OO
     )
     add_arguments(parser)
     return run_command("main", lambda: train(*parser.parse_known_args(argv)))

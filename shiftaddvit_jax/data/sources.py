@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -32,9 +33,9 @@ class Examples:
       decode: from an entry of ``images`` to pixels, uint8 [height, width, 3], of any size.
     """
 
-    images: Sequence
-    labels: Sequence[int]
-    decode: Callable[[object], UInt8[np.ndarray, "height width 3"]]
+    images: Sequence | np.ndarray
+    labels: Sequence[int] | np.ndarray
+    decode: Callable[[Any], UInt8[np.ndarray, "height width 3"]]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -103,7 +104,7 @@ def _gray_to_rgb(gray: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "
 def _digits() -> Dataset:
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     held_out = np.arange(len(images)) % TEST_SHARE == 0
     train, test = (
@@ -187,7 +188,8 @@ def _idx(root: Path) -> Dataset:
             raise ValueError(f"{root} has {len(images)} {part} images but {len(labels)} labels")
         examples.append(Examples(images, labels, _gray_to_rgb))
     classes = 1 + max(int(np.max(part.labels)) for part in examples)
-    return Dataset(*examples, tuple(str(label) for label in range(classes)))
+    train, test = examples
+    return Dataset(train, test, tuple(str(label) for label in range(classes)))
 
 
 def _read_idx(root: Path, name: str, rank: int) -> UInt8[np.ndarray, "..."]:

@@ -56,7 +56,7 @@ def default_config() -> ml_collections.ConfigDict:
     return config.lock()
 
 
-def read_latencies(file: str | Path) -> dict[str, tuple[float, float]]:
+def read_latencies(file: str | Path) -> dict[str, tuple[float, ...]]:
     """Both experts' latencies (dense, shift) by MoE layer, from a file of ``shiftaddvit measure-latency``.
 
     Raises:
