@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 help:
 	@echo "make setup   install into .venv, as the other targets do first"
 	@echo "make demo    the main job on handwritten digits (minutes)"
-	@echo "make test    check style, then run the whole test suite"
+	@echo "make test    check style, imports and types, then run the whole test suite"
 	@echo "make format  apply the style"
 	@echo "make docs    build docs/ into docs/_build/html"
 	@echo "make gpu-check   what only an NVIDIA GPU can show, with this machine's own JAX (8 minutes)"
@@ -38,6 +38,8 @@ test: lint
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff format .

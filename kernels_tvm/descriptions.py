@@ -13,6 +13,8 @@ LANES = 16  # of a vector, on every target
 WEIGHTS = ("blocks", "codes")  # how the names of linear layers' weights end
 VALUE_TAPS = 9  # tokens that the convolution of the attention's values spans
 
+Parameter = tuple[str, tuple[int, ...], str]  # name, shape and dtype
+
 
 def round_up(value: int, multiple: int) -> int:
     """The smallest multiple that is no smaller than ``value``."""
@@ -98,23 +100,26 @@ class LinearDescription(Description):
             return f"packed weights have at most 5 bits, not {self.bits}"
         return None
 
-    def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
+    def arguments(self) -> list[Parameter]:
         """Name, shape and dtype of each parameter, in the order in which kernels take them.
 
         Outputs are padded to whole vectors. The dtype of bfloat16 weights is uint16: their bits.
         """
         width = round_up(self.outputs, LANES)
         weights = "uint16" if self.precision == "bfloat16" else "float32"
-        dense = [
+        dense: list[Parameter] = [
             ("blocks", blocked_shape(self.inputs, self.outputs), weights),
             ("bias", (width,), "float32"),
         ]
-        shift = [
+        shift: list[Parameter] = [
             ("codes", packed_shape(self.inputs, self.outputs, self.bits), "uint8"),
             ("exponent", (width,), "int8"),
             ("shift_bias", (width,), "float32"),
         ]
-        router = [("router_kernel", (self.inputs, 2), "float32"), ("router_bias", (2,), "float32")]
+        router: list[Parameter] = [
+            ("router_kernel", (self.inputs, 2), "float32"),
+            ("router_bias", (2,), "float32"),
+        ]
         return {"dense": dense, "shift": shift, "moe": router + dense + shift}[self.kind]
 
 
@@ -152,7 +157,7 @@ class MlpDescription(Description):
         sizes = _check_vectors("channels", self.fc1.inputs, self.fc1.outputs)
         return sizes or self.fc1.why_not() or self.fc2.why_not()
 
-    def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
+    def arguments(self) -> list[Parameter]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
         channels, hidden = self.fc1.inputs, self.fc1.outputs
         norm = _layer_norm("norm", channels)
@@ -196,12 +201,12 @@ class AttentionDescription(Description):
             )
         return _check_vectors("channels", self.channels) or self.qkv.why_not() or self.proj.why_not()
 
-    def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
+    def arguments(self) -> list[Parameter]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
         norm, values = _layer_norm("norm", self.channels), self.value_arguments()
         return norm + _prefixed("qkv", self.qkv) + values + _prefixed("proj", self.proj)
 
-    def value_arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
+    def value_arguments(self) -> list[Parameter]:
         """The parameters that are applied to the values."""
         return []
 
@@ -222,7 +227,7 @@ class HammingLinearDescription(AttentionDescription):
 
     sample_threshold: bool
 
-    def value_arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
+    def value_arguments(self) -> list[Parameter]:
         """The kernel of the convolution of the values over the tokens."""
         return [("value_kernel", (VALUE_TAPS, self.heads), "float32")]
 
@@ -334,15 +339,16 @@ class PatchEmbedDescription(Description):
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens."""
-        return tuple(
+        rows, columns = (
             (side + 2 * self.padding - self.patch) // self.stride + 1 for side in (self.height, self.width)
         )
+        return rows, columns
 
     def why_not(self) -> str | None:
         """Why no kernel computes it, None if one does."""
         return _check_vectors("channels", self.projection.outputs)
 
-    def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
+    def arguments(self) -> list[Parameter]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
         input_norm = _layer_norm("input_norm", self.channels) if self.input_epsilon is not None else []
         norm = _layer_norm("norm", self.projection.outputs)
@@ -367,7 +373,7 @@ class HeadDescription(Description):
         """Why no kernel computes it, None if one does."""
         return _check_vectors("channels", self.projection.inputs)
 
-    def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
+    def arguments(self) -> list[Parameter]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
         norm = _layer_norm("norm", self.projection.inputs)
         return norm + _prefixed("projection", self.projection)

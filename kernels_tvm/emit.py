@@ -1,6 +1,6 @@
 """Pieces of kernels for CPUs and for GPUs: the function, its arguments, and conditions."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from tvm.script.ir_builder import IRBuilder
@@ -60,14 +60,14 @@ def kernel(body: Callable[[Arguments], None]):
 
 
 @contextmanager
-def when(condition) -> Iterator[None]:
+def when(condition) -> Generator[None]:
     """A context whose statements run if ``condition`` holds."""
     with T.If(condition), T.Then():
         yield
 
 
 @contextmanager
-def otherwise(condition) -> Iterator[None]:
+def otherwise(condition) -> Generator[None]:
     """A context whose statements run if ``condition`` does not hold."""
     with T.If(T.Not(condition)), T.Then():
         yield

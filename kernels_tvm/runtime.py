@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache, wraps
 from importlib import util
@@ -25,7 +25,7 @@ def once(function: Callable) -> Callable:
         with _LOCK:
             return cached(*arguments)
 
-    locked.cache_clear = cached.cache_clear
+    locked.cache_clear = cached.cache_clear  # pyrefly: ignore[missing-attribute]  # functions take any attribute
     return locked
 
 
@@ -49,13 +49,16 @@ def start():
     with _without_torch():
         import tvm_ffi
     # The kernels' threads and workspaces come from this library; the arguments are those of `tvm` itself.
-    folder = Path(util.find_spec("tvm").origin).parent / "lib"
+    spec = util.find_spec("tvm")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("No module named 'tvm'", name="tvm")
+    folder = Path(spec.origin).parent / "lib"
     tvm_ffi.libinfo.load_lib_ctypes("tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=[folder])
     return tvm_ffi
 
 
 @contextmanager
-def _without_torch() -> Iterator[None]:
+def _without_torch() -> Generator[None]:
     """A context in which this thread can't import torch. A torch that is imported already stays."""
     # tvm_ffi imports an installed torch, which takes seconds, for conversions that nothing here needs.
     thread = get_ident()

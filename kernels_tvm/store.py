@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata, util
@@ -86,7 +86,7 @@ def load_or_build(entry: str, build: Callable):
     return library["main"]
 
 
-def try_to_save(write: Callable[[str], None], path: Path) -> bool:
+def try_to_save(write: Callable[[str], object], path: Path) -> bool:
     """Whether `save_entry` could write. Its first failure in a process is a warning."""
     try:
         save_entry(write, path)
@@ -101,7 +101,7 @@ def _warn_of_unwritable(folder: Path) -> None:
     warnings.warn(f"{folder} can't be written, so every kernel is compiled at every start", stacklevel=4)
 
 
-def save_entry(write: Callable[[str], None], path: Path) -> None:
+def save_entry(write: Callable[[str], object], path: Path) -> None:
     """Keep what ``write(path)`` writes, and its hash at the end.
 
     Raises:
@@ -114,7 +114,7 @@ def save_entry(write: Callable[[str], None], path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Generator[Path]:
     """A temporary path, whose file takes the place of ``path`` at the end and is deleted after an error.
 
     A folder that does not exist yet becomes one that its owner alone can read.

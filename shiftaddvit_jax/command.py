@@ -46,7 +46,7 @@ def print_table(table: "Table") -> None:
         needed = 1
         for column in table.columns:
             if column.justify == "right":
-                column.width = max(map(cell_len, (*column.header.split(), *column.cells)))
+                column.width = max(map(cell_len, (*str(column.header).split(), *map(str, column.cells))))
             else:
                 column.no_wrap, column.overflow = False, "fold"
             needed += (column.width or NAME_WIDTH) + 3  # spaces beside it, and a line

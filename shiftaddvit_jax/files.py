@@ -3,14 +3,14 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
 @contextmanager
-def whole_file(file: str | Path) -> Iterator[Path]:
+def whole_file(file: str | Path) -> Generator[Path]:
     """A path beside ``file`` to write to, which replaces ``file`` at the end of the block.
 
     The path has the suffix of ``file``, since some writers choose a format by it. If the block raises,
@@ -26,7 +26,7 @@ def whole_file(file: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path) -> Generator[Path]:
     """An empty folder beside ``folder`` to fill, which replaces ``folder`` at the end of the block.
 
     If the block raises, ``folder`` stays as it was. A killed process's leftovers are put back or removed.
@@ -53,7 +53,7 @@ def write_json(file: str | Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def read_latencies(file: str | Path) -> dict[str, tuple[float, float]]:
+def read_latencies(file: str | Path) -> dict[str, tuple[float, ...]]:
     """Both experts' latencies (dense, shift) by MoE layer, from a file of ``shiftaddvit measure-latency``.
 
     Raises:

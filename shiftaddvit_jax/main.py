@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shiftaddvit_jax.command import Parser, run_command
 from shiftaddvit_jax.optional import require
@@ -55,7 +55,8 @@ def load_config(file: str, overrides: Sequence[str]) -> "ml_collections.ConfigDi
         raise ValueError(f"bad config override: {reason}") from None
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}; overrides look like --config.train.steps=10")
-    return values["config"].value
+    config: Any = values["config"].value
+    return config
 
 
 def _check_keys(overrides, config):

@@ -26,7 +26,7 @@ def require(extra: str, what: str, *packages: str) -> None:
       what: needs them.
       packages: those of the extra that it needs; by default all.
     """
-    packages = packages or [package for name in extra.split(",") for package in PACKAGES[name]]
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    needed = packages or tuple(package for name in extra.split(",") for package in PACKAGES[name])
+    missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:
         raise MissingExtra(f"{what} needs {' and '.join(missing)}: {how_to_install(extra)}")

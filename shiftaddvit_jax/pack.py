@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -53,10 +54,12 @@ def pack(model: nn.Module, variables: PyTree) -> PyTree:
 def packed_shapes(model: nn.Module) -> PyTree:
     """The shapes and dtypes of `pack`'s result for a model."""
     layers, multiplying, variables = _layers_and_shapes(model)
-    flat, bits = flatten_dict(variables["params"]), packed_bits(model.primitives.activations)
+    flat: dict[tuple[str, ...], Any] = flatten_dict(variables["params"])
+    bits = packed_bits(model.primitives.activations)
     for path, layer in layers.items():
         _check_packable(path, layer)
-        _replace_weight(flat, path, packed_weight_shape(*flat[(*path, "kernel")].shape, bits)._asdict())
+        inputs, outputs = flat[(*path, "kernel")].shape
+        _replace_weight(flat, path, packed_weight_shape(inputs, outputs, bits)._asdict())
     for path, layer in multiplying.items():
         packed = jax.eval_shape(partial(_pack_factor, layer), flat[(*path, "kernel")])
         _replace_weight(flat, path, packed)

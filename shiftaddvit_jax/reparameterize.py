@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -229,4 +230,5 @@ def _linear_origin(layer, leaf, old, new, source):
 
 
 def _flat_shapes(variables):
-    return {name: leaf.shape for name, leaf in flatten_dict(variables, sep="/").items()}
+    leaves: dict[str, Any] = flatten_dict(variables, sep="/")
+    return {name: leaf.shape for name, leaf in leaves.items()}

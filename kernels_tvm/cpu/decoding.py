@@ -32,6 +32,7 @@ def _for_each_code(linear, codes, first, columns, body):
         # 8.
         words = T.bind(T.reinterpret(word, codes[block, group, lanes(0, 4 * HALF)]))
         for half in range(2):
+            signs = None  # codes of 4 bits hold them
             if linear.bits == 5:
                 signs = T.reinterpret("int32", codes[block, group, lanes(SIGNS_OFFSET + 4 * half, 4)])
                 signs = T.bind(T.shift_right(splat(signs, HALF), T.ramp(T.int32(0), T.int32(4), HALF)))

@@ -7,7 +7,7 @@ target's registers, and the tiles of `kernels_tvm.cpu.targets` are small enough 
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 from tvm import tirx
@@ -153,7 +153,7 @@ def split(index, size: int):
 
 
 @contextmanager
-def turns(images, at_once: int) -> Iterator[tuple]:
+def turns(images, at_once: int) -> Generator[tuple]:
     """A context that runs for ``at_once`` images at a time; yields the first one's number and their count."""
     with T.serial(0, T.ceildiv(images, at_once)) as turn:
         first = T.bind(turn * at_once)
@@ -216,7 +216,7 @@ class Claims:
                 T.buffer_store(self.taken, T.int32(0), [claim])
 
     @contextmanager
-    def of(self, thread) -> Iterator:
+    def of(self, thread) -> Generator:
         """A context that runs for each number that ``thread`` claims; yields the number."""
         with T.serial(0, self.turns) as turn:
             first = T.bind(T.floormod(thread + turn, self.threads) * self.share)

@@ -1,6 +1,8 @@
 """The kinds of weights of a linear layer: how each is decoded, panel by panel, and multiplied with rows."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
@@ -35,7 +37,7 @@ def _for_each_panel(panels, share, body: Callable) -> None:
                 body(panels.whole, panels.rest)
 
 
-class Expert:
+class Expert(ABC):
     """What the kinds of weights share: panels of weights, each decoded right before it is multiplied."""
 
     def __init__(self, target, linear, buffers, share, panels):
@@ -43,6 +45,22 @@ class Expert:
         self.share, self.panels = share, panels
         self.decoded = local(1, "int32")
         T.buffer_store(self.decoded, T.int32(0), [0])
+
+    @abstractmethod
+    def prepare(self, panel, columns):
+        """Decode the weights of a panel."""
+
+    @abstractmethod
+    def rows(self, capacity) -> Any:
+        """Memory for as many rows, in the format that `product` reads."""
+
+    @abstractmethod
+    def product(self, rows, count, panel, columns, finish):
+        """Emit the sums of ``count`` rows with a panel; ``finish(row, vector, sums)`` takes each vector."""
+
+    @abstractmethod
+    def result(self, rows, row, column, sums):
+        """A vector of results from its sums."""
 
     def multiply(self, rows, count, store):
         """Emit the products of ``count`` rows; ``store`` takes the results, see `ThreadLayer.tile`."""

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from kernels_tvm import store
 from kernels_tvm.cpu.targets import TARGETS, Target, host_target, thread_count
@@ -41,6 +42,18 @@ def builders() -> dict[str, Callable]:
     }
 
 
+def needed_target() -> Target:
+    """The best target that this machine runs, or the one that SHIFTADDVIT_TARGET chooses.
+
+    Raises:
+      ValueError: it runs none, or not that one.
+    """
+    target = host_target()
+    if target is None:
+        raise ValueError(f"no kernels for this CPU, only for {', '.join(target.name for target in TARGETS)}")
+    return target
+
+
 def kernel_key(kernel: Kernel) -> str:
     """The key of a kernel in a file of records."""
     return f"{kernel.name} {json.dumps(dataclasses.asdict(kernel.description), sort_keys=True)}"
@@ -53,16 +66,20 @@ def user_records(target: Target) -> Path:
 
 
 def kernel_target(kernel: Kernel) -> Target:
-    """The machine's target with the tile sizes on record for a kernel: the user's, or else the package's."""
-    target = host_target()
+    """The machine's target with the tile sizes on record for a kernel: the user's, or else the package's.
+
+    Raises:
+      ValueError: this machine's CPU is not among the targets.
+    """
+    target = needed_target()
     shipped = Path(__file__).parent / "records" / f"{target.name}.json"
     for path in (user_records(target), shipped):
         facts = _records(path).get(kernel_key(kernel))
         if facts is not None:
-            facts = {
+            changed: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()
             }
-            return dataclasses.replace(target, **facts)
+            return dataclasses.replace(target, **changed)
     return target
 
 
@@ -97,8 +114,6 @@ def load(kernel: Kernel):
     Raises:
       ValueError: this machine's CPU is not among the targets.
     """
-    if host_target() is None:
-        raise ValueError(f"no kernels for this CPU, only for {', '.join(target.name for target in TARGETS)}")
     target, threads = kernel_target(kernel), thread_count()
     # TVM itself takes half of the CPUs, even on machines without hyper-threads.
     os.environ.setdefault("TVM_NUM_THREADS", str(threads))

@@ -100,7 +100,7 @@ class FloatPanels(_Panels):
 
     def weights(self, panel, columns: int) -> Callable:
         """A function (k, vector) that reads a panel's weights; not for AMX."""
-        if not self.needed:
+        if self.given and not self.needed:
             return self.given(panel * self.columns)
         start = self.start(panel)
         return lambda k, vector: self.parts[0][lanes(start + k * columns + vector * LANES)]

@@ -74,14 +74,14 @@ def _x86(name, mcpu, features, dot, **facts):
 
 
 # 32 registers of 512 bits hold 6 x 64 sums, their factors and a broadcast; 16 of 256 bits hold 6 x 16 sums.
-_WIDE = {
+_WIDE: dict[str, Any] = {
     "float_tile": (6, 64),
     "int8_tile": (6, 64),
     "strip_bytes": 512 * 1024,
     "convolved_tokens": 7,
     "tables": True,
 }
-_NARROW = {
+_NARROW: dict[str, Any] = {
     "float_tile": (6, 16),
     "int8_tile": (4, 16),
     "strip_bytes": 320 * 1024,
@@ -111,8 +111,7 @@ TARGETS = (
 
 def without_matrices(target: Target) -> Target:
     """A target with AMX, without its matrix registers."""
-    tiles = {fact: _WIDE[fact] for fact in ("float_tile", "int8_tile")}
-    return replace(target, dot="vpdpbusd_512", **tiles)
+    return replace(target, dot="vpdpbusd_512", float_tile=_WIDE["float_tile"], int8_tile=_WIDE["int8_tile"])
 
 
 def named_target(name: str) -> Target:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kernels_tvm.cpu.library import build, kernel_key, kernel_target, user_records
-from kernels_tvm.cpu.targets import Target, host_target, thread_count
+from kernels_tvm.cpu.library import build, kernel_key, kernel_target, needed_target, user_records
+from kernels_tvm.cpu.targets import Target, thread_count
 from kernels_tvm.store import Kernel, replacing
 
 # The values that are tried for each fact, beside the target's own.
@@ -61,7 +61,7 @@ def tune(kernel: Kernel, shapes: Shapes, trials: Callable[[], None]) -> tuple[di
             # A smaller gain is noise.
             if seconds < 0.97 * best:
                 best, target = seconds, variant
-    own, first = host_target(), kernel_target(kernel)
+    own, first = needed_target(), kernel_target(kernel)
     if target != first:
         turns = [
             [_seconds(kernel, variant, threads, arrays) for variant in (first, target)]
@@ -82,7 +82,7 @@ def count_trials(kernel: Kernel) -> int:
 
 def save_record(kernel: Kernel, facts: dict) -> Path:
     """Write the facts that `tune` found to the user's records, which `library.load` reads."""
-    path = user_records(host_target())
+    path = user_records(needed_target())
     records = json.loads(path.read_text()) if path.is_file() else {}
     records[kernel_key(kernel)] = facts
     with replacing(path) as temporary:

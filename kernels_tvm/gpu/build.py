@@ -47,8 +47,8 @@ compilation_pipeline.PIPELINE_MAP["shiftaddvit_gpu"] = _pipeline
 
 def compile_kernel(function, target: GpuTarget):
     """The library with the kernel ``main``; its launches are CUDA source, see `provide_cubins`."""
-    target = tvm.target.Target(target.tvm, host=HOST)
-    return tvm.compile(tvm.IRModule({"main": function}), target=target, tir_pipeline="shiftaddvit_gpu")
+    compiled_for = tvm.target.Target(target.tvm, host=HOST)
+    return tvm.compile(tvm.IRModule({"main": function}), target=compiled_for, tir_pipeline="shiftaddvit_gpu")
 
 
 def provide_cubins(compile_source: Callable[[str], bytes]) -> None:

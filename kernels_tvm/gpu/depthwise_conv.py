@@ -78,7 +78,7 @@ def depthwise_conv_kernel(target: GpuTarget, conv: DepthwiseConvDescription):
                 place, target_channel = (first_row + row, first_column + column), part * count + channel
                 inside = [place[0] < conv.height, place[1] < conv.width, target_channel < conv.channels]
                 with when(all_of(*inside)):
-                    if conv.gelu:
+                    if bias is not None:
                         for lane in range(width):
                             value = total[lane] + bias[target_channel + lane]
                             T.buffer_store(total, gelu(target, value), [lane])

@@ -5,7 +5,7 @@ Kernels are Python functions that emit TIR. A Python loop and a loop of `T.unrol
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from tvm.script.ir_builder import tirx as T
@@ -14,7 +14,7 @@ WORD_LANES = 4  # words of 32 bits in 128
 
 
 @contextmanager
-def launch(threads: int, x, y=1) -> Iterator[tuple]:
+def launch(threads: int, x, y=1) -> Generator[tuple]:
     """A context that runs in x * y blocks of ``threads`` threads; yields a block's indices and a thread's."""
     with (
         T.launch_thread("blockIdx.x", x) as block_x,

@@ -7,7 +7,7 @@ cubin takes the place of the source, in the same format.
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -60,7 +60,7 @@ def export_kernel(kernel: Kernel, target: GpuTarget, folder: Path) -> tuple[Path
 
 
 @contextmanager
-def _launches_as_source() -> Iterator[None]:
+def _launches_as_source() -> Generator[None]:
     """A context in which TVM keeps launches as CUDA source, even on a machine with a GPU."""
     before = os.environ.get(FALLBACK)
     os.environ[FALLBACK] = "1"

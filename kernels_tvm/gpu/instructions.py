@@ -66,7 +66,10 @@ class TensorCore:
 
     def __init__(self, target: GpuTarget, kind: Literal["int8", "bits"], threads: int):
         self.target, self.kind, self.threads = target, kind, threads
-        self.rows, self.columns, inner = target.int8_mma if kind == "int8" else target.bit_mma
+        shape = target.int8_mma if kind == "int8" else target.bit_mma
+        if shape is None:
+            raise ValueError(f"{target.name} has no tensor cores for {kind}")
+        self.rows, self.columns, inner = shape
         self.words = inner // {"int8": 4, "bits": 32}[kind]
         self.shape = f"m{self.rows}n{self.columns}k{inner}"
         self.a_registers = self.rows * self.words // WARP

@@ -63,7 +63,9 @@ def layer_kernel(linear: LinearDescription, between: list[tuple[str, tuple, str]
 
     def declare(arguments: Arguments):
         x = arguments("x", ("rows", linear.inputs), "float32")
-        buffers = {name: arguments(name, *rest) for name, *rest in [*linear.arguments(), *between]}
+        buffers = {
+            name: arguments(name, shape, dtype) for name, shape, dtype in [*linear.arguments(), *between]
+        }
         y = arguments("y", ("rows", linear.outputs), "float32")
         rows = arguments.symbols["rows"]
         with when(rows > 0):

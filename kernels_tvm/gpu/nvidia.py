@@ -73,12 +73,13 @@ def disassemble(cubin: bytes) -> str:
 
 @functools.cache
 def _run_nvcc(code, output, arch):
-    if nvcc() is None:
+    compiler = nvcc()
+    if compiler is None:
         raise RuntimeError("nvcc is not on the PATH; install the CUDA toolkit")
     with tempfile.TemporaryDirectory() as folder:
         given, made = Path(folder) / "kernel.cu", Path(folder) / "kernel.out"
         given.write_text(code)
-        command = [nvcc(), output, f"-arch={arch}", "-O3", "-Xptxas=-v", "-o", made, given]
+        command = [compiler, output, f"-arch={arch}", "-O3", "-Xptxas=-v", "-o", made, given]
         finished = subprocess.run(command, capture_output=True, text=True)
         if finished.returncode:
             raise RuntimeError(f"nvcc failed for {arch}: {finished.stderr.strip()}")
@@ -131,8 +132,5 @@ def parse_resources(report: str) -> dict[str, Resources]:
 def files_of_wheels(pattern: str) -> list[Path]:
     """The paths in NVIDIA's installed wheels that match ``pattern``, such as ``*/include``."""
     spec = importlib.util.find_spec("nvidia")  # the package that the wheels share
-    return (
-        [path for root in spec.submodule_search_locations for path in Path(root).glob(pattern)]
-        if spec
-        else []
-    )
+    roots = spec.submodule_search_locations if spec else None
+    return [path for root in roots or () for path in Path(root).glob(pattern)]

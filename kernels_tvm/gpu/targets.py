@@ -17,7 +17,7 @@ class GpuTarget:
 
     Attributes:
       name: its name in cache entries and messages.
-      arch: the argument of ``nvcc -arch``; None for OpenCL.
+      arch: the argument of ``nvcc -arch``; empty for OpenCL.
       shared_memory: bytes that a block may declare statically.
       multiprocessor_registers: registers of 32 bits.
       multiprocessor_shared_memory: bytes for the blocks that it holds.
@@ -29,7 +29,7 @@ class GpuTarget:
     """
 
     name: str
-    arch: str | None
+    arch: str
     shared_memory: int
     multiprocessor_registers: int
     multiprocessor_shared_memory: int
@@ -46,7 +46,7 @@ class GpuTarget:
     @property
     def tvm(self) -> dict[str, Any]:
         """TVM's description of the target."""
-        if self.arch is None:
+        if not self.arch:
             return {"kind": "opencl", "max_threads_per_block": 256, "max_num_threads": 256}
         return {"kind": "cuda", "arch": self.arch, "max_threads_per_block": 1024, "thread_warp_size": 32}
 
@@ -67,7 +67,7 @@ GPU_TARGETS = (
 )
 
 # For tests: a CPU runs the same schedules.
-OPENCL = GpuTarget("opencl", None, 32 * 1024, 64 * 1024, 64 * 1024, 1024, 16, (16, 8, 32), (16, 8, 256))
+OPENCL = GpuTarget("opencl", "", 32 * 1024, 64 * 1024, 64 * 1024, 1024, 16, (16, 8, 32), (16, 8, 256))
 
 
 def supporting_target(compute_capability: str) -> GpuTarget | None:

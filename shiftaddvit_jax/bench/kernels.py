@@ -49,9 +49,9 @@ class KernelBenchmark(NamedTuple):
 
 def compiled(function: Callable, *arguments: np.ndarray) -> Run:
     """A run of ``function`` under jit; its arguments are already on the device."""
-    arguments = [jnp.asarray(argument) for argument in arguments]
-    program = jax.jit(function).lower(*arguments).compile()
-    return lambda: program(*arguments).block_until_ready()
+    on_device = [jnp.asarray(argument) for argument in arguments]
+    program = jax.jit(function).lower(*on_device).compile()
+    return lambda: program(*on_device).block_until_ready()
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -67,15 +67,15 @@ def dense(tokens: int, inputs: int, outputs: int) -> Run:
 
 def shift_xla(tokens: int, inputs: int, outputs: int) -> Run:
     """A linear layer with power-of-two weights, by XLA."""
-    weight = np.asarray(power_of_two(normal(inputs, outputs) / 16))
-    return compiled(lambda x: shift_product(x, weight, "float", "xla"), normal(tokens, inputs))
+    weight = np.asarray(power_of_two(jnp.asarray(normal(inputs, outputs) / 16)))
+    return compiled(lambda x: shift_product(x, jnp.asarray(weight), "float", "xla"), normal(tokens, inputs))
 
 
 def packed_shift(implementation: Implementation, activations: Activations = "float") -> Callable[..., Run]:
     """A linear layer with power-of-two weights, packed as the kernels take them."""
 
     def make(tokens, inputs, outputs):
-        weight = power_of_two(normal(inputs, outputs) / 16)
+        weight = power_of_two(jnp.asarray(normal(inputs, outputs) / 16))
         packed = pack_weight(weight, packed_bits(activations))
         return compiled(
             lambda x: packed_product(x, packed, outputs, activations, implementation), normal(tokens, inputs)
@@ -109,7 +109,8 @@ def depthwise(implementation: Implementation) -> Callable[..., Run]:
     def make(side, channels):
         kernel = normal(3, 3, channels)
         return compiled(
-            lambda x: depthwise_conv_2d(x, kernel, implementation), normal(1, side, side, channels)
+            lambda x: depthwise_conv_2d(x, jnp.asarray(kernel), implementation),
+            normal(1, side, side, channels),
         )
 
     return make
@@ -122,7 +123,7 @@ def grouped(side: int, channels: int) -> Run:
     def convolve(x):
         layout = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=layout, feature_group_count=channels
+            x, jnp.asarray(kernel), (1, 1), "SAME", dimension_numbers=layout, feature_group_count=channels
         )
 
     return compiled(convolve, normal(1, side, side, channels))

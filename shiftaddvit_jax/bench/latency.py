@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, PyTree
 
 from shiftaddvit_jax.bench.rounds import available_threads, describe_machine, summarize, time_runs
 from shiftaddvit_jax.models import model_arguments
-from shiftaddvit_jax.models.inspect import capture, module_variables, on_xla
+from shiftaddvit_jax.models.inspect import Images, capture, module_variables, on_xla
 from shiftaddvit_jax.nn import Block, Mlp, MoEDense
 from shiftaddvit_jax.nn.attention import Attention
 from shiftaddvit_jax.nn.kernels import describe_linear, is_packed, linear_arrays
@@ -80,7 +80,7 @@ def profile_latency(
 
 
 def compare_latencies(
-    models: Mapping[str, tuple[nn.Module, PyTree, Float[Array, "batch height width 3"]]], rounds: int = 5
+    models: Mapping[str, tuple[nn.Module, PyTree, Images]], rounds: int = 5
 ) -> dict[str, Latency]:
     """`profile_latency` of each model, all in the same rounds, so that a slow machine is slow for all."""
     _check_rounds(rounds)
@@ -234,7 +234,7 @@ def _moe_layers(model, variables, batch):
     return layers
 
 
-def _experts(layer: MoEDense, params, x) -> list[Callable[[Array], Array]]:
+def _experts(layer: MoEDense, params, x) -> list[Callable[[Array], Any]]:
     """Both experts as functions of tokens, in the order of `EXPERTS`."""
     linears = [
         describe_linear(kind, params[kind], x.shape[-1], layer.features, layer.primitives) for kind in EXPERTS
@@ -268,10 +268,10 @@ def _check_rounds(rounds):
 
 def _median_ms(runs: Mapping[Name, Callable[[], Any]], rounds: int) -> tuple[dict[Name, float], float]:
     """Median milliseconds of each run without its call, at least 1 ns, and of a call."""
-    runs = {**runs, None: _ready(lambda x: x + 1, jnp.zeros(()))}
-    times: dict[Any, list[list[float]]] = {name: [] for name in runs}
+    with_call: dict[Any, Callable[[], Any]] = {**runs, None: _ready(lambda x: x + 1, jnp.zeros(()))}
+    times: dict[Any, list[list[float]]] = {name: [] for name in with_call}
     for _ in track(range(rounds), "rounds", rounds):
-        for name, run in runs.items():
+        for name, run in with_call.items():
             times[name].append(time_runs(run, SECONDS_A_TURN))
     medians = {name: summarize(rounds_of_name)["median_ms"] for name, rounds_of_name in times.items()}
     call_ms = medians.pop(None)

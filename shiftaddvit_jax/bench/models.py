@@ -124,7 +124,11 @@ def bench_model(
         ]
         rows = time_contestants(contestants, threads, rounds, SECONDS_A_TURN)
     _compare_logits(rows)
-    about = {"model": model_arguments(student), "batch": batch, "seconds_a_turn": SECONDS_A_TURN}
+    about: dict[str, Any] = {
+        "model": model_arguments(student),
+        "batch": batch,
+        "seconds_a_turn": SECONDS_A_TURN,
+    }
     about["shift_share"] = shift_share if biases else None
     return _report(machine, rounds, rows) | about
 
@@ -166,7 +170,7 @@ def _peer_tasks(kind, model, peers, batch, folder):
     file, weights = str(folder / f"{kind}.onnx"), str(folder / f"{kind}.safetensors")
     if {"onnxruntime", "openvino"} & set(peers):
         save_onnx(model, variables, file, batch=batch)
-    tasks = {}
+    tasks: dict[str, dict[str, Any]] = {}
     if "onnxruntime" in peers:
         tasks[f"ONNX Runtime {kind}"] = {"runtime": "onnxruntime", "file": file}
     if "openvino" in peers:

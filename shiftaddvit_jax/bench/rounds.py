@@ -80,6 +80,7 @@ class Worker:
           ValueError: the process failed or ended; the message has its last line on standard error.
         """
         self.process.send_signal(signal.SIGCONT)
+        assert self.process.stdout is not None  # a pipe
         try:
             print(json.dumps(request), file=self.process.stdin, flush=True)
             reply = self.process.stdout.readline()
@@ -106,7 +107,7 @@ class Worker:
 
 def available_threads() -> int:
     """How many threads of this process can run at once."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe_machine(threads: int) -> dict[str, Any]:

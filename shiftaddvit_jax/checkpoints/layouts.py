@@ -7,6 +7,7 @@ are theirs, one module after the other. Our ``kernel`` or ``scale`` is their ``w
 """
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ import numpy as np
 
 from shiftaddvit_jax.models import PyramidVisionTransformer, PyramidVisionTransformerV2, VisionTransformer
 
-Names = dict[str, str | tuple[str, ...]]
+Names = Mapping[str, str | tuple[str, ...]]
 
 
 class Layout(NamedTuple):

@@ -5,6 +5,7 @@ import logging
 import math
 import pickle
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -64,8 +65,8 @@ def load_pretrained(model: nn.Module, path_or_name: str | Path, *, strict: bool 
             f"{type(model).__name__}; create a model of that family"
         )
     _warn_of_epsilon(model, file)
-    shapes = flatten_dict(variable_shapes(model)["params"], sep="/")
-    shapes = {name: leaf.shape for name, leaf in shapes.items()}
+    leaves: dict[str, Any] = flatten_dict(variable_shapes(model)["params"], sep="/")
+    shapes = {name: leaf.shape for name, leaf in leaves.items()}
     tensors = _prepare(tensors, model, shapes, layout)
     anew = [] if strict else _heads_to_draw(tensors, shapes, layout)
     _check_tensors(tensors, shapes, anew, layout, file)

@@ -92,7 +92,8 @@ def _trace(function: Callable, *shapes: jax.ShapeDtypeStruct) -> list[_Expressio
 
         def read(variable):
             if isinstance(variable, Literal):
-                return constant(np.asarray(variable.val, variable.aval.dtype))
+                aval: Any = variable.aval
+                return constant(np.asarray(variable.val, aval.dtype))
             return known[variable]
 
         for equation in jaxpr.eqns:
@@ -315,8 +316,6 @@ def _lift(expression: _Expression) -> tuple[tuple[_Expression, ...], Callable[..
             if _find(pattern[-1], expression, found, captured):
                 inputs = tuple(found[e] for e in pattern if e.primitive == "input")
                 return inputs, functools.partial(build, expression.shape, captured)
-    if expression.primitive == "input":
-        return (), lambda: None
     return expression.inputs, functools.partial(_node, expression)
 
 
@@ -368,7 +367,7 @@ def _node(expression: _Expression, *inputs: _Node) -> _Node:
         return _reshape(inputs[0], tuple(int(side) for side in ones))
     if all(node.value is not None for node in inputs) and not expression.value.multiple_results:
         arrays = (
-            np.broadcast_to(node.value, other.shape)
+            np.broadcast_to(np.asarray(node.value), other.shape)
             for node, other in zip(inputs, expression.inputs, strict=True)
         )
         return _constant(np.asarray(expression.value.bind(*arrays, **params)))

@@ -17,6 +17,7 @@ from shiftaddvit_jax.cli.arguments import (
 from shiftaddvit_jax.command import print_table
 from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.names import ATTENTION_KINDS, IMPLEMENTATIONS, NUMBER_FORMATS, PAPER_MODELS, PICTURES
+from shiftaddvit_jax.optional import require
 
 
 def add_report(commands: Commands) -> None:
@@ -58,7 +59,7 @@ def report(arguments: argparse.Namespace) -> None:
         raise ValueError("--html is a page about one model; leave out --savings")
     check_folders(arguments.json, arguments.html)
     if arguments.html:
-        from shiftaddvit_jax.pictures.page import write_page
+        require("plot", "drawing")
     if arguments.savings:
         found = energy_savings(
             PAPER_MODELS,
@@ -87,6 +88,8 @@ def report(arguments: argparse.Namespace) -> None:
             reports = [*filter(None, [found.get("compare")]), found]
             has_images = arguments.images or subject.data
             pixels = example_pixels(subject, 2, arguments.images) if has_images else None
+            from shiftaddvit_jax.pictures.page import write_page
+
             write_page(arguments.html, subjects, reports, pixels)
             print(f"The page is in {arguments.html}")
     if arguments.json:
@@ -154,7 +157,6 @@ def measure_experts(arguments: argparse.Namespace) -> None:
 
     check_folders(arguments.json)
     if arguments.plot:
-        from shiftaddvit_jax.pictures import plot_expert_latency
         from shiftaddvit_jax.pictures.style import check_picture
 
         check_picture(arguments.plot)
@@ -171,6 +173,8 @@ def measure_experts(arguments: argparse.Namespace) -> None:
     if arguments.json:
         write_json(arguments.json, found)
     if arguments.plot:
+        from shiftaddvit_jax.pictures import plot_expert_latency
+
         plot_expert_latency(found, arguments.plot)
 
 

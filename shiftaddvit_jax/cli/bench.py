@@ -67,7 +67,6 @@ def bench(arguments: argparse.Namespace) -> None:
         raise ValueError("give a model's name or --kernels")
     check_folders(arguments.json)
     if arguments.plot:
-        from shiftaddvit_jax.pictures import plot_bench
         from shiftaddvit_jax.pictures.style import check_picture
 
         check_picture(arguments.plot)
@@ -107,6 +106,8 @@ def bench(arguments: argparse.Namespace) -> None:
     if arguments.json:
         write_json(arguments.json, report)
     if arguments.plot:
+        from shiftaddvit_jax.pictures import plot_bench
+
         plot_bench(report, arguments.plot)
 
 

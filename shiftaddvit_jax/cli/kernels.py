@@ -3,6 +3,7 @@
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 from kernels_tvm.gpu.targets import GPU_TARGETS, gpu_target
 from shiftaddvit_jax.cli.arguments import Commands, add_command, add_kinds, check_folders
@@ -26,7 +27,7 @@ def add_compile(commands: Commands) -> None:
 
 def compile_model(arguments: argparse.Namespace) -> None:
     """A model's kernels, compiled into the cache, or for a GPU into a folder."""
-    from kernels_tvm.cpu.targets import host_target
+    from kernels_tvm.cpu.library import needed_target
     from kernels_tvm.store import cache_folder
     from shiftaddvit_jax.compile import compile_kernels, export_kernels, kernels_of
 
@@ -44,7 +45,7 @@ def compile_model(arguments: argparse.Namespace) -> None:
     traced = time.perf_counter() - start
     compile_kernels(kernels)
     seconds = time.perf_counter() - start - traced
-    found = f"{len(kernels)} kernels for {host_target().name} in {seconds:.2f} s"
+    found = f"{len(kernels)} kernels for {needed_target().name} in {seconds:.2f} s"
     print(f"{found}, after {traced:.2f} s to trace the model; kept in {cache_folder()}")
 
 
@@ -61,19 +62,18 @@ def tune_model(arguments: argparse.Namespace) -> None:
     """Tile sizes for a model's kernels, measured here."""
     from rich.table import Table
 
-    from kernels_tvm.cpu.library import user_records
-    from kernels_tvm.cpu.targets import host_target
+    from kernels_tvm.cpu.library import needed_target, user_records
     from shiftaddvit_jax.compile import tune_kernels
 
     results = tune_kernels(_kernel_model(arguments), arguments.batch)
-    table = Table(title=f"Kernels of {arguments.model} on {host_target().name}")
+    table = Table(title=f"Kernels of {arguments.model} on {needed_target().name}")
     for column in ("kernel", "before (ms)", "after (ms)", "changed"):
         table.add_column(column, justify="right" if "ms" in column else "left")
     for kernel, facts, before, after in results:
         changed = ", ".join(f"{name} {value}" for name, value in facts.items()) or "nothing"
         table.add_row(kernel.name, f"{before * 1e3:.3f}", f"{after * 1e3:.3f}", changed)
     print_table(table)
-    print(f"written to {user_records(host_target())}")
+    print(f"written to {user_records(needed_target())}")
 
 
 def add_gpu_report(commands: Commands) -> None:
@@ -99,10 +99,13 @@ def _kernel_model(arguments):
     from shiftaddvit_jax.models import create_model
     from shiftaddvit_jax.models.kinds import parse_kinds
 
+    kinds: dict[str, Any] = {
+        name: parse_kinds(getattr(arguments, name)) for name in ("attention", "mlp", "projections")
+    }
     return create_model(
         arguments.model,
         image_size=arguments.image_size,
-        **{name: parse_kinds(getattr(arguments, name)) for name in ("attention", "mlp", "projections")},
+        **kinds,
         activations=arguments.activations,
         precision=arguments.precision,
         implementation="tvm",

@@ -2,7 +2,10 @@
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from shiftaddvit_jax.cli.arguments import Commands, add_checkpoint, add_command, shorten
 from shiftaddvit_jax.main import add_arguments
@@ -97,7 +100,8 @@ def predict(arguments: argparse.Namespace) -> None:
     images = np.stack([load_image(path, model.image_size) for path in arguments.images])
     names = description.get("class_names") or [str(label) for label in range(model.num_classes)]
     # One image at a time: one compilation serves any number of them.
-    apply = jax.jit(lambda image: jax.nn.softmax(model.apply(variables, image[None]))[0])
+    logits: Callable[..., Any] = partial(model.apply, variables)
+    apply = jax.jit(lambda image: jax.nn.softmax(logits(image[None]))[0])
     predictions = {}
     for path, image in zip(arguments.images, images, strict=True):
         probabilities = np.asarray(apply(image))

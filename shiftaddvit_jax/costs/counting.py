@@ -171,7 +171,8 @@ def weight_bytes(model: nn.Module, variables: PyTree) -> dict[str, float]:
     """
     _, modules = _trace_model(model, variables, batch=1)
     sizes: dict[str, float] = {}
-    for (_, *path, name), leaf in flatten_dict(variables).items():
+    leaves: dict[tuple[str, ...], Any] = flatten_dict(variables)
+    for (_, *path, name), leaf in leaves.items():
         layer, bits = modules.get(tuple(path)), 8 * leaf.dtype.itemsize
         if isinstance(layer, ShiftDense) and jnp.issubdtype(leaf.dtype, jnp.floating):
             # In mode "ps", one of a weight's bits is its sign.
@@ -288,7 +289,7 @@ def _shape(equation, name) -> dict[str, Any] | None:
     (left, right), output = (variable.aval for variable in equation.invars[:2]), equation.outvars[0].aval
     bits = [8 * array.dtype.itemsize for array in (left, right, output)]
     formats = dict(zip(("input_bits", "weight_bits", "output_bits"), bits, strict=True))
-    formats["is_float"] = bool(jnp.issubdtype(output.dtype, jnp.floating))
+    formats["is_float"] = jnp.issubdtype(output.dtype, jnp.floating)
     if operation == "dot_general":
         (contracted, _), (batched, _) = equation.params["dimension_numbers"]
         inputs, groups = (math.prod(left.shape[axis] for axis in axes) for axes in (contracted, batched))

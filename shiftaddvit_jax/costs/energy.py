@@ -28,7 +28,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -95,7 +95,7 @@ def in_format(product: Product, number_format: NumberFormat | None) -> Product:
     check_choice("number format", number_format, FORMATS)
     bits, is_float = FORMATS[number_format], number_format.startswith("float")
     numbers = {"macs": ("input_bits", "weight_bits"), "adds": ("weight_bits",), "shifts": ("input_bits",)}
-    changed = dict.fromkeys(numbers.get(product.primitive, ()), bits)
+    changed: dict[str, Any] = dict.fromkeys(numbers.get(product.primitive, ()), bits)
     return dataclasses.replace(product, **changed, output_bits=bits if is_float else 32, is_float=is_float)
 
 

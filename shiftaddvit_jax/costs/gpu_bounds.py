@@ -83,7 +83,7 @@ def matadd(tokens: int, head_dim: int, codes: int, heads: int) -> list[Case]:
         operations = Counter()
         for kind in kinds:
             operations[kind] += math.prod(shape)
-        arrays = [
+        arrays: Arrays = [
             ((heads, codes, tokens), dtype),
             ((heads, tokens, head_dim), dtype),
             ((heads, codes, head_dim), "int32" if dtype == "int8" else "float32"),

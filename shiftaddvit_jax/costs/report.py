@@ -129,8 +129,11 @@ def energy_savings(
     """
     rows = []
     for name in track(names):
-        row = {"name": name, "shift_share": shift_share, "energy_mj": {}}
-        kinds = {"shiftaddvit": {"attention": "hamming_linear", "mlp": "moe"}, "msa": {"attention": "msa"}}
+        row: dict[str, Any] = {"name": name, "shift_share": shift_share, "energy_mj": {}}
+        kinds: dict[str, dict[str, Any]] = {
+            "shiftaddvit": {"attention": "hamming_linear", "mlp": "moe"},
+            "msa": {"attention": "msa"},
+        }
         if "sra" in model_row(name)["attention"]:
             kinds["sra"] = {"attention": "sra"}
         for kind, arguments in kinds.items():

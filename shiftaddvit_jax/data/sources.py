@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -33,9 +34,9 @@ class Examples:
       decode: from an entry of ``images`` to pixels, uint8 [height, width, 3], of any size.
     """
 
-    images: Sequence
-    labels: Sequence[int]
-    decode: Callable[[object], UInt8[np.ndarray, "height width 3"]]
+    images: Sequence | np.ndarray
+    labels: Sequence[int] | np.ndarray
+    decode: Callable[[Any], UInt8[np.ndarray, "height width 3"]]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -105,7 +106,7 @@ def _digits() -> Dataset:
     require("train", "the data source 'digits'", "sklearn")
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     held_out = np.arange(len(images)) % TEST_SHARE == 0
     train, test = (
@@ -189,7 +190,8 @@ def _idx(root: Path) -> Dataset:
             raise ValueError(f"{root} has {len(images)} {part} images but {len(labels)} labels")
         examples.append(Examples(images, labels, _gray_to_rgb))
     classes = 1 + max(int(np.max(part.labels)) for part in examples)
-    return Dataset(*examples, tuple(str(label) for label in range(classes)))
+    train, test = examples
+    return Dataset(train, test, tuple(str(label) for label in range(classes)))
 
 
 def _read_idx(root: Path, name: str, rank: int) -> UInt8[np.ndarray, "..."]:

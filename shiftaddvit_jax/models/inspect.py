@@ -7,10 +7,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 Look = Callable[[nn.Module, str, tuple[Any, ...], Any], PyTree | None]
-Images = Float[Array, "batch height width 3"]
+Images = Float[Array | np.ndarray, "batch height width 3"]
 
 
 def on_xla(model: nn.Module) -> nn.Module:

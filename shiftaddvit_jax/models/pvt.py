@@ -45,7 +45,8 @@ class Stage(nn.Module):
         x = PatchEmbed(
             self.features, self.patch_size, self.block["layer_norm_eps"], primitives, name="patch_embed"
         )(x)
-        batch, *grid, channels = x.shape
+        batch, *sides, channels = x.shape
+        grid = sides[0], sides[1]
         x = x.reshape(batch, math.prod(grid), channels)
         init = nn.initializers.truncated_normal(0.02)
         if self.class_token:
@@ -54,11 +55,11 @@ class Stage(nn.Module):
         shape = (self.class_token + self.trained_grid**2, channels)
         embeddings = self.param("pos_embed", init, shape, jnp.float32)
         trained_grid = (self.trained_grid, self.trained_grid)
-        embeddings = resize_position_embeddings(embeddings, trained_grid, tuple(grid), self.interpolation)
+        embeddings = resize_position_embeddings(embeddings, trained_grid, grid, self.interpolation)
         x = nn.Dropout(self.block["dropout"], deterministic=not train)(x + embeddings.astype(dtype))
         for index, rate in enumerate(self.drop_path):
-            x = Block(**self.block, drop_path=rate, name=f"block{index + 1}")(x, tuple(grid), train)
-        return x, tuple(grid)
+            x = Block(**self.block, drop_path=rate, name=f"block{index + 1}")(x, grid, train)
+        return x, grid
 
 
 class PatchEmbed(nn.Module):

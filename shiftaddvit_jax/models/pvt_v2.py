@@ -1,7 +1,5 @@
 """PVTv2 (Wang et al., arXiv 2106.13797): a pyramid of four stages with overlapping patch embeddings."""
 
-import math
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -85,15 +83,16 @@ class Stage(nn.Module):
     ) -> Float[Array, "batch rows columns features"] | Unnormalized:
         """The stage's tokens on their grid; on kernels, their LayerNorm is left to the reader."""
         epsilon = self.block["layer_norm_eps"]
-        x = OverlapPatchEmbed(
+        tokens = OverlapPatchEmbed(
             self.features, self.patch_size, self.stride, epsilon, self.primitives, name="patch_embed"
         )(x, train=train)
-        batch, *grid, channels = x.shape
-        x = x.reshape(batch, math.prod(grid), channels)
+        batch, rows, columns, channels = tokens.shape
+        tokens = tokens.reshape(batch, rows * columns, channels)
         for index, rate in enumerate(self.drop_path):
-            x = Block(**self.block, drop_path=rate, name=f"block{index + 1}")(x, tuple(grid), train)
+            block = Block(**self.block, drop_path=rate, name=f"block{index + 1}")
+            tokens = block(tokens, (rows, columns), train)
         norm = make_layer_norm(epsilon, self.primitives, name="norm")
-        return leave_to_reader(self, norm, x.reshape(batch, *grid, channels), train)
+        return leave_to_reader(self, norm, tokens.reshape(batch, rows, columns, channels), train)
 
 
 class MeanHead(nn.Module):

@@ -76,14 +76,15 @@ class VisionTransformer(nn.Module):
         init = nn.initializers.truncated_normal(0.02)
         patch_embed = make_patch_conv(self.embed_dim, PATCH_SIZE, self.primitives, name="patch_embed")
         x = patch_embed(images.astype(dtype))
-        batch, *grid, channels = x.shape
+        batch, *sides, channels = x.shape
+        grid = sides[0], sides[1]
         first = [self.param("cls_token", init, (channels,), jnp.float32)]
         if self.distilled:
             first.append(self.param("dist_token", init, (channels,), jnp.float32))
         trained_grid = (self.image_size // PATCH_SIZE,) * 2
         shape = (len(first) + trained_grid[0] ** 2, channels)
         embeddings = self.param("pos_embed", init, shape, jnp.float32)
-        embeddings = resize_position_embeddings(embeddings, trained_grid, tuple(grid), self.interpolation)
+        embeddings = resize_position_embeddings(embeddings, trained_grid, grid, self.interpolation)
         tokens = jnp.broadcast_to(jnp.stack(first).astype(dtype), (batch, len(first), channels))
         x = jnp.concatenate([tokens, x.reshape(batch, math.prod(grid), channels)], axis=1)
         x = x + embeddings.astype(dtype)
@@ -99,7 +100,7 @@ class VisionTransformer(nn.Module):
                 layer_norm_eps=self.layer_norm_eps,
                 primitives=self.primitives,
                 name=f"block{index + 1}",
-            )(x, tuple(grid), train)
+            )(x, grid, train)
         x = make_layer_norm(self.layer_norm_eps, self.primitives, name="norm")(x)
         logits = make_linear("dense", self.num_classes, self.primitives, name="head")(x[:, 0])
         if self.distilled:

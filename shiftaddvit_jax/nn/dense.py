@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 from shiftaddvit_jax.ops.packing import unblock_weight
 
 
-class _Packable:
+class _Packable(nn.Module):
     """A layer whose parameter ``kernel`` [..., outputs] is ``blocks`` once packed, see `block_weight`."""
 
     @nn.nowrap

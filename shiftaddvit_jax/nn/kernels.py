@@ -1,6 +1,7 @@
 """What a TVM kernel takes of a linear layer: a description, and parameters by the kernel's names."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from shiftaddvit_jax.ops import PackedWeight, pack_weight, power_of_two
 from shiftaddvit_jax.ops.packing import block_weight, check_packed, packed_bits
 
 Params = Mapping[str, PyTree]
+LinearKind = Literal["dense", "shift", "moe"]
 
 
 def is_packed(params: Params) -> bool:
@@ -21,7 +23,7 @@ def is_packed(params: Params) -> bool:
 
 
 def describe_linear(
-    kind: str, params: Params, inputs: int, outputs: int, primitives: Primitives
+    kind: LinearKind, params: Params, inputs: int, outputs: int, primitives: Primitives
 ) -> LinearDescription:
     """The kernel's description of a linear layer; `make_linear` has the kinds.
 

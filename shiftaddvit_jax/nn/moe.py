@@ -1,7 +1,7 @@
 """A mixture of a multiplication expert and a shift expert, and the loss that balances it by latency."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -92,14 +92,13 @@ class MoEDense(nn.Module):
         else:
             weight = shift.weight()
             dense_expert, dense_variables = dense.clone(parent=None), dense.variables
-            outputs = dispatch(
-                jnp.repeat(tokens, self.top_k, axis=0),
-                chosen.reshape(-1),
-                [
-                    lambda rows: dense_expert.apply(dense_variables, rows),
-                    lambda rows: shift.project(rows, weight),
-                ],
-            ).reshape(-1, self.top_k, self.features)
+            experts: list[Callable[[Array], Any]] = [
+                lambda rows: dense_expert.apply(dense_variables, rows),
+                lambda rows: shift.project(rows, weight),
+            ]
+            outputs = dispatch(jnp.repeat(tokens, self.top_k, axis=0), chosen.reshape(-1), experts).reshape(
+                -1, self.top_k, self.features
+            )
             gates = jnp.take_along_axis(probabilities, chosen, axis=1)
             y = jnp.sum(gates[..., None].astype(outputs.dtype) * outputs, axis=1)
         return y.reshape(*x.shape[:-1], self.features)
@@ -146,7 +145,11 @@ class MoEDense(nn.Module):
             "tokens": jnp.sum(jax.nn.one_hot(chosen, len(EXPERTS), dtype=jnp.float32), axis=(0, 1)),
         }
         for name, value in stats.items():
-            self.sow("routing", name, value, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+            self.sow("routing", name, value, init_fn=lambda: None, reduce_fn=_newest)
+
+
+def _newest(_: Any, new: Array) -> Any:
+    return new
 
 
 def _init_router(key, shape, dtype):
@@ -178,14 +181,14 @@ def load_probabilities(
         margin = (rivals - logits[..., i : i + 1]) * experts
         wins = jax.scipy.stats.norm.cdf(margin[..., None] - nodes)
         # counts[c]: the probability that c of the rivals seen so far win.
-        counts = [jnp.ones_like(wins[..., 0, :])]
+        counts: list[Any] = [jnp.ones_like(wins[..., 0, :])]
         for j in range(experts - 1):
             p = wins[..., j, :]
             counts = [
                 (counts[c] * (1 - p) if c < len(counts) else 0) + (counts[c - 1] * p if c else 0)
                 for c in range(len(counts) + 1)
             ]
-        q.append(sum(counts[:top_k]) @ weights)
+        q.append(sum(counts[1:top_k], counts[0]) @ weights)
     return jnp.stack(q, axis=-1)
 
 
@@ -268,8 +271,9 @@ def routing_loss(
 
 def routing_layers(routing: PyTree) -> dict[str, dict[str, Array]]:
     """The statistics in a ``"routing"`` collection by the layer's name, as in ``stage1/block1/mlp/fc1``."""
-    layers = {}
-    for path, value in flatten_dict(routing).items():
+    layers: dict[str, dict[str, Array]] = {}
+    leaves: dict[tuple[str, ...], Any] = flatten_dict(routing)
+    for path, value in leaves.items():
         layers.setdefault("/".join(path[:-1]), {})[path[-1]] = value
     return layers
 

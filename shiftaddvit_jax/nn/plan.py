@@ -77,7 +77,8 @@ def normalized(x: Float[Array, "*batch channels"] | Unnormalized) -> Float[Array
     if not isinstance(x, Unnormalized):
         return x
     norm = nn.LayerNorm(x.epsilon, dtype=x.dtype, parent=None)
-    return norm.apply({"params": {"scale": x.scale, "bias": x.bias}}, x.x)
+    y: Any = norm.apply({"params": {"scale": x.scale, "bias": x.bias}}, x.x)
+    return y
 
 
 def leave_to_reader(
@@ -130,7 +131,8 @@ def _runs_on_kernels(module: nn.Module, x: Array | Unnormalized, train: bool) ->
       ValueError: an unknown implementation, or TVM asked for where it can't run at all.
     """
     watched = any(module.is_mutable_collection(name) for name in WATCHED)
-    if on_gpu() or train or watched or module.is_initializing() or float32_only(x):
+    tokens = x.x if isinstance(x, Unnormalized) else x
+    if on_gpu() or train or watched or module.is_initializing() or float32_only(tokens):
         return False
     packed = is_packed(module.variables["params"])
     return uses_tvm(type(module).__name__, module.primitives.implementation, prefer=packed, arrays=x)
@@ -177,15 +179,15 @@ def mlp_sum(
         describe_linear(block.mlp, params["mlp"][name], inputs, outputs, primitives)
         for name, inputs, outputs in (("fc1", channels, hidden), ("fc2", hidden, channels))
     )
-    grid = tuple(grid) if block.depthwise else None
-    mlp = MlpDescription(fc1, fc2, block.norm2.epsilon, tokens, grid, block.relu)
+    sides = (grid[0], grid[1]) if block.depthwise else None
+    mlp = MlpDescription(fc1, fc2, block.norm2.epsilon, tokens, sides, block.relu)
 
     def run(x, params):
         layers = params["mlp"]
         arrays = norm_arrays(params["norm2"])
         arrays |= linear_arrays(fc1, layers["fc1"], primitives.weight_bits, "fc1_")
         arrays |= linear_arrays(fc2, layers["fc2"], primitives.weight_bits, "fc2_")
-        if grid:
+        if sides:
             conv = layers["dwconv"]
             arrays |= {"conv_kernel": conv["kernel"].reshape(9, -1), "conv_bias": conv["bias"]}
         return fused_mlp(mlp, arrays, x)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from shiftaddvit_jax.ops import (
@@ -92,10 +93,10 @@ class ShiftDense(nn.Module):
         """``x`` times a weight that `weight` returned, plus the bias."""
         bias = self.get_variable("params", "bias") if self.use_bias else None
         if isinstance(weight, PackedWeight):
-            x, bias = nn.dtypes.promote_dtype(x, bias, dtype=self.dtype)
+            x, bias = promote_dtype(x, bias, dtype=self.dtype)
             y = packed_product(x, weight, self.features, self.activations, self.implementation)
         else:
-            x, weight, bias = nn.dtypes.promote_dtype(x, weight, bias, dtype=self.dtype)
+            x, weight, bias = promote_dtype(x, weight, bias, dtype=self.dtype)
             activations, implementation = self.activations, self.implementation
             if self.quantizer == "additive_power_of_two" or self.weight_bits > 5:
                 what = "sums of two powers of two" if self.weight_bits <= 5 else "weights of more than 5 bits"

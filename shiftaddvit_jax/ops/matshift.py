@@ -63,7 +63,8 @@ def shift_product(
         weight = round_to_octaves(weight) if activations == "int8" else weight
         return _matshift(quantize_activations(x, activations), weight)
 
-    linear = _describe(*weight.shape, packed_bits(activations), activations, implementation)
+    inputs, outputs = weight.shape
+    linear = _describe(inputs, outputs, packed_bits(activations), activations, implementation)
 
     def kernel(x, weight):
         return _kernel(linear, x, pack_weight(weight, linear.bits))

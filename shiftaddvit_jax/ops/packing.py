@@ -42,6 +42,7 @@ def packed_weight_shape(inputs: int, outputs: int, bits: int) -> PackedWeight:
     """The shapes and dtypes of what `pack_weight` returns."""
     codes = packed_shape(inputs, outputs, bits)
     exponent = jax.ShapeDtypeStruct((codes[0] * TILE_OUTPUTS,), jnp.int8)
+    # pyrefly: ignore[bad-argument-type]  # a tree of shapes, as `jax.eval_shape` returns
     return PackedWeight(jax.ShapeDtypeStruct(codes, jnp.uint8), exponent)
 
 

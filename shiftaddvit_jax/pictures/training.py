@@ -42,6 +42,7 @@ def plot_confusions(
             )
     for panel in axes[len(confusions) :]:
         panel.set_axis_off()
+    # pyrefly: ignore[unbound-name]  # there is a model
     figure.colorbar(image, ax=axes, label="images confused", shrink=0.6, ticks=MaxNLocator(integer=True))
     return save_figure(figure, path)
 

@@ -1,5 +1,6 @@
 """One training run: from a config to a trained model in a folder, resumable at any moment."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -89,9 +90,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         state = manager.restore(step, args=ocp.args.StandardRestore(target))
         logger.info("resuming at step %d of %d", step, config.train.steps)
     elif "hash" in state.constants:
-        images = next(_batches(config, dataset, 0))["image"]
+        images = jnp.asarray(next(_batches(config, dataset, 0))["image"])
         learned = learn_hashes(model, state.variables, images, jax.random.key(config.seed))
-        state = state.replace(constants={name: learned[name] for name in state.constants})
+        state = dataclasses.replace(state, constants={name: learned[name] for name in state.constants})
 
     # Restored arrays are committed to a device, new ones are not; both together would compile the step twice.
     state = jax.device_put(state, jax.devices()[0])
@@ -144,6 +145,9 @@ def train_step(
     ``latencies`` are both experts', for all MoE layers, or pairs of a layer's name and its two latencies.
     """
     per_layer = all(isinstance(entry, tuple) for entry in latencies)
+    balanced: Any = latencies
+    if per_layer:
+        balanced = dict(balanced)
     streams = ("dropout", "router")
     rngs = dict(zip(streams, jax.random.split(key, len(streams)), strict=True))
 
@@ -154,7 +158,7 @@ def train_step(
         targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], logits.shape[-1]), label_smoothing)
         task = jnp.mean(optax.softmax_cross_entropy(logits, targets))
         routing = mutated.get("routing", {})
-        balance = routing_loss(routing, dict(latencies) if per_layer else latencies)
+        balance = routing_loss(routing, balanced)
         metrics = {
             "task_loss": task,
             "balance_loss": balance,
@@ -166,7 +170,7 @@ def train_step(
     (loss, metrics), gradient = jax.value_and_grad(loss_function, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return state.replace(params=params, opt_state=opt_state), {"loss": loss, **metrics}
+    return dataclasses.replace(state, params=params, opt_state=opt_state), {"loss": loss, **metrics}
 
 
 def _train(config, model, optimizer, state, step, dataset, manager, writer, history, workdir):
@@ -192,9 +196,10 @@ def _train(config, model, optimizer, state, step, dataset, manager, writer, hist
             if not any(due.values()):
                 continue
             # Reading the losses waits for the device, so it is done for many steps together.
+            rate: Any = schedule(step)
             entry = _mean_metrics(pending, step)
             entry |= {
-                "learning_rate": float(schedule(step)),
+                "learning_rate": float(rate),
                 "images_per_second": len(pending) * config.data.batch_size / (time.perf_counter() - since),
             }
             if due["evaluate"] and not last:

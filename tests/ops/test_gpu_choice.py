@@ -11,7 +11,6 @@ from shiftaddvit_jax.nn import MoEDense
 from shiftaddvit_jax.ops import (
     binarize,
     code_similarity,
-    custom_call,
     depthwise_conv_1d,
     depthwise_conv_2d,
     depthwise_conv_gelu,
@@ -23,6 +22,7 @@ from shiftaddvit_jax.ops import (
     packed_product,
     shift_product,
 )
+from shiftaddvit_jax.ops.implementation import custom_call
 from shiftaddvit_jax.ops.implementation.custom_call import unless_differentiated
 
 on_a_gpu = pytest.mark.usefixtures("as_on_a_gpu")

@@ -13,7 +13,6 @@ from shiftaddvit_jax.nn import Primitives, make_attention
 from shiftaddvit_jax.ops import (
     binarize,
     code_similarity,
-    custom_call,
     depthwise_conv_1d,
     depthwise_conv_2d,
     dispatch,
@@ -25,7 +24,7 @@ from shiftaddvit_jax.ops import (
     packed_product,
     shift_product,
 )
-from shiftaddvit_jax.ops.implementation import uses_tvm
+from shiftaddvit_jax.ops.implementation import custom_call, uses_tvm
 
 SQUARE, HALF, CODES = jnp.ones((3, 3)), jnp.ones((3, 3), jnp.bfloat16), jnp.ones((3, 3), jnp.int8)
 BITS = jnp.ones((3, 1), jnp.uint32)

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
@@ -60,14 +60,15 @@ def call_kernel(kernel: Kernel, outputs: Sequence[jax.ShapeDtypeStruct], *argume
         recorded[kernel] = [(array.shape, array.dtype.name) for array in (*arguments, *outputs)]
         return [jnp.zeros(output.shape, output.dtype) for output in outputs]
     if not on_gpu():
-        return jax.ffi.ffi_call(_register(kernel), list(outputs), vmap_method="sequential")(*arguments)
+        call = jax.ffi.ffi_call(_register(kernel), list(outputs), vmap_method="sequential")
+        return list(call(*arguments))
     between = [
         jax.ShapeDtypeStruct(shape, dtype)
         for _, shape, dtype in gpu_library.scratch(kernel, *arguments[0].shape[:-1])
     ]
     name = _register_gpu(kernel, gpu_target())
     results = jax.ffi.ffi_call(name, [*between, *outputs], vmap_method="sequential")(*arguments)
-    return results[len(between) :]
+    return list(results[len(between) :])
 
 
 _recorded: ContextVar[dict | None] = ContextVar("recorded", default=None)
@@ -77,7 +78,7 @@ _for_gpu: ContextVar[bool] = ContextVar("for_gpu", default=False)
 @contextmanager
 def record_kernels(
     for_gpu: bool = False,
-) -> Iterator[dict[Kernel, list[tuple[tuple[int, ...], str]]]]:
+) -> Generator[dict[Kernel, list[tuple[tuple[int, ...], str]]]]:
     """Record kernels instead of calling them: each with the shapes and dtypes of its arguments and outputs.
 
     Arguments come first, then outputs. A recorded call returns zeros, so this is for tracing alone, as by
