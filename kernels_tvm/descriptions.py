@@ -346,7 +346,8 @@ class PatchEmbedDescription(Description):
 
     def why_not(self) -> str | None:
         """Why no kernel computes it, None if one does."""
-        return _check_vectors("channels", self.projection.outputs)
+        normalized = () if self.input_epsilon is None else (self.channels,)
+        return _check_vectors("channels", self.projection.outputs, *normalized)
 
     def arguments(self) -> list[Parameter]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""

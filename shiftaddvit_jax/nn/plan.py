@@ -23,6 +23,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from kernels_tvm.descriptions import (
+    LANES,
     Description,
     HammingLinearDescription,
     HeadDescription,
@@ -85,8 +86,8 @@ def leave_to_reader(
     module: nn.Module, norm: nn.LayerNorm, x: Float[Array, "*batch channels"], train: bool
 ) -> Float[Array, "*batch channels"] | Unnormalized:
     """The output ``norm(x)`` of ``module``; if that runs on kernels, ``x`` with the norm's parameters."""
-    if x.shape[-1] % 16 or not _runs_on_kernels(module, x, train):
-        return norm(x)
+    if x.shape[-1] % LANES or not _runs_on_kernels(module, x, train):
+        return norm(x)  # kernels that begin with a LayerNorm read whole vectors
     params = norm.variables["params"]
     return Unnormalized(x, params["scale"], params["bias"], norm.epsilon)
 
