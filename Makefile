@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test lint format docs gpu-check clean
+.PHONY: help setup demo test test-fast lint format docs gpu-check clean
 
 help:
 	@echo "make setup   install into .venv, as the other targets do first"
 	@echo "make demo    the main job on handwritten digits (minutes)"
 	@echo "make test    check style, imports and types, then run the whole test suite"
+	@echo "make test-fast   the tests of ops, modules and kernels that take no longer than seconds"
 	@echo "make format  apply the style"
 	@echo "make docs    build docs/ into docs/_build/html"
 	@echo "make gpu-check   what only an NVIDIA GPU can show, with this machine's own JAX (8 minutes)"
@@ -31,9 +32,17 @@ $(VENV)/.installed-test: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/shiftaddvit demo
 
-# One file a worker: what a file sets up once is trained once.
+# One file a worker, so that what a file sets up is set up once; in the order of tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
+
+# The inner loop.
+FAST := tests/ops tests/nn tests/inputs tests/costs/test_energy.py tests/kernels/test_linear_kernels.py \
+	tests/kernels/test_code_kernels.py tests/test_docs.py tests/test_files.py tests/test_names.py
+test-fast: $(VENV)/.installed-test
+	$(PYTEST) -m 'not slow and not all_architectures' $(FAST)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
