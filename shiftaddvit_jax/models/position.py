@@ -22,14 +22,14 @@ def resize_position_embeddings(
     """
     if grid == new_grid:
         return embeddings
-    ahead = embeddings.shape[0] - grid[0] * grid[1]
-    image = embeddings[ahead:].reshape(*grid, -1)
+    others = embeddings.shape[0] - grid[0] * grid[1]
+    image = embeddings[others:].reshape(*grid, -1)
     rows, columns = (
         jnp.asarray(_interpolation_matrix(*sides, interpolation), embeddings.dtype)
         for sides in zip(grid, new_grid, strict=True)
     )
     image = jnp.einsum("rh,hwc,sw->rsc", rows, image, columns)
-    return jnp.concatenate([embeddings[:ahead], image.reshape(-1, embeddings.shape[-1])])
+    return jnp.concatenate([embeddings[:others], image.reshape(-1, embeddings.shape[-1])])
 
 
 def _interpolation_matrix(old: int, new: int, interpolation: Interpolation) -> np.ndarray:

@@ -92,10 +92,10 @@ def leave_to_reader(
     return Unnormalized(x, params["scale"], params["bias"], norm.epsilon)
 
 
-Kernel = tuple[Description, Callable[[Any, Params], Array]]
+PlannedKernel = tuple[Description, Callable[[Any, Params], Array]]
 
 
-def in_one_kernel(describe: Callable[..., Kernel | None]) -> Callable[[Callable], Callable]:
+def in_one_kernel(describe: Callable[..., PlannedKernel | None]) -> Callable[[Callable], Callable]:
     """Mark a module's method ``(x, *arguments, train=False)`` to run as one kernel if ``describe`` has one.
 
     ``describe(module, params, x, *arguments)`` returns the kernel's description and a function (x, params)
@@ -141,7 +141,7 @@ def _runs_on_kernels(module: nn.Module, x: Array | Unnormalized, train: bool) ->
 
 def attention_sum(
     block: nn.Module, params: Params, x: Float[Array, "batch tokens channels"], grid: tuple[int, int]
-) -> Kernel | None:
+) -> PlannedKernel | None:
     """The kernel of a block's ``x + attention(norm1(x))``."""
     _, tokens, channels = x.shape
     primitives, epsilon = block.primitives, block.norm1.epsilon
@@ -172,7 +172,7 @@ def attention_sum(
 
 def mlp_sum(
     block: nn.Module, params: Params, x: Float[Array, "batch tokens channels"], grid: tuple[int, int]
-) -> Kernel:
+) -> PlannedKernel:
     """The kernel of a block's ``x + mlp(norm2(x))``."""
     _, tokens, channels = x.shape
     primitives, hidden = block.primitives, int(channels * block.mlp_ratio)
@@ -198,7 +198,7 @@ def mlp_sum(
 
 def patch_embedding(
     embed: nn.Module, params: Params, x: Float[Array, "batch height width channels"] | Unnormalized
-) -> Kernel:
+) -> PlannedKernel:
     """The kernel of a patch embedding, with the LayerNorm of ``x`` if that was left to the reader."""
     _, height, width, channels = x.shape
     projection = LinearDescription(
@@ -222,7 +222,7 @@ def patch_embedding(
 
 def mean_head(
     head: nn.Module, params: Params, x: Float[Array, "batch rows columns channels"] | Unnormalized
-) -> Kernel | None:
+) -> PlannedKernel | None:
     """The kernel of a head: LayerNorm, mean and linear layer; None if the LayerNorm was not left to it."""
     if not isinstance(x, Unnormalized):
         return None
