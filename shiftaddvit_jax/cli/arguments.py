@@ -113,7 +113,7 @@ def add_images(command: argparse.ArgumentParser) -> None:
         nargs="+",
         default=(),
         metavar="IMAGE",
-        help="JPEG or PNG files to show routing and attention on; default: held-out ones of the run's data",
+        help="image files to show routing and attention on; default: held-out ones of the run's data",
     )
 
 

@@ -82,7 +82,7 @@ def add_predict(commands: Commands) -> None:
     """Add ``predict``."""
     command = add_command(commands, "predict", predict, "The five most probable classes of images.")
     add_checkpoint(command)
-    command.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG or PNG files")
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     command.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from shiftaddvit_jax.data.sources import Examples, decode_file
+from shiftaddvit_jax.data.images import decode_file
+from shiftaddvit_jax.data.sources import Examples
 from shiftaddvit_jax.optional import require
 from shiftaddvit_jax.validation import check_choice
 
@@ -36,9 +37,9 @@ def load_image(path: str | Path, size: int) -> Float[np.ndarray, "size size 3"]:
     """An image file as a model's input, resized and normalized.
 
     Raises:
-      ValueError: a file that is missing, truncated or no image.
+      ValueError: as `decode_file`.
     """
-    return normalize(resize(decode_file(Path(path)), size))
+    return normalize(resize(decode_file(path), size))
 
 
 def train_iterator(

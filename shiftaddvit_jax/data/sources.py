@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
 
+from shiftaddvit_jax.data.images import SUFFIXES, decode_file
 from shiftaddvit_jax.names import SOURCES
 from shiftaddvit_jax.optional import require
 from shiftaddvit_jax.progress import track
@@ -20,7 +20,6 @@ from shiftaddvit_jax.validation import check_choice
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
 TEST_SHARE = 3  # one image in three is held out where the data set has no split of its own
 
 
@@ -65,7 +64,7 @@ def load_dataset(source: str, path: str = "") -> Dataset:
 
     Args:
       source: ``"digits"``, scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, every third held out;
-        ``"folder"``, JPEG and PNG files in one folder a class under ``path``; ``"idx"``, MNIST's file format.
+        ``"folder"``, image files in one folder a class under ``path``; ``"idx"``, MNIST's file format.
       path: for ``"folder"``, a folder with ``train`` and ``test`` (or ``val``), or with the classes
         themselves; then about every third image, chosen by its name, is held out. For ``"idx"``, the folder
         with ``train-images-idx3-ubyte`` and its three companions, ``.gz`` or not (Debian's package
@@ -81,21 +80,6 @@ def load_dataset(source: str, path: str = "") -> Dataset:
     if not path or not root.is_dir():
         raise ValueError(f"data source {source!r} needs a folder as data path, got {path!r}")
     return _folder(root) if source == "folder" else _idx(root)
-
-
-def decode_file(path: Path) -> UInt8[np.ndarray, "height width 3"]:
-    """The RGB pixels of an image file.
-
-    Raises:
-      ValueError: a file that is missing, truncated or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except FileNotFoundError:
-        raise ValueError(f"no image file at {path}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from None
 
 
 def _gray_to_rgb(gray: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width 3"]:
@@ -145,7 +129,7 @@ def _folder(root: Path) -> Dataset:
 def _class_names(root: Path) -> tuple[str, ...]:
     names = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
     if not names:
-        raise ValueError(f"{root} has no class folders; expected one folder a class with JPEG or PNG files")
+        raise ValueError(f"{root} has no class folders; expected one folder a class with image files")
     return names
 
 
