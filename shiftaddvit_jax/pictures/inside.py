@@ -26,7 +26,7 @@ Image = UInt8[np.ndarray, "side side 3"]
 
 def plot_routing(
     images: Sequence[Image],
-    routed: Mapping[str, Bool[np.ndarray, "batch tokens"]],
+    routed: Mapping[str, Bool[np.ndarray, "batch _tokens"]],  # of each layer their own number
     path: str | Path | None = None,
 ) -> Figure:
     """Which tokens each MoE layer sends to which expert, drawn over the images; a row for each block.
@@ -78,7 +78,7 @@ def _draw_experts(panel: Axes, image, shifted):
 
 def plot_attention(
     image: Image,
-    maps: Mapping[str, Mapping[str, Float[np.ndarray, "heads tokens others"]]],
+    maps: Mapping[str, Mapping[str, Float[np.ndarray, "_heads _tokens _others"]]],
     path: str | Path | None = None,
     query: tuple[float, float] = (0.5, 0.5),
 ) -> Figure:
