@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from shiftaddvit_jax.models.create import init_function, variable_shapes
 
 import shiftaddvit_jax as sav
+from shiftaddvit_jax.models.variables import init_function, variable_shapes
 from shiftaddvit_jax.nn import MoEDense
 from shiftaddvit_jax.train import evaluate
 
