@@ -9,11 +9,18 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 from pathlib import Path
 
 import hypothesis
+import jax
+import jaxtyping
 import numpy as np
 import pytest
 
-from kernels_tvm.cpu import library, targets
-from shiftaddvit_jax.ops.implementation import custom_call
+# The package's annotations, shapes and dtypes among them, are checked at each call. A NumPy array will do for
+# one of JAX. Set before the package is imported.
+jaxtyping.Array = jax.Array | np.ndarray
+jaxtyping.install_import_hook("shiftaddvit_jax", "annotations.check")
+
+from kernels_tvm.cpu import library, targets  # noqa: E402
+from shiftaddvit_jax.ops.implementation import custom_call  # noqa: E402
 
 # Each example may compile, so none has a deadline; derandomized, so that a run repeats the one before it.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40, database=None)

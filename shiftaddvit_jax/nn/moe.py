@@ -245,7 +245,7 @@ def _check_latencies(latencies, experts):
 
 
 def routing_loss(
-    routing: PyTree, latencies: Sequence[float] | Mapping[str, Sequence[float]]
+    routing: PyTree, latencies: Sequence[float] | Float[Array, "experts"] | Mapping[str, Sequence[float]]
 ) -> Float[Array, ""]:
     """The mean of `latency_aware_loss` over the MoE layers in a ``"routing"`` collection; 0 if none.
 

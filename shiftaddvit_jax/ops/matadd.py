@@ -5,7 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int8, Int32
+from jaxtyping import Array, Bool, Float, Int8, Int32, Real
 
 from kernels_tvm.descriptions import MatAddDescription
 from kernels_tvm.store import Kernel
@@ -14,10 +14,10 @@ from shiftaddvit_jax.ops.implementation.custom_call import call_kernel
 
 
 def matadd(
-    codes: Float[Array, "*batch rows inner"] | Int8[Array, "*batch rows inner"],
-    values: Float[Array, "*batch inner columns"] | Int8[Array, "*batch inner columns"],
+    codes: Real[Array, "... rows inner"] | Bool[Array, "... rows inner"],
+    values: Float[Array, "... inner columns"] | Int8[Array, "... inner columns"],
     implementation: Implementation = None,
-) -> Float[Array, "*batch rows columns"] | Int32[Array, "*batch rows columns"]:
+) -> Float[Array, "... rows columns"] | Int32[Array, "... rows columns"]:
     """``codes @ values`` where the codes are 0, 1 or -1: each output is a sum of values, some negated.
 
     Leading axes broadcast as in `numpy.matmul`. Gradients reach both operands. Sums of int8 values are int32.
