@@ -14,10 +14,10 @@ from shiftaddvit_jax.ops.implementation.custom_call import call_kernel
 
 
 def matadd(
-    codes: Real[Array, "*#batch rows inner"] | Bool[Array, "*#batch rows inner"],
-    values: Float[Array, "*#batch inner columns"] | Int8[Array, "*#batch inner columns"],
+    codes: Real[Array, "... rows inner"] | Bool[Array, "... rows inner"],
+    values: Float[Array, "... inner columns"] | Int8[Array, "... inner columns"],
     implementation: Implementation = None,
-) -> Float[Array, "*#batch rows columns"] | Int32[Array, "*#batch rows columns"]:
+) -> Float[Array, "... rows columns"] | Int32[Array, "... rows columns"]:
     """``codes @ values`` where the codes are 0, 1 or -1: each output is a sum of values, some negated.
 
     Leading axes broadcast as in `numpy.matmul`. Gradients reach both operands. Sums of int8 values are int32.
@@ -52,7 +52,7 @@ def _sum_dtype(values):
     return jnp.int32 if values.dtype == jnp.int8 else values.dtype
 
 
-# The jit names this product in the traced model: operations are counted by that name.
+# A jit of its own names the product in the traced model, where operations are counted by primitive.
 @jax.jit
 def _matadd(codes, values):
     return jnp.matmul(codes.astype(values.dtype), values, preferred_element_type=_sum_dtype(values))
