@@ -38,8 +38,8 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: lint
 	$(PYTEST)
 
-# The inner loop.
-FAST := tests/ops tests/nn tests/inputs tests/costs/test_energy.py tests/kernels/test_linear_kernels.py \
+# The inner loop: ops, modules and what is quick beside them, without the kernels of whole blocks.
+FAST := --ignore=tests/nn/test_fused_block.py tests/ops tests/nn tests/inputs tests/costs/test_energy.py tests/kernels/test_linear_kernels.py \
 	tests/kernels/test_code_kernels.py tests/test_docs.py tests/test_files.py tests/test_names.py
 test-fast: $(VENV)/.installed-test
 	$(PYTEST) -m 'not slow and not all_architectures' $(FAST)

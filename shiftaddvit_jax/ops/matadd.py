@@ -52,7 +52,7 @@ def _sum_dtype(values):
     return jnp.int32 if values.dtype == jnp.int8 else values.dtype
 
 
-# A jit of its own names the product in the traced model, where operations are counted by primitive.
+# The jit names this product in the traced model: operations are counted by that name.
 @jax.jit
 def _matadd(codes, values):
     return jnp.matmul(codes.astype(values.dtype), values, preferred_element_type=_sum_dtype(values))
