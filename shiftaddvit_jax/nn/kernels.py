@@ -6,7 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from kernels_tvm.descriptions import LinearDescription
 from shiftaddvit_jax.nn.primitives import Primitives
@@ -55,7 +55,7 @@ def describe_linear(
 
 def linear_arrays(
     linear: LinearDescription, params: Params, weight_bits: int, prefix: str = ""
-) -> dict[str, Float[Array, "..."]]:
+) -> dict[str, Shaped[Array, "..."]]:
     """A layer's parameters by the kernel's names; weights that are not packed are packed here."""
     arrays = {}
     if linear.kind == "moe":
