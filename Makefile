@@ -4,14 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test lint format docs clean
+.PHONY: help setup demo test test-fast lint format docs gpu-check clean
 
 help:
 	@echo "make setup   install into .venv, as the other targets do first"
 	@echo "make demo    the main job on handwritten digits (minutes)"
 	@echo "make test    check style, imports and types, then run the whole test suite"
+	@echo "make test-fast   the tests of ops, modules and kernels that take no longer than seconds"
 	@echo "make format  apply the style"
 	@echo "make docs    build docs/ into docs/_build/html"
+	@echo "make gpu-check   what only an NVIDIA GPU can show, with this machine's own JAX (8 minutes)"
 
 setup: $(VENV)/.installed
 
@@ -20,7 +22,7 @@ $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; say which: make PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable .
+	$(PIP) --editable '.[train,plot]'
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
@@ -30,9 +32,17 @@ $(VENV)/.installed-test: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/shiftaddvit demo
 
-# One file a worker: what a file sets up once is trained once.
+# One file a worker, so that what a file sets up is set up once; in the order of tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
+
+# The inner loop.
+FAST := tests/ops tests/nn tests/inputs tests/costs/test_energy.py tests/kernels/test_linear_kernels.py \
+	tests/kernels/test_code_kernels.py tests/test_docs.py tests/test_files.py tests/test_names.py
+test-fast: $(VENV)/.installed-test
+	$(PYTEST) -m 'not slow and not all_architectures' $(FAST)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -45,13 +55,17 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
 
 $(VENV)/.installed-docs: $(VENV)/.installed
-	$(PIP) --editable '.[docs,train,plot]'
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 # A warning is an error; -E reads every docstring again, whatever was built before.
 docs: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build -W --keep-going -E -b html docs docs/_build/html
 	@echo "written to docs/_build/html/index.html"
+
+# The machine's Python and its JAX for CUDA 13, not .venv; WHEELS is a folder of what they lack.
+gpu-check:
+	$(PYTHON) tests/gpu_check.py --output gpu-check $(if $(WHEELS),--wheels $(WHEELS))
 
 clean:
 	rm -rf $(VENV) runs docs/_build

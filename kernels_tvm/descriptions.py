@@ -51,13 +51,6 @@ def _check_vectors(what: str, *sizes: int) -> str | None:
     return f"its kernel computes {what} in multiples of {LANES}, not {odd[0]}" if odd else None
 
 
-def _check_heads(attention) -> str | None:
-    """Why an attention of such heads has no kernel, None if it has one."""
-    odd = attention.channels % attention.heads or attention.head_dim % 8
-    heads = f"heads have a multiple of 8 channels, not {attention.channels} / {attention.heads}"
-    return _check_vectors("channels", attention.channels) or (heads if odd else None)
-
-
 @dataclass(frozen=True)
 class LinearDescription(Description):
     """What a linear layer computes.
@@ -173,8 +166,8 @@ class MlpDescription(Description):
 
 
 @dataclass(frozen=True)
-class SoftmaxAttentionDescription(Description):
-    """What softmax attention computes. Channels are a multiple of 16, head_dim of 8.
+class AttentionDescription(Description):
+    """What every attention with a kernel computes from. Channels are a multiple of 16, head_dim of 8.
 
     Attributes:
       qkv: the layer that makes queries, keys and values.
@@ -202,54 +195,41 @@ class SoftmaxAttentionDescription(Description):
 
     def why_not(self) -> str | None:
         """Why no kernel computes it, None if one does."""
-        return _check_heads(self) or self.qkv.why_not() or self.proj.why_not()
+        if self.channels % self.heads or self.head_dim % 8:
+            return (
+                f"its kernel splits channels into heads of a multiple of 8, not {self.channels}/{self.heads}"
+            )
+        return _check_vectors("channels", self.channels) or self.qkv.why_not() or self.proj.why_not()
 
     def arguments(self) -> list[Parameter]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
-        norm = _layer_norm("norm", self.channels)
-        return norm + _prefixed("qkv", self.qkv) + _prefixed("proj", self.proj)
+        norm, values = _layer_norm("norm", self.channels), self.value_arguments()
+        return norm + _prefixed("qkv", self.qkv) + values + _prefixed("proj", self.proj)
+
+    def value_arguments(self) -> list[Parameter]:
+        """The parameters that are applied to the values."""
+        return []
 
 
 @dataclass(frozen=True)
-class HammingLinearDescription(Description):
-    """What linear attention in Hamming space computes. Channels are a multiple of 16, head_dim of 8.
+class SoftmaxAttentionDescription(AttentionDescription):
+    """What softmax attention computes."""
+
+
+@dataclass(frozen=True)
+class HammingLinearDescription(AttentionDescription):
+    """What linear attention in Hamming space computes.
 
     Attributes:
-      qkv: the layer that makes queries, keys and values.
-      proj: the layer after the attention.
-      heads: attention heads.
-      tokens: of an image.
       sample_threshold: whether the threshold of a code is the mean over its image and head; otherwise it
         is 0.
-      epsilon: of the LayerNorm.
     """
 
-    qkv: LinearDescription
-    proj: LinearDescription
-    heads: int
-    tokens: int
     sample_threshold: bool
-    epsilon: float
 
-    @property
-    def channels(self) -> int:
-        """Channels of a token."""
-        return self.proj.outputs
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of a head."""
-        return self.channels // self.heads
-
-    def why_not(self) -> str | None:
-        """Why no kernel computes it, None if one does."""
-        return _check_heads(self) or self.qkv.why_not() or self.proj.why_not()
-
-    def arguments(self) -> list[Parameter]:
-        """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
-        norm = _layer_norm("norm", self.channels)
-        values = [("value_kernel", (VALUE_TAPS, self.heads), "float32")]
-        return norm + _prefixed("qkv", self.qkv) + values + _prefixed("proj", self.proj)
+    def value_arguments(self) -> list[Parameter]:
+        """The kernel of the convolution of the values over the tokens."""
+        return [("value_kernel", (VALUE_TAPS, self.heads), "float32")]
 
 
 @dataclass(frozen=True)
@@ -366,7 +346,8 @@ class PatchEmbedDescription(Description):
 
     def why_not(self) -> str | None:
         """Why no kernel computes it, None if one does."""
-        return _check_vectors("channels", self.projection.outputs)
+        normalized = () if self.input_epsilon is None else (self.channels,)
+        return _check_vectors("channels", self.projection.outputs, *normalized)
 
     def arguments(self) -> list[Parameter]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""

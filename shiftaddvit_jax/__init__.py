@@ -1,14 +1,26 @@
 """ShiftAddViT in JAX: pretrained vision transformers reparameterized into shifts and adds."""
 
-from shiftaddvit_jax.checkpoints import load_model, load_pretrained, save_model, save_onnx, save_safetensors
-from shiftaddvit_jax.models import create_model, init_variables, list_models
-from shiftaddvit_jax.pack import pack
-from shiftaddvit_jax.reparameterize import (
-    learn_hashes,
-    redraw_features,
-    reparameterization_report,
-    reparameterize,
-)
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shiftaddvit_jax.checkpoints import (
+        load_model,
+        load_pretrained,
+        save_model,
+        save_onnx,
+        save_safetensors,
+    )
+    from shiftaddvit_jax.models import create_model, init_variables, list_models
+    from shiftaddvit_jax.pack import pack
+    from shiftaddvit_jax.reparameterize import (
+        learn_hashes,
+        redraw_features,
+        reparameterization_report,
+        reparameterize,
+    )
 
 __version__ = "0.1.0"
 
@@ -27,3 +39,42 @@ __all__ = [
     "save_onnx",
     "save_safetensors",
 ]
+
+# Each is imported when it is first asked for: `shiftaddvit --help` needs no JAX.
+_MODULE_OF = {
+    **dict.fromkeys(
+        ("load_model", "load_pretrained", "save_model", "save_onnx", "save_safetensors"), "checkpoints"
+    ),
+    **dict.fromkeys(("create_model", "init_variables", "list_models"), "models"),
+    "pack": "pack",
+    **dict.fromkeys(
+        ("learn_hashes", "redraw_features", "reparameterization_report", "reparameterize"), "reparameterize"
+    ),
+}
+_PACKAGES = ("bench", "checkpoints", "costs", "data", "models", "nn", "ops", "pictures", "train")
+
+
+def __getattr__(name: str):
+    if name in _MODULE_OF:
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    elif name in _PACKAGES:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({"__version__", *__all__, *_PACKAGES})
+
+
+class _Package(types.ModuleType):
+    """A package whose `pack` and `reparameterize` stay functions when the modules of these names load."""
+
+    def __setattr__(self, name, value):
+        if not (name in _MODULE_OF and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -7,13 +7,14 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
-WIDEST = 10_000  # columns, which no table has
-NAME_WIDTH = 16  # columns in which names are readable still
+WIDEST = 10_000  # columns, more than any table has
+NAME_WIDTH = 16  # columns, enough to read names in
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,18 +24,23 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **arguments)
 
 
-def table_console() -> Console:
+def table_console() -> "Console":
     """Where a table is printed: as wide as the terminal, or 100 columns where there is none."""
+    from rich.console import Console
+
     console = Console()
     return console if console.is_terminal else Console(width=100)
 
 
-def print_table(table: Table) -> None:
+def print_table(table: "Table") -> None:
     """Print a table whose numbers, in columns justified to the right, are never cut.
 
-    One that is too wide breaks its headers between words, and its names anywhere; where that does not do, it
-    is wider than the terminal.
+    If the table is too wide, headers break between words and names break anywhere. If it still does not fit,
+    it is wider than the terminal.
     """
+    from rich.cells import cell_len
+    from rich.console import Console
+
     console = table_console()
     if Console(width=WIDEST).measure(table).maximum > console.width:
         needed = 1
@@ -49,7 +55,7 @@ def print_table(table: Table) -> None:
 
 
 def program() -> str:
-    """What a person types here to run ``shiftaddvit``: that, if it is on the PATH, or Python's ``-m``."""
+    """The command that runs ``shiftaddvit`` here: its name if it is on the PATH, else Python with ``-m``."""
     if shutil.which("shiftaddvit"):
         return "shiftaddvit"
     python, here = Path(sys.executable), Path.cwd()

@@ -1,4 +1,4 @@
-"""A model's TVM kernels, ahead of its first use: compiled for this machine or for a GPU, or tuned here."""
+"""A model's TVM kernels before its first use: compiled for this machine or for a GPU, or tuned here."""
 
 import dataclasses
 import hashlib
@@ -17,6 +17,7 @@ from kernels_tvm.gpu.targets import GpuTarget
 from kernels_tvm.store import PACKAGES, Kernel, can_link, is_installed
 from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.ops.implementation.custom_call import record_kernels
+from shiftaddvit_jax.optional import how_to_install
 from shiftaddvit_jax.pack import packed_shapes
 from shiftaddvit_jax.progress import progress_bar, track
 
@@ -26,10 +27,10 @@ Shapes = list[tuple[tuple[int, ...], str]]
 def kernels_of(model: nn.Module, batch: int = 1, for_gpu: bool = False) -> Mapping[Kernel, Shapes]:
     """The kernels of a model with ``implementation="tvm"``, with the shapes of their arguments and outputs.
 
-    ``for_gpu`` takes the kernels of GPUs, wherever this runs.
+    ``for_gpu`` returns GPU kernels on any machine.
 
     Raises:
-      ValueError: TVM can't run here, or no images.
+      ValueError: TVM can't run here, or a batch below 1.
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
@@ -41,7 +42,7 @@ def kernels_of(model: nn.Module, batch: int = 1, for_gpu: bool = False) -> Mappi
 
 
 def compile_kernels(kernels: Collection[Kernel]) -> None:
-    """Compile kernels into the cache, with a progress bar; those that are there are loaded."""
+    """Compile kernels into the cache, with a progress bar; kernels that are in the cache are loaded."""
     for kernel in track(kernels, "compiling", len(kernels)):
         load(kernel)
 
@@ -49,15 +50,15 @@ def compile_kernels(kernels: Collection[Kernel]) -> None:
 def export_kernels(model: nn.Module, target: GpuTarget, folder: Path) -> dict[str, Any]:
     """Compile a model's GPU kernels into libraries in a folder, with a progress bar, and describe them.
 
-    The description is written to ``manifest.json`` there. In the cache of a machine with the same versions,
-    the libraries spare it the compiler.
+    The description is written to ``manifest.json`` in the folder. A machine with the same versions and the
+    libraries in its cache needs no compiler.
 
     Raises:
       ValueError: there is no compiler here.
     """
     if not is_installed() or not can_link():
         raise ValueError(
-            "TVM and a linker make the libraries: pip install 'shiftaddvit-jax[tvm]', and put g++ on the PATH"
+            f"TVM and a linker make the libraries: {how_to_install('tvm')}, and put g++ on the PATH"
         )
     from kernels_tvm.gpu.export import export_kernel
 

@@ -5,9 +5,8 @@ import math
 import shlex
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ml_collections
 import numpy as np
 from PIL import Image
 from rich.table import Table
@@ -20,10 +19,13 @@ from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.pictures import plot_confusions, plot_history
 from shiftaddvit_jax.train import default_config, train_and_evaluate
 
+if TYPE_CHECKING:
+    import ml_collections
+
 logger = logging.getLogger(__name__)
 
 DENSE_STEPS, FINETUNE_STEPS = 700, 250
-# Each stage's name, the stage whose model it starts from, and what is new in it.
+# Each stage's name, the stage that its model starts from, and its changes to the config's model.
 STAGES = (
     ("dense", None, {}),
     ("add_attention", "dense", {"attention": "hamming_linear"}),
@@ -34,7 +36,7 @@ STAGES = (
 
 def stage_config(
     workdir: Path, stage: str, *, seed: int = 0, steps_scale: float = 1.0
-) -> ml_collections.ConfigDict:
+) -> "ml_collections.ConfigDict":
     """The config of one of the demo's stages; ``steps_scale`` shortens or lengthens its training."""
     teacher, kinds = next((teacher, kinds) for name, teacher, kinds in STAGES if name == stage)
     config = default_config()
@@ -53,15 +55,15 @@ def stage_config(
 
 
 def run_demo(workdir: str | Path, *, seed: int = 0, steps_scale: float = 1.0) -> dict[str, Any]:
-    """Train, reparameterize, finetune and evaluate on the digits; what it writes lies under ``workdir``.
+    """Train, reparameterize, finetune and evaluate on the digits; all files go under ``workdir``.
 
-    There: one folder a stage (see `train_and_evaluate`), ``report.json``, ``confusion.png``,
-    ``training.png``, and ``samples/`` with held-out digits. A run that was stopped goes on.
+    The files: one folder a stage (see `train_and_evaluate`), ``report.json``, ``confusion.png``,
+    ``training.png``, and ``samples/`` with held-out digits. A run that was stopped resumes.
 
     Returns:
       The report: ``stages``, a list with each stage's ``name``, ``top1`` (a share), ``parameters``,
-      ``packed_bytes``, ``shift_share`` (of tokens, over all MoE layers; null without any),
-      ``macs``, ``shifts`` and ``adds`` (an image); and ``seconds``.
+      ``packed_bytes``, ``shift_share`` (the share of tokens on shift experts, over all MoE layers; null
+      without any), ``macs``, ``shifts`` and ``adds`` (for one image); and ``seconds``.
     """
     workdir = Path(workdir).absolute()
     start = time.perf_counter()

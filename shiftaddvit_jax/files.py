@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent: below every floor that writes."""
+"""Files and folders that are written whole or not at all; every floor may use them."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from typing import Any
 def whole_file(file: str | Path) -> Generator[Path]:
     """A path beside ``file`` to write to, which replaces ``file`` at the end of the block.
 
-    It has the same suffix, by which some writers choose a format. If the block raises, ``file`` stays as it
-    was, and nothing stays beside it.
+    The path has the suffix of ``file``, since some writers choose a format by it. If the block raises,
+    ``file`` stays as it was, and the path is removed.
     """
     file = Path(file)
     temporary = file.with_name(f".{file.stem}.new{file.suffix}")
@@ -29,7 +29,7 @@ def whole_file(file: str | Path) -> Generator[Path]:
 def whole_folder(folder: Path) -> Generator[Path]:
     """An empty folder beside ``folder`` to fill, which replaces ``folder`` at the end of the block.
 
-    If the block raises, ``folder`` stays as it was. What a killed process left is put back or removed.
+    If the block raises, ``folder`` stays as it was. A killed process's leftovers are put back or removed.
     """
     temporary, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
     if old.exists() and not folder.exists():
@@ -51,3 +51,20 @@ def write_json(file: str | Path, value: Any) -> None:
     """Write ``value`` as JSON, whole or not at all."""
     with whole_file(file) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def read_latencies(file: str | Path) -> dict[str, tuple[float, ...]]:
+    """Both experts' latencies (dense, shift) by MoE layer, from a file of ``shiftaddvit measure-latency``.
+
+    Raises:
+      ValueError: no such file, or one of something else.
+    """
+    try:
+        layers = json.loads(Path(file).read_text())["layers"]
+        return {layer["name"]: tuple(float(latency) for latency in layer["latencies"]) for layer in layers}
+    except OSError as error:
+        raise ValueError(f"no latencies in {file}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{file} holds no latencies; expected what `shiftaddvit measure-latency --json` writes"
+        ) from None

@@ -4,26 +4,23 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import ml_collections
-from absl import flags
-from flax.traverse_util import flatten_dict
-from ml_collections import config_flags
+from typing import TYPE_CHECKING, Any
 
 from shiftaddvit_jax.command import Parser, run_command
-from shiftaddvit_jax.train import train_and_evaluate
-from shiftaddvit_jax.validation import check_choice
+from shiftaddvit_jax.optional import require
+
+if TYPE_CHECKING:
+    import ml_collections
 
 
 def find_config(file: str) -> Path:
-    """The path of a config: ``file`` itself, or the one of that name that comes with the project.
+    """The path of a config: ``file`` itself, or the config of that name that comes with the project.
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is no such config.
     """
     package = Path(__file__).parent
-    # A wheel has them in the package, a clone of the repository beside it.
+    # A wheel has its configs in the package, a clone of the repository beside the package.
     folder = next(filter(Path.is_dir, (package / "configs", package.parent / "configs")))
     shipped = {f"configs/{path.name}": path for path in sorted(folder.glob("*.py"))}
     for path in (Path(file), shipped.get(file), shipped.get(f"configs/{file}")):
@@ -32,12 +29,16 @@ def find_config(file: str) -> Path:
     raise ValueError(f"no config file at {file}; those that come with the project: {', '.join(shipped)}")
 
 
-def load_config(file: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
+def load_config(file: str, overrides: Sequence[str]) -> "ml_collections.ConfigDict":
     """The config of ``file`` with overrides such as ``--config.train.steps=10``.
 
     Raises:
-      ValueError: no such file, an unknown key or a value of the wrong type.
+      ValueError: no such file, an unknown key, a value of the wrong type, or ml_collections missing.
     """
+    require("train", "reading a config", "absl", "ml_collections")
+    from absl import flags
+    from ml_collections import config_flags
+
     values = flags.FlagValues()
     command = ["main", f"--config={find_config(file)}", *overrides]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
@@ -49,7 +50,7 @@ def load_config(file: str, overrides: Sequence[str]) -> ml_collections.ConfigDic
         if overrides:
             _check_keys(overrides, load_config(file, ()))
         reason = error.args[0]
-        if isinstance(reason, KeyError):  # whose text would be quoted
+        if isinstance(reason, KeyError):  # str() would quote its text
             reason = reason.args[0]
         raise ValueError(f"bad config override: {reason}") from None
     if rest:
@@ -59,7 +60,11 @@ def load_config(file: str, overrides: Sequence[str]) -> ml_collections.ConfigDic
 
 
 def _check_keys(overrides, config):
-    """Raise a ``ValueError`` that names the nearest keys for one that the config does not have."""
+    """Raise a ``ValueError`` for a key that the config does not have, with the nearest keys."""
+    from flax.traverse_util import flatten_dict
+
+    from shiftaddvit_jax.validation import check_choice
+
     known = flatten_dict(config.to_dict(), sep=".")
     for override in overrides:
         key, _, _ = override.partition("=")
@@ -80,15 +85,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Run what ``--config`` says and print the accuracy."""
+    from shiftaddvit_jax.train import train_and_evaluate
+
     metrics = train_and_evaluate(load_config(arguments.config, overrides), arguments.workdir)
     print(f"top-1 {metrics['top1']:.2%} on the test set; the model is in {arguments.workdir}/model")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train from the command line; the exit code is 0, or 2 after an error in one line."""
+    """Train from the command line; the exit code is 0, or 2 after a one-line error."""
     parser = Parser(
         prog="python -m shiftaddvit_jax.main",
-        description=(train_and_evaluate.__doc__ or "").split("\n")[0],  # none with python -OO
+        description="Train as a config says and evaluate; everything written lies under the workdir.",
     )
     add_arguments(parser)
     return run_command("main", lambda: train(*parser.parse_known_args(argv)))

@@ -20,14 +20,17 @@ from shiftaddvit_jax.ops.packing import block_weight, packed_bits, packed_weight
 
 
 def pack(model: nn.Module, variables: PyTree) -> PyTree:
-    """``variables`` for inference: weights of shift layers as 4- or 5-bit codes, of dense ones in blocks.
+    """``variables`` for inference: shift layers' weights as 4- or 5-bit codes, dense weights in blocks.
 
-    ``model.apply`` takes them as it takes ``variables``. Blocks are the same numbers in the order in which
-    CPU kernels read them, see `kernels_tvm.packing`; a model of the precision bfloat16 has them rounded to it
-    here instead of in every call. With float activations a power of two has 5 bits and packing is exact. With
-    int8 activations it has 4: the 7 powers of two that an int8 number holds, scaled for each output by its
-    largest weight. What is smaller becomes the nearer of the smallest one and 0, and a warning says how many
-    weights did and how far they moved at most.
+    ``model.apply`` takes packed variables as it takes ``variables``.
+
+    With float activations a shift weight has 5 bits, and packing is exact. With int8 activations it has 4
+    bits, for the 7 powers of two that an int8 number holds, scaled by each output's largest weight. A smaller
+    weight becomes the nearer of the smallest of these powers and 0; a warning says how many weights moved,
+    and how far at most.
+
+    Blocks hold the dense weights' numbers in the order in which CPU kernels read them, see
+    `kernels_tvm.packing`. With precision bfloat16 the numbers are rounded here instead of in every call.
 
     Raises:
       ValueError: weights that are not single powers of two or have more than 5 bits, or variables that are
@@ -64,7 +67,7 @@ def packed_shapes(model: nn.Module) -> PyTree:
 
 
 def _pack(model, variables):
-    """The packed variables, and for each layer how many weights moved, of how many, and how far at most."""
+    """The packed variables, and for each shift layer: weights that moved, all weights, largest move."""
     flat, moved = flatten_dict(variables["params"]), []
     layers, multiplying, _ = _layers_and_shapes(model)
     for path, layer in layers.items():
@@ -81,7 +84,7 @@ def _pack(model, variables):
 
 
 def _pack_factor(layer, kernel):
-    """The weight of a layer that multiplies, by the name of its parameter."""
+    """The packed weight of a multiplying layer, by its parameter's name."""
     if multiplies_in_bfloat16(layer):
         kernel = kernel.astype(jnp.bfloat16)
     if isinstance(layer, (Conv, Dense)):
@@ -109,7 +112,7 @@ def shift_layers(model: nn.Module) -> dict[tuple[str, ...], ShiftDense]:
 
 
 def _layers_and_shapes(model):
-    """The shift layers and those that multiply, by their paths, and the shapes of all variables."""
+    """The shift layers and the multiplying layers, by their paths, and the shapes of all variables."""
     layers, multiplying = {}, {}
 
     def watch(call, arguments, keywords, context):
@@ -119,7 +122,7 @@ def _layers_and_shapes(model):
             multiplying[context.module.path] = context.module.clone(parent=None)
         return call(*arguments, **keywords)
 
-    # Initializing calls every layer on its own, whatever computes it later.
+    # Initialization calls every layer by itself, even where one kernel computes several later.
     with nn.intercept_methods(watch):
         shapes = variable_shapes(model)
     return layers, multiplying, shapes

@@ -1,4 +1,4 @@
-"""Progress bars, on a terminal only: below every floor that has something to wait for."""
+"""Progress bars, on a terminal only; every floor may use them."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 
 
 def progress_bar() -> Progress:
-    """A bar on standard error, invisible where that is not a terminal."""
+    """A bar on standard error, invisible unless that is a terminal."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

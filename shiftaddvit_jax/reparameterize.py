@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 # What each linear layer of an attention computes. Shared queries and keys come from the queries.
 _ATTENTION_PARTS = {"qkv": "qkv", "q": "q", "kv": "kv", "qk": "q", "v": "v"}
-# The linear layers of each module that has some.
+# The linear layers, by the module that has them.
 _LINEAR_LAYERS = {"attn": (*_ATTENTION_PARTS, "proj"), "mlp": ("fc1", "fc2")}
 
 
@@ -59,14 +59,14 @@ def reparameterize(
     projections: str | Sequence[str] | None = None,
     key: PRNGKeyArray | None = None,
 ) -> tuple[nn.Module, PyTree]:
-    """``model`` with other attentions or linear layers, its variables made from ``variables``.
+    """``model`` with other attentions or linear layers, and its variables made from ``variables``.
 
-    Stage 1 changes ``attention``: its linear layers are inherited bit for bit (shared queries and keys take
-    the queries'). Stage 2 changes ``mlp`` and ``projections``: a new shift kernel is exactly
-    ``power_of_two(old kernel)``; a mixture's dense expert is exactly the old layer and its shift expert that
-    layer rounded. What has no origin (routers, convolutions of V, hashes) is drawn from ``key``.
-    ``variables`` is never changed. The log says by name what is made and dropped; `reparameterization_report`
-    returns it.
+    Stage 1 changes ``attention``: the linear layers are inherited bit for bit, and shared queries and keys
+    inherit the queries' layer. Stage 2 changes ``mlp`` and ``projections``: a new shift kernel is exactly
+    ``power_of_two(old kernel)``; a mixture's dense expert is exactly the old layer, and its shift expert is
+    the old layer rounded. Parameters without an origin (routers, convolutions of V, hashes) are drawn from
+    ``key``. ``variables`` is never changed. The log counts the parameters that are made and dropped, and at
+    level DEBUG names them; `reparameterization_report` returns the names.
 
     Args:
       model: from `create_model`.
@@ -74,7 +74,7 @@ def reparameterize(
       attention: as in `create_model`; by default unchanged.
       mlp: likewise.
       projections: likewise.
-      key: random key for what is made; by default ``jax.random.key(0)``.
+      key: random key for the parameters that are made; by default ``jax.random.key(0)``.
 
     Raises:
       ValueError: unknown kinds, or variables that are not the model's (with the names that differ).
@@ -125,7 +125,7 @@ def redraw_features(variables: PyTree, key: PRNGKeyArray) -> PyTree:
 
 
 def check_variables(model: nn.Module, variables: PyTree) -> None:
-    """Raise a ``ValueError`` that names the parameters in which ``variables`` is not ``model``'s."""
+    """Raise a ``ValueError`` that names the parameters in which ``variables`` differs from ``model``'s."""
     expected = _flat_shapes(variable_shapes(model))
     found = _flat_shapes(variables)
     differences = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
@@ -153,7 +153,7 @@ def _student(model, attention, mlp, projections):
 
 
 def _derive(teacher, variables, student):
-    """The student's variables that the teacher's determine, flat, and the report."""
+    """The student's variables that come from the teacher's, flat, and the report."""
     check_variables(teacher, variables)
     source = flatten_dict(variables, sep="/")
     shapes = _flat_shapes(variable_shapes(student))
@@ -171,7 +171,7 @@ def _derive(teacher, variables, student):
 
 
 def _origin(name, source, teacher, student):
-    """Value, teacher's names and description of what becomes the student's ``name``; None if nothing does."""
+    """The origin of the student's ``name``: value, teacher's names, description; None without an origin."""
     path = name.split("/")
     pairs = enumerate(pairwise(path), start=1)
     at = next((i for i, (module, layer) in pairs if layer in _LINEAR_LAYERS.get(module, ())), None)
@@ -211,7 +211,7 @@ def _origin(name, source, teacher, student):
 
 
 def _linear_origin(layer, leaf, old, new, source):
-    """The same for ``leaf`` of a linear layer whose kind goes from ``old`` to ``new``."""
+    """As `_origin`, for ``leaf`` of a linear layer whose kind goes from ``old`` to ``new``."""
     rounded = False
     name = f"{layer}/{leaf}"
     if old != new:

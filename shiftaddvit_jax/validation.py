@@ -1,4 +1,4 @@
-"""One-line errors for what a person got wrong: below every floor, importing none of them."""
+"""One-line errors for wrong input; every floor may use them."""
 
 import difflib
 from collections.abc import Iterable

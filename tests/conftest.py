@@ -3,8 +3,19 @@ import os
 import shutil
 import tempfile
 
-# Most of the suite's time is XLA compiling small programs, and level 0 halves it. Set before jax is imported.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Most of the suite's time is XLA compiling small programs. Level 0 halves it, and without the emitters that
+# lead each fusion through MLIR it is a third of that. Set before jax is imported.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+
+# What is compiled is kept for the session, for its workers and subprocesses too, and never in the user's
+# cache; tile sizes that the user tuned stay out of it.
+FOLDER = None if "PYTEST_XDIST_WORKER" in os.environ else tempfile.mkdtemp(prefix="shiftaddvit-tests-")
+if FOLDER:
+    os.environ |= {f"XDG_{name.upper()}_HOME": f"{FOLDER}/{name}" for name in ("cache", "data")}
+    # Reading a program back costs some ten milliseconds: less is compiled again.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{FOLDER}/jax")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 from pathlib import Path
 
@@ -14,13 +25,15 @@ import jaxtyping
 import numpy as np
 import pytest
 
-# The package's annotations, shapes and dtypes among them, are checked at each call. A NumPy array will do for
-# one of JAX. Set before the package is imported.
+# The annotations of what computes, shapes and dtypes among them, are checked at each call. A NumPy array will
+# do for one of JAX. Above these floors, tests put stand-ins in the place of what is timed or drawn. Set
+# before the package is imported.
+CHECKED = ("ops", "nn", "models", "reparameterize", "pack", "checkpoints", "data")
 jaxtyping.Array = jax.Array | np.ndarray
-jaxtyping.install_import_hook("shiftaddvit_jax", "annotations.check")
+jaxtyping.install_import_hook([f"shiftaddvit_jax.{name}" for name in CHECKED], "annotations.check")
 
-from kernels_tvm.cpu import library, targets  # noqa: E402
-from shiftaddvit_jax.ops.implementation import custom_call  # noqa: E402
+from kernels_tvm.cpu import library, targets
+from shiftaddvit_jax.ops.implementation import custom_call
 
 # Each example may compile, so none has a deadline; derandomized, so that a run repeats the one before it.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40, database=None)
@@ -30,21 +43,15 @@ IMPLEMENTATIONS = (None, "xla", "tvm")
 XLA = (None, "xla")
 
 
-FOLDER = pytest.StashKey[str]()
-
-
-def pytest_configure(config):
-    # Compiled kernels are kept for the session, for its workers too, never in the user's cache; tile sizes
-    # that the user tuned stay out of it.
-    if not hasattr(config, "workerinput"):
-        config.stash[FOLDER] = folder = tempfile.mkdtemp(prefix="shiftaddvit-tests-")
-        for name in ("cache", "data"):
-            os.environ[f"XDG_{name.upper()}_HOME"] = str(Path(folder) / name)
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first: begun last, they would leave the other worker idle at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_unconfigure(config):
-    if FOLDER in config.stash:
-        shutil.rmtree(config.stash[FOLDER], ignore_errors=True)
+    if FOLDER:
+        shutil.rmtree(FOLDER, ignore_errors=True)
 
 
 @pytest.fixture(scope="session", params=IMPLEMENTATIONS, ids=str)

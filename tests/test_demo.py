@@ -12,7 +12,7 @@ from shiftaddvit_jax.command import program
 from shiftaddvit_jax.demo import print_report, run_demo, stage_config
 from shiftaddvit_jax.pictures import gallery, page
 from shiftaddvit_jax.pictures.gallery import PICTURES, measured_latencies
-from shiftaddvit_jax.pictures.subject import load_subject
+from shiftaddvit_jax.subject import load_subject
 
 
 @pytest.fixture(scope="module")

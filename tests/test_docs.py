@@ -188,7 +188,8 @@ def test_commands_within_sentences_name_what_there_is(span, page):
     if program != "shiftaddvit":
         CHECKS[program](words)
         return
-    options = subparser(words[0])._option_string_actions
+    command = build_parser() if words[0].startswith("--") else subparser(words[0])
+    options = command._option_string_actions
     assert not [word for word in words if word.startswith("--") and word not in options]
 
 

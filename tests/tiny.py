@@ -19,9 +19,9 @@ class Tiny(nn.Module):
     @nn.compact
     def __call__(self, images, train=False):
         x = nn.Dense(CHANNELS, name="embed")(images.reshape(len(images), -1, 3))
-        settings = {"sr_ratio": 2, "primitives": self.primitives, "train": train}
+        settings = {"sr_ratio": 2, "primitives": self.primitives}
         block = Block(HEADS, self.attention, self.mlp, **settings, name="block1")
-        return nn.Dense(3, name="head")(jnp.mean(block(x, (SIDE, SIDE)), axis=1))
+        return nn.Dense(3, name="head")(jnp.mean(block(x, (SIDE, SIDE), train), axis=1))
 
 
 def make_tiny(**kinds):

@@ -1,5 +1,8 @@
 """How fast the kernels and a ShiftAddViT are on this machine's GPU, beside XLA's dense ones.
 
+XLA's products are timed in each format in which GPUs multiply what is given in float32: float32 itself,
+TensorFloat-32 (10 bits of mantissa) and bfloat16.
+
 Contestants take turns. A turn enqueues a program several times and waits for the last result; the report has
 the turn's time over the number of calls, so that launches overlap as they do in use. The report's keys are
 those of `shiftaddvit_jax.bench.models`.
@@ -29,12 +32,18 @@ from shiftaddvit_jax.progress import track
 
 CALLS, WARM_UP = 20, 3
 BATCHES = (1, 32)
+# Of XLA's dense products: JAX's name of the precision of a product, and the dtype of its factors.
+DENSE_FORMATS = {
+    "float32": ("highest", jnp.float32),
+    "TF32": ("tensorfloat32", jnp.float32),
+    "bfloat16": ("default", jnp.bfloat16),
+}
 
 Program = Callable[[], jax.Array]  # enqueues
 
 
 def bench_gpu_kernels(rounds: int) -> dict[str, Any]:
-    """Times of MatShift and MatAdd at the paper's shapes, for 1 and 32 images, and of XLA's float32 product.
+    """Times of MatShift and MatAdd at the paper's shapes, for 1 and 32 images, and of XLA's dense products.
 
     Raises:
       ValueError: JAX has no GPU here.
@@ -91,15 +100,19 @@ def bench_gpu_model(
     }
     for kind in ("msa", "sra"):
         if kind in model_row(name)["attention"]:
-            dense = create_model(name, image_size=student.image_size, attention=kind)
-            models[f"JAX {kind}"] = dense, random_variables(dense)
+            for numbers, (_, dtype) in DENSE_FORMATS.items():
+                dense = create_model(name, image_size=student.image_size, attention=kind, dtype=dtype)
+                models[f"JAX {kind} {numbers}"] = dense, random_variables(dense)
+    # What a ShiftAddViT multiplies on XLA, too, has the formats that its `precision` says.
+    numbers = {contestant: contestant.split()[-1] for contestant in models}
+    numbers = {name: found if found in DENSE_FORMATS else precision for name, found in numbers.items()}
     contestants = {
-        contestant: _program(model.apply, variables, images)
+        contestant: _program(model.apply, variables, images, matmul=DENSE_FORMATS[numbers[contestant]][0])
         for contestant, (model, variables) in models.items()
     }
     rows = _time(contestants, "ShiftAddViT tvm", rounds)
     for row in rows:
-        row["precision"] = models[row["name"]][0].primitives.precision
+        row["precision"] = numbers[row["name"]]
     about: dict[str, Any] = {"model": model_arguments(student), "batch": batch}
     about["shift_share"] = shift_share if biases else None
     return _report(rounds, rows) | about
@@ -113,10 +126,20 @@ def _check_gpu():
         )
 
 
-def _program(function, *arguments) -> Program:
+def _program(function, *arguments, matmul: str = "highest") -> Program:
+    """``function`` of the arguments, compiled, its products in the precision of that name."""
     arguments = jax.device_put(arguments)
-    compiled = jax.jit(function).lower(*arguments).compile()
+    with jax.default_matmul_precision(matmul):
+        compiled = jax.jit(function).lower(*arguments).compile()
     return lambda: compiled(*arguments)
+
+
+def _dense_products(a, b) -> dict[str, Program]:
+    """XLA's products in every format, float32 by the name that others are compared with."""
+    return {
+        f"dense {numbers}": _program(jnp.matmul, a.astype(dtype), b.astype(dtype), matmul=matmul)
+        for numbers, (matmul, dtype) in DENSE_FORMATS.items()
+    }
 
 
 def _layer_contestants(rows: int, inputs: int, outputs: int) -> dict[str, Program]:
@@ -130,7 +153,7 @@ def _layer_contestants(rows: int, inputs: int, outputs: int) -> dict[str, Progra
         )
 
     return {
-        DENSE: _program(jnp.matmul, x, weight),
+        **_dense_products(x, weight),
         "tvm": packed("tvm", "float"),
         "tvm_shift": packed("tvm_shift", "float"),
         "tvm int8": packed("tvm", "int8"),
@@ -146,7 +169,7 @@ def _context_contestants(
     v = normal(batch * heads, tokens, head_dim)
     integers = rng.integers(-127, 128, v.shape).astype(np.int8)
     return {
-        DENSE: _program(jnp.matmul, k, v),
+        **_dense_products(k, v),
         "tvm": _program(lambda k, v: matadd(k, v, "tvm"), k, v),
         "tvm int8": _program(lambda k, v: matadd(k, v, "tvm"), k.astype(np.int8), integers),
     }

@@ -27,6 +27,7 @@ from shiftaddvit_jax.ops import (
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.implementation import Implementation
 from shiftaddvit_jax.ops.packing import packed_bits
+from shiftaddvit_jax.optional import require
 
 DENSE = "dense float32"  # what the others' times are compared with: XLA on ordinary numbers
 
@@ -136,11 +137,10 @@ def int8_xla(tokens: int, inputs: int, outputs: int) -> Run:
 
 def int8_onnxruntime(tokens: int, inputs: int, outputs: int) -> Run:
     """A product of uint8 by int8 to int32, for which ONNX Runtime has its fastest kernels."""
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError:
-        raise ValueError("needs pip install 'shiftaddvit-jax[peers]'") from None
+    require("peers", "the peer onnxruntime", "onnxruntime", "onnx")
+    import onnx
+    import onnxruntime
+
     helper, types = onnx.helper, onnx.TensorProto
     weight = onnx.numpy_helper.from_array(_integers(inputs, outputs, np.int8), "weight")
     x = helper.make_tensor_value_info("x", types.UINT8, (tokens, inputs))

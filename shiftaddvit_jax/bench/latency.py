@@ -121,7 +121,8 @@ def _module_runs(model, variables, images):
         def run(arrays, apply=apply, fixed=fixed[name]):
             return apply(*(argument for _, argument in sorted((arrays | fixed).items())))
 
-        runs[name] = _ready(run, seen[name][0])
+        # A module and one inside it may share a path; the call of the outer one ends last.
+        runs[name] = _ready(run, seen[name][-1])
     return runs
 
 

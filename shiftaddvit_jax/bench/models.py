@@ -13,7 +13,6 @@
   JAX's. A kernel's row adds ``giga_operations_a_second``, which counts a multiply-accumulate as two.
 """
 
-import importlib.util
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,6 @@ from shiftaddvit_jax.bench.rounds import Contestant, describe_machine, time_cont
 from shiftaddvit_jax.bench.synthetic import balance_routers, random_images, random_variables
 from shiftaddvit_jax.checkpoints import save_onnx, save_safetensors
 from shiftaddvit_jax.costs.counting import ShiftShare
-from shiftaddvit_jax.costs.report import SHIFT_SHARE
 from shiftaddvit_jax.models import (
     PyramidVisionTransformerV2,
     create_model,
@@ -36,9 +34,10 @@ from shiftaddvit_jax.models import (
 )
 from shiftaddvit_jax.models.pyramid import reductions
 from shiftaddvit_jax.models.variables import variable_shapes
+from shiftaddvit_jax.names import IMPLEMENTATIONS, SHIFT_SHARE
 from shiftaddvit_jax.ops.activations import Activations
-from shiftaddvit_jax.ops.implementation import IMPLEMENTATIONS
 from shiftaddvit_jax.ops.precision import Precision
+from shiftaddvit_jax.optional import require
 from shiftaddvit_jax.validation import check_choice
 
 # The packages that a peer needs.
@@ -154,11 +153,7 @@ def check_peers(peers: Sequence[str], model: nn.Module) -> None:
     """Raise a ``ValueError`` unless each of ``peers`` is one of `PEERS`, installed, and has ``model``."""
     for peer in peers:
         check_choice("peer", peer, PEERS)
-        lacking = [package for package in PEERS[peer] if importlib.util.find_spec(package) is None]
-        if lacking:
-            raise ValueError(
-                f"the peer {peer} needs {' and '.join(lacking)}: pip install 'shiftaddvit-jax[peers]'"
-            )
+        require("peers", f"the peer {peer}", *PEERS[peer])
     if "torch" in peers and not isinstance(model, PyramidVisionTransformerV2):
         raise ValueError(f"the peer torch has PVTv2 alone, not {model.variant}; leave it out of --peers")
 

@@ -16,7 +16,7 @@ from shiftaddvit_jax.nn.moe import EXPERTS
 from shiftaddvit_jax.progress import progress_bar
 
 SHIFT = EXPERTS.index("shift")
-CLEARLY = 1.0  # how far ahead of the other expert's logit the logit of an expert is that gets all tokens
+CLEARLY = 1.0  # how far above the other expert's logit the logit of an expert is that gets all tokens
 
 
 def random_images(shape: Sequence[int]) -> Float[np.ndarray, "batch height width 3"]:

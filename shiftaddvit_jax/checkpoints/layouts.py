@@ -1,9 +1,9 @@
 """How others name the tensors of these models: one table for each source and family.
 
-A table maps our names to theirs, as in ``{"stage{S}/block{B}/attn/kv": ("...key", "...value")}``. Ours have
-stages {S} and blocks {B} counted from 1; in theirs, {s} and {b} count from 0. Where several modules stand for
-one of ours, their outputs follow each other. A module's ``kernel`` or ``scale`` is their ``weight``, its
-``bias`` their ``bias``.
+A table maps our names to theirs, as in ``{"stage{S}/block{B}/attn/kv": ("...key", "...value")}``. {S} and {B}
+count stages and blocks from 1, {s} and {b} from 0. If several of their modules are one of ours, our outputs
+are theirs, one module after the other. Our ``kernel`` or ``scale`` is their ``weight``, our ``bias`` their
+``bias``.
 """
 
 import re
@@ -22,9 +22,9 @@ class Layout(NamedTuple):
     """One source's names for one family.
 
     Attributes:
-      source: who names its tensors so, for messages.
+      source: who uses these names, for messages.
       model: the family.
-      marker: a tensor that only such checkpoints have.
+      marker: a tensor that only checkpoints of this layout have.
       names: the table.
     """
 
@@ -55,7 +55,7 @@ class Layout(NamedTuple):
 
 
 def export_parameter(name: str, value: np.ndarray, layout: Layout) -> dict[str, np.ndarray]:
-    """Our parameter as ``layout``'s tensors, by their names; none if it has no name for it."""
+    """Our parameter as ``layout``'s tensors, by their names; none if the layout lacks it."""
     names = layout.tensors(name)
     leaf = name.rpartition("/")[2]
     if leaf == "kernel" and value.ndim == 3:  # depthwise [height, width, channels]
@@ -76,7 +76,7 @@ def import_parameter(name: str, shape: tuple[int, ...], tensors: list[np.ndarray
 
 
 def _within(ours: str, theirs: str, names: Names) -> Names:
-    """``names`` inside the module ``ours``, which is their ``theirs``."""
+    """``names`` inside our module ``ours`` and their module ``theirs``."""
     return {
         f"{ours}/{name}": tuple(
             f"{theirs}.{other}" for other in ((others,) if isinstance(others, str) else others)

@@ -11,14 +11,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
 from jaxtyping import PyTree
 from safetensors import SafetensorError
 from safetensors.flax import load_file
@@ -34,6 +26,7 @@ from shiftaddvit_jax.checkpoints.layouts import (
 from shiftaddvit_jax.files import whole_file
 from shiftaddvit_jax.models.position import resize_position_embeddings
 from shiftaddvit_jax.models.variables import init_named, variable_shapes
+from shiftaddvit_jax.optional import require
 
 logger = logging.getLogger(__name__)
 
@@ -45,21 +38,21 @@ HEADS = ("head", "head_dist")
 def load_pretrained(model: nn.Module, path_or_name: str | Path, *, strict: bool = False) -> PyTree:
     """``model``'s variables with the weights of a checkpoint that transformers, timm or the authors made.
 
-    Which of them is told by the names of its tensors. Position embeddings of another image size are
-    interpolated to the model's. A head for another number of classes is drawn anew, with a warning.
+    The names of the tensors tell the source. Position embeddings of another image size are interpolated to
+    the model's. A head for another number of classes is drawn anew, with a warning.
 
-    Of transformers' DeiT without a teacher, whose distillation token has no head, the model's two heads
-    become twice the one and zero: the logits are the same.
+    Transformers' DeiT without a teacher has a distillation token but one head alone. The model's two heads
+    become twice that head and zero: the logits are the same.
 
     Args:
-      model: the original, dense one, from `create_model`; `reparameterize` comes after.
-      path_or_name: a ``.safetensors`` file; a PyTorch file (``.pth``, ``.pt``, ``.bin``), which needs PyTorch
-        and of which tensors alone are unpickled; a folder with ``model.safetensors`` or
-        ``pytorch_model.bin``; or a name to download, ``hf:ORG/NAME`` or ``timm:NAME``.
+      model: the original, dense model from `create_model`; `reparameterize` comes after.
+      path_or_name: a ``.safetensors`` file; a PyTorch file (``.pth``, ``.pt``, ``.bin``; needs PyTorch, and
+        nothing but tensors is unpickled); a folder with ``model.safetensors`` or ``pytorch_model.bin``; or a
+        name to download, ``hf:ORG/NAME`` or ``timm:NAME``.
       strict: make another number of classes an error.
 
     Raises:
-      ValueError: nothing there that can be read or downloaded; a checkpoint of unknown source or of another
+      ValueError: nothing that can be read or downloaded; a checkpoint of unknown source or of another
         family; a tensor that is missing, unexpected or of another shape (with its name).
     """
     _check_dense(model)
@@ -146,10 +139,9 @@ def read_tensors(file: Path) -> dict[str, np.ndarray]:
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{file} is not a whole safetensors file: {_first_line(error)}") from None
         return {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
-    try:
-        import torch
-    except ImportError:
-        raise ValueError(f"{file} is PyTorch's: pip install torch to read it, or use .safetensors") from None
+    require("peers", f"{file} is a PyTorch file, no .safetensors one; reading it", "torch")
+    import torch
+
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
@@ -165,6 +157,15 @@ def read_tensors(file: Path) -> dict[str, np.ndarray]:
 
 
 def _download(repository: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
     for file in FILES:
         try:
             return Path(hf_hub_download(repository, file))
@@ -224,7 +225,7 @@ def _warn_of_epsilon(model, file):
 
 
 def _prepare(tensors, model, shapes, layout):
-    """``tensors`` as the model can take them: a head for every token, position embeddings of its size."""
+    """``tensors`` with a head for each of the model's, and position embeddings of the model's size."""
     tensors = dict(tensors)
     if "deit.embeddings.distillation_token" in tensors and "classifier.weight" in tensors:
         for leaf in ("weight", "bias"):
@@ -238,7 +239,7 @@ def _prepare(tensors, model, shapes, layout):
         found = tensors.get(key)
         if found is None or found.ndim != 3 or found.shape[-1] != shape[-1]:
             continue
-        # A square grid, and one or two tokens ahead of it.
+        # A square grid, and at most two tokens before it.
         side, new_side = math.isqrt(found.shape[1]), math.isqrt(shape[0])
         if found.shape[1] - side**2 == shape[0] - new_side**2:
             resized = resize_position_embeddings(
@@ -249,7 +250,7 @@ def _prepare(tensors, model, shapes, layout):
 
 
 def _heads_to_draw(tensors, shapes, layout):
-    """Those of our parameters whose tensors are for another number of classes."""
+    """The parameters of our heads whose tensors are for another number of classes."""
     return [
         name
         for name, shape in shapes.items()

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from shiftaddvit_jax.files import whole_folder, write_json
@@ -24,14 +23,16 @@ def save_model(
     """Write ``model`` and its variables into the folder ``path``, whole or not at all.
 
     Args:
-      path: the folder; a checkpoint that is there is replaced.
+      path: the folder; an existing checkpoint is replaced.
       model: from `create_model` or `reparameterize`.
       variables: the model's variables, packed (see `shiftaddvit_jax.pack`) or not.
-      about: anything else to keep with it that JSON can hold, such as ``class_names``.
+      about: further facts in types that JSON can hold, such as ``class_names``.
 
     Raises:
-      ValueError: ``path`` is something else than a checkpoint.
+      ValueError: ``path`` exists and is not a checkpoint.
     """
+    import orbax.checkpoint as ocp  # seconds
+
     path = Path(path).absolute()
     if path.exists() and not (path / DESCRIPTION).is_file():
         raise ValueError(f"{path} exists and is not a checkpoint; choose another folder")
@@ -54,6 +55,8 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Mod
     Raises:
       ValueError: no such checkpoint, or parameters that are not the expected model's (with their names).
     """
+    import orbax.checkpoint as ocp
+
     path = Path(path).absolute()
     try:
         description = json.loads((path / DESCRIPTION).read_text())

@@ -1,8 +1,8 @@
 """Dense models as ONNX files, for other runtimes.
 
-The model is traced, so that there is one definition of it. What the trace has in many small operations and
-ONNX in one (LayerNorm, softmax, GELU) is found by tracing the function itself and looking for its graph in
-the model's; depthwise convolutions are told by the name of their jit. Constants are folded, shapes are
+The ONNX graph comes from a trace of the model, so the model is defined once. LayerNorm, softmax and GELU are
+many small operations in a trace and one in ONNX: each function is traced alone, and its graph is looked for
+in the model's. Depthwise convolutions are found by the name of their jit. Constants are folded, shapes are
 static, and transpositions, slices and biases move to where runtimes fuse them.
 """
 
@@ -21,6 +21,7 @@ from jax.extend.core import Literal
 from jaxtyping import PyTree
 
 from shiftaddvit_jax.files import whole_file
+from shiftaddvit_jax.optional import require
 
 OPSET, IR_VERSION = 20, 9  # the first with Gelu, and the format that came with it
 
@@ -28,25 +29,24 @@ OPSET, IR_VERSION = 20, 9  # the first with Gelu, and the format that came with 
 def save_onnx(model: nn.Module, variables: PyTree, path: str | Path, *, batch: int = 1) -> None:
     """Write a dense model with its variables as an ONNX file, whole or not at all.
 
-    Its input is ``images``, float32 [batch, 3, image_size, image_size], channels first, as other runtimes
-    have them; its output is ``logits``, float32 [batch, num_classes].
+    The file's input is ``images``, float32 [batch, 3, image_size, image_size], channels first as in other
+    runtimes; its output is ``logits``, float32 [batch, num_classes].
 
     Args:
       model: the original, dense one with softmax attention, in float32.
       variables: its variables.
       path: where the file goes.
-      batch: images at a time.
+      batch: number of images in the input.
 
     Raises:
       ValueError: an operation that is not translated, onnx not installed, or a path that cannot be written.
     """
-    try:
-        import onnx
-    except ImportError:
-        raise ValueError("writing ONNX needs onnx: pip install 'shiftaddvit-jax[peers]'") from None
+    require("peers", "writing ONNX", "onnx")
+    import onnx
+
     size = model.image_size
     shape = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
-    # As arrays of JAX, the same equations make use of them as in the traces to look for.
+    # With JAX arrays, the trace has the same equations as the traces to look for.
     variables = jax.tree.map(jnp.asarray, variables)
     graph = _trace(functools.partial(model.apply, variables), shape)
     images = _Node("Input", (), (batch, 3, size, size))
@@ -60,13 +60,13 @@ def save_onnx(model: nn.Module, variables: PyTree, path: str | Path, *, batch: i
 
 @dataclass(eq=False)
 class _Expression:
-    """One equation of a trace, or an ``"input"`` or ``"constant"`` of it."""
+    """One equation of a trace, or one of its inputs (``"input"``) or constants (``"constant"``)."""
 
     primitive: str
     inputs: tuple["_Expression", ...] = ()
     shape: tuple[int, ...] = ()
     params: dict[str, Any] = field(default_factory=dict)
-    value: Any = None  # of a constant; of others the primitive itself
+    value: Any = None  # a constant's array, or an equation's JAX primitive
     where: str = ""
 
 
@@ -127,7 +127,7 @@ def _trace(function: Callable, *shapes: jax.ShapeDtypeStruct) -> list[_Expressio
 def _find(
     pattern: _Expression, expression: _Expression, found: dict[_Expression, _Expression], captured: dict
 ) -> bool:
-    """Whether ``expression`` computes ``pattern``; ``found`` receives what its inputs are.
+    """Whether ``expression`` computes ``pattern``; ``found`` receives an expression for each input.
 
     A NaN in the pattern stands for any number, which ``captured`` receives.
     """
@@ -152,7 +152,7 @@ _CHANNELS_FIRST, _CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 class _Node:
     """A node of the ONNX graph, or its ``"Input"``, or a ``"Constant"``.
 
-    Its shape may have ones, or lack leading axes, where the traced one is broadcast.
+    The node's shape may have ones, or lack leading axes, where the traced shape is broadcast.
     """
 
     operator: str
@@ -188,7 +188,7 @@ def _reshape(node: _Node, shape: tuple[int, ...]) -> _Node:
 
 
 def _tokens(grid: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a grid's tokens, the first of them those of its first row."""
+    """The shape of a grid's tokens, row after row."""
     return grid[0], math.prod(grid[1:-1]), grid[-1]
 
 
@@ -211,7 +211,7 @@ def _transpose(node: _Node, permutation: tuple[int, ...]) -> _Node:
 
 
 def _slice(node: _Node, axis: int, start: int, stop: int) -> _Node:
-    """Part of one axis, taken as early as can be: off the weights that make it, if they do."""
+    """Part of one axis, sliced as early as possible: in the weights, if these make the axis."""
     if (start, stop) == (0, node.shape[axis]):
         return node
     if node.value is not None:
@@ -248,7 +248,7 @@ def _squeeze(node: _Node, axis: int) -> _Node:
 
 
 def _expand(node: _Node, shape: tuple[int, ...]) -> _Node:
-    """The node with what was left to broadcasting written out."""
+    """The node broadcast to ``shape``."""
     if node.shape == shape:
         return node
     if node.value is not None:
@@ -267,7 +267,7 @@ def _elementwise(operator: str, *inputs: _Node) -> _Node:
 
 
 def _add_bias(x: _Node, bias: _Node, shape: tuple[int, ...]) -> _Node:
-    """A number for each channel added: within the convolution, if ``x`` is one."""
+    """``x`` plus one number a channel; if ``x`` is a convolution, the convolution adds them."""
     if x.attributes.get("perm") == _CHANNELS_LAST and x.inputs[0].operator == "Conv":
         convolution = x.inputs[0]
         if len(convolution.inputs) == 2:
@@ -308,7 +308,7 @@ def _translate(graph: list[_Expression], images: _Node) -> _Node:
 
 
 def _lift(expression: _Expression) -> tuple[tuple[_Expression, ...], Callable[..., _Node]]:
-    """The expressions from which a node for ``expression`` is made, and how."""
+    """The inputs of a node for ``expression``, as expressions, and the function that builds the node."""
     for root, trace, build in _PATTERNS:
         if root == expression.primitive and expression.shape:
             pattern = trace(expression.shape)

@@ -1,4 +1,8 @@
-"""The command ``shiftaddvit``: one file for each group of its commands, with their arguments."""
+"""The command ``shiftaddvit``: one file for each group of its commands, with their arguments.
+
+A parser needs nothing but names, so that help and errors come at once. What a command needs to run, the
+function that runs it imports.
+"""
 
 import argparse
 from collections.abc import Sequence

@@ -1,13 +1,9 @@
-"""Commands that say what a model computes and costs."""
+"""Commands that report what a model computes and costs."""
 
 import argparse
 import dataclasses
 from pathlib import Path
 
-from rich.table import Table
-
-from shiftaddvit_jax.bench import measure_latency
-from shiftaddvit_jax.bench.synthetic import random_variables
 from shiftaddvit_jax.cli.arguments import (
     Commands,
     add_command,
@@ -19,21 +15,9 @@ from shiftaddvit_jax.cli.arguments import (
     print_shift_share,
 )
 from shiftaddvit_jax.command import print_table
-from shiftaddvit_jax.costs import cost_report, energy_savings, group_modules
-from shiftaddvit_jax.costs.counting import PRIMITIVES
-from shiftaddvit_jax.costs.energy import FORMATS
-from shiftaddvit_jax.costs.report import ENERGY_MODELS, PAPER_MODELS
 from shiftaddvit_jax.files import write_json
-from shiftaddvit_jax.models import create_model, model_arguments
-from shiftaddvit_jax.models.kinds import parse_kinds
-from shiftaddvit_jax.nn import ATTENTION_KINDS
-from shiftaddvit_jax.ops.implementation import IMPLEMENTATIONS
-from shiftaddvit_jax.pictures import plot_expert_latency
-from shiftaddvit_jax.pictures.gallery import PICTURES, draw_picture
-from shiftaddvit_jax.pictures.page import write_page
-from shiftaddvit_jax.pictures.style import check_picture
-from shiftaddvit_jax.pictures.subject import Subject, distinct_names, example_pixels, load_subject
-from shiftaddvit_jax.progress import track
+from shiftaddvit_jax.names import ATTENTION_KINDS, IMPLEMENTATIONS, NUMBER_FORMATS, PAPER_MODELS, PICTURES
+from shiftaddvit_jax.optional import require
 
 
 def add_report(commands: Commands) -> None:
@@ -43,7 +27,9 @@ def add_report(commands: Commands) -> None:
     add_subject(command, nargs="?")
     command.add_argument("--batch", type=int, default=1, metavar="N", help="images (default: %(default)s)")
     command.add_argument(
-        "--number-format", choices=FORMATS, help="for energies; default: those that the model computes in"
+        "--number-format",
+        choices=NUMBER_FORMATS,
+        help="for energies; default: those the model computes in",
     )
     add_shift_share(command)
     command.add_argument(
@@ -63,11 +49,17 @@ def add_report(commands: Commands) -> None:
 
 def report(arguments: argparse.Namespace) -> None:
     """What a model computes, and what that costs in energy."""
+    from shiftaddvit_jax.costs import cost_report, energy_savings
+    from shiftaddvit_jax.progress import track
+    from shiftaddvit_jax.subject import distinct_names, example_pixels
+
     if (arguments.model is None) != arguments.savings:
         raise ValueError("give a checkpoint's folder or a model's name, or --savings")
     if arguments.html and arguments.savings:
         raise ValueError("--html is a page about one model; leave out --savings")
     check_folders(arguments.json, arguments.html)
+    if arguments.html:
+        require("plot", "drawing")
     if arguments.savings:
         found = energy_savings(
             PAPER_MODELS,
@@ -96,6 +88,8 @@ def report(arguments: argparse.Namespace) -> None:
             reports = [*filter(None, [found.get("compare")]), found]
             has_images = arguments.images or subject.data
             pixels = example_pixels(subject, 2, arguments.images) if has_images else None
+            from shiftaddvit_jax.pictures.page import write_page
+
             write_page(arguments.html, subjects, reports, pixels)
             print(f"The page is in {arguments.html}")
     if arguments.json:
@@ -120,13 +114,17 @@ def add_plot(commands: Commands) -> None:
 
 def plot(arguments: argparse.Namespace) -> None:
     """One picture of trained models."""
+    from shiftaddvit_jax.pictures import gallery
+    from shiftaddvit_jax.pictures.style import check_picture
+    from shiftaddvit_jax.subject import distinct_names, example_pixels, load_subject
+
     if arguments.kind not in PICTURES:
         raise ValueError(f"unknown picture {arguments.kind!r}; known: {', '.join(PICTURES)}")
     check_picture(arguments.output)
     subjects = distinct_names([load_subject(folder) for folder in arguments.folders])
-    picture = PICTURES[arguments.kind]
+    picture = gallery.PICTURES[arguments.kind]
     pixels = example_pixels(subjects[0], 10, arguments.images) if picture.sees_images else None
-    draw_picture(arguments.kind, subjects, pixels, arguments.output)
+    gallery.draw_picture(arguments.kind, subjects, pixels, arguments.output)
     print(f"{picture.caption} Written to {arguments.output}")
 
 
@@ -155,8 +153,12 @@ def add_measure_latency(commands: Commands) -> None:
 
 def measure_experts(arguments: argparse.Namespace) -> None:
     """Latencies of the experts of a model's mixtures."""
+    from shiftaddvit_jax.bench import measure_latency
+
     check_folders(arguments.json)
     if arguments.plot:
+        from shiftaddvit_jax.pictures.style import check_picture
+
         check_picture(arguments.plot)
     subject = _reported_subject(arguments)
     names = ("implementation", "activations", "precision")
@@ -171,10 +173,14 @@ def measure_experts(arguments: argparse.Namespace) -> None:
     if arguments.json:
         write_json(arguments.json, found)
     if arguments.plot:
+        from shiftaddvit_jax.pictures import plot_expert_latency
+
         plot_expert_latency(found, arguments.plot)
 
 
 def _print_experts(found):
+    from rich.table import Table
+
     title = f"Experts of {found['model']['name']}, {found['batch']} x {found['model']['image_size']} px"
     table = Table(title=f"{title}; median µs, and their line for n tokens")
     for column in ("layer", "tokens", "dense", "line", "shift", "line", "ratio"):
@@ -195,6 +201,8 @@ def _print_experts(found):
 
 def _reported_subject(arguments):
     """The model of ``report``: a checkpoint as it is, or any model with random weights."""
+    from shiftaddvit_jax.models.kinds import parse_kinds
+
     changes = {
         name: parse_kinds(getattr(arguments, name))
         for name in ("attention", "mlp", "projections")
@@ -213,13 +221,21 @@ def _compared_subject(name, subject):
 
 
 def _changed(subject, changes):
-    """Another model than the one that was trained, with random weights."""
+    """The subject's model with ``changes`` and random weights: no longer the trained one."""
+    from shiftaddvit_jax.bench.synthetic import random_variables
+    from shiftaddvit_jax.models import create_model, model_arguments
+    from shiftaddvit_jax.subject import Subject
+
     model = create_model(**model_arguments(subject.model) | changes)
     kinds = dict.fromkeys([*model.attention, *model.mlp, *model.projections])
     return Subject(f"{model.variant} ({', '.join(kinds)})", model, random_variables(model), is_trained=False)
 
 
 def _subject(name):
+    from shiftaddvit_jax.bench.synthetic import random_variables
+    from shiftaddvit_jax.models import create_model
+    from shiftaddvit_jax.subject import Subject, load_subject
+
     if Path(name).is_dir():
         return load_subject(name)
     model = create_model(name)
@@ -234,6 +250,12 @@ def _report_title(report):
 
 
 def _print_report(report):
+    from rich.table import Table
+
+    from shiftaddvit_jax.costs import group_modules
+    from shiftaddvit_jax.costs.counting import PRIMITIVES
+    from shiftaddvit_jax.costs.report import ENERGY_MODELS
+
     operations = [name for name in PRIMITIVES if report[name]]
     energies = [name for name in ENERGY_MODELS if name in report["energy_mj"]]
     table = Table(title=f"{_report_title(report)}; energies in mJ")
@@ -256,6 +278,11 @@ def _print_report(report):
 
 
 def _print_comparison(report, other):
+    from rich.table import Table
+
+    from shiftaddvit_jax.costs.counting import PRIMITIVES
+    from shiftaddvit_jax.costs.report import ENERGY_MODELS
+
     rows = [(f"{name} (M)", report[name] / 1e6, other[name] / 1e6) for name in PRIMITIVES]
     for name in ENERGY_MODELS:
         if name in report["energy_mj"]:
@@ -277,6 +304,10 @@ def _print_comparison(report, other):
 
 
 def _print_savings(rows, shift_share):
+    from rich.table import Table
+
+    from shiftaddvit_jax.costs.report import ENERGY_MODELS
+
     table = Table(title="Energy that ShiftAddViT (hamming_linear, moe) saves of msa and sra, at 224 px")
     table.add_column("model", no_wrap=True)
     for dense in ("msa", "sra"):

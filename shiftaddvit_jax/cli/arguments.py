@@ -1,16 +1,17 @@
-"""Arguments that several commands share, and what is done with them."""
+"""Arguments that several commands share, and how they are read."""
 
 import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shiftaddvit_jax.command import Parser
-from shiftaddvit_jax.costs.counting import ShiftShare
-from shiftaddvit_jax.costs.report import SHIFT_SHARE, describe_shift_share
-from shiftaddvit_jax.nn.moe import aimed_shift_share
-from shiftaddvit_jax.ops.precision import PRECISIONS
-from shiftaddvit_jax.train.config import read_latencies
+from shiftaddvit_jax.files import read_latencies
+from shiftaddvit_jax.names import PRECISIONS, SHIFT_SHARE
+
+if TYPE_CHECKING:
+    from shiftaddvit_jax.costs.counting import ShiftShare
 
 Commands = argparse._SubParsersAction  # what `add_subparsers` returns
 
@@ -18,14 +19,14 @@ Commands = argparse._SubParsersAction  # what `add_subparsers` returns
 def add_command(
     commands: Commands, name: str, function: Callable[[argparse.Namespace], None] | None, description: str
 ) -> Parser:
-    """A command that runs ``function``, with a description for its own help and for the list of all."""
+    """Add a command that runs ``function``; the description is in its own help and in the list of all."""
     command = commands.add_parser(name, help=description, description=description)
     command.set_defaults(run=function)
     return command
 
 
 def add_kinds(command: argparse.ArgumentParser) -> None:
-    """The kinds of layers of a ShiftAddViT that is made by its name."""
+    """Add the kinds of layers of a ShiftAddViT that is made by its name."""
     command.add_argument(
         "--attention",
         default="hamming_linear",
@@ -47,7 +48,7 @@ def add_kinds(command: argparse.ArgumentParser) -> None:
 
 
 def add_precision(command: argparse.ArgumentParser) -> None:
-    """The number format of what is multiplied."""
+    """Add the number format of dense layers' factors."""
     command.add_argument(
         "--precision",
         choices=PRECISIONS,
@@ -57,7 +58,7 @@ def add_precision(command: argparse.ArgumentParser) -> None:
 
 
 def add_subject(command: argparse.ArgumentParser, **settings) -> None:
-    """The checkpoint or model that a command is about; ``settings`` of that argument."""
+    """Add the checkpoint or model that a command is about; ``settings`` are that argument's."""
     command.add_argument(
         "model", metavar="CHECKPOINT_OR_MODEL", help="a checkpoint's folder or a model's name", **settings
     )
@@ -67,7 +68,7 @@ def add_subject(command: argparse.ArgumentParser, **settings) -> None:
 
 
 def add_shift_share(command: argparse.ArgumentParser) -> None:
-    """How many tokens the shift experts compute."""
+    """Add the share of tokens on shift experts."""
     command.add_argument(
         "--shift-share",
         type=_shift_share,
@@ -80,7 +81,7 @@ def add_shift_share(command: argparse.ArgumentParser) -> None:
 
 
 def _shift_share(text):
-    """A share, or by MoE layer those in a file of ``eval --json`` or ``measure-latency --json``."""
+    """One share, or the shares of MoE layers in a file of ``eval --json`` or ``measure-latency --json``."""
     try:
         return float(text)
     except ValueError:
@@ -88,6 +89,8 @@ def _shift_share(text):
     try:
         found = json.loads(Path(text).read_text())
         if "layers" in found:
+            from shiftaddvit_jax.nn.moe import aimed_shift_share
+
             return {layer: aimed_shift_share(pair) for layer, pair in read_latencies(text).items()}
         return found["shift_share"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -95,25 +98,27 @@ def _shift_share(text):
         raise argparse.ArgumentTypeError(f"{text!r} is {expected}") from None
 
 
-def print_shift_share(shift_share: ShiftShare | None) -> None:
-    """Say which share of tokens figures are for; nothing without mixtures."""
+def print_shift_share(shift_share: "ShiftShare | None") -> None:
+    """Print the share of tokens that figures are for; nothing without mixtures."""
     if shift_share is not None:
+        from shiftaddvit_jax.costs.report import describe_shift_share
+
         print(f"{describe_shift_share(shift_share)} of tokens on shift experts (--shift-share).")
 
 
 def add_images(command: argparse.ArgumentParser) -> None:
-    """The images that pictures show."""
+    """Add the images that pictures show."""
     command.add_argument(
         "--images",
         nargs="+",
         default=(),
         metavar="IMAGE",
-        help="JPEG or PNG files to show routing and attention on; default: held-out ones of the run's data",
+        help="image files to show routing and attention on; default: held-out ones of the run's data",
     )
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """The checkpoint that a command reads."""
+    """Add the checkpoint that a command reads."""
     parser.add_argument(
         "--checkpoint",
         required=required,

@@ -2,10 +2,6 @@
 
 import argparse
 
-from rich.table import Table
-
-from shiftaddvit_jax.bench.models import PEERS, bench_kernels, bench_model
-from shiftaddvit_jax.bench.rounds import available_threads
 from shiftaddvit_jax.cli.arguments import (
     Commands,
     add_command,
@@ -17,10 +13,7 @@ from shiftaddvit_jax.cli.arguments import (
 )
 from shiftaddvit_jax.command import print_table
 from shiftaddvit_jax.files import write_json
-from shiftaddvit_jax.models.kinds import parse_kinds
-from shiftaddvit_jax.ops.implementation import IMPLEMENTATIONS
-from shiftaddvit_jax.pictures import plot_bench
-from shiftaddvit_jax.pictures.style import check_picture
+from shiftaddvit_jax.names import IMPLEMENTATIONS, PEERS
 
 
 def add_bench(commands: Commands) -> None:
@@ -54,9 +47,7 @@ def add_bench(commands: Commands) -> None:
         metavar="NAMES",
         help=f"other runtimes, separated by commas: {', '.join(PEERS)}",
     )
-    command.add_argument(
-        "--threads", type=int, default=available_threads(), metavar="N", help="default: %(default)s, all"
-    )
+    command.add_argument("--threads", type=int, metavar="N", help="default: as many as there are cores")
     command.add_argument(
         "--rounds", type=int, default=10, metavar="N", help="turns of each contestant; default: %(default)s"
     )
@@ -66,11 +57,18 @@ def add_bench(commands: Commands) -> None:
 
 def bench(arguments: argparse.Namespace) -> None:
     """How long models, or kernels, take here beside others."""
-    settings = {"threads": arguments.threads, "rounds": arguments.rounds}
+    from shiftaddvit_jax.bench.models import bench_kernels, bench_model
+    from shiftaddvit_jax.bench.rounds import available_threads
+    from shiftaddvit_jax.models.kinds import parse_kinds
+
+    threads = available_threads() if arguments.threads is None else arguments.threads
+    settings = {"threads": threads, "rounds": arguments.rounds}
     if (arguments.model is None) != arguments.kernels:
         raise ValueError("give a model's name or --kernels")
     check_folders(arguments.json)
     if arguments.plot:
+        from shiftaddvit_jax.pictures.style import check_picture
+
         check_picture(arguments.plot)
     kinds = {name: parse_kinds(getattr(arguments, name)) for name in ("attention", "mlp", "projections")}
     if arguments.device == "gpu":
@@ -108,10 +106,14 @@ def bench(arguments: argparse.Namespace) -> None:
     if arguments.json:
         write_json(arguments.json, report)
     if arguments.plot:
+        from shiftaddvit_jax.pictures import plot_bench
+
         plot_bench(report, arguments.plot)
 
 
 def _print_bench(report):
+    from rich.table import Table
+
     kernels = "model" not in report
     if kernels:
         title, unit, scale, digits = "Kernels; ratios are to XLA's dense float32", "µs", 1e3, 1

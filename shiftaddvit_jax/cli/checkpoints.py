@@ -1,18 +1,11 @@
-"""Commands from one checkpoint to another."""
+"""Commands that make one checkpoint from another."""
 
 import argparse
 import dataclasses
 import warnings
 
-import jax
-
-from shiftaddvit_jax.checkpoints import load_model, load_pretrained, save_model
 from shiftaddvit_jax.cli.arguments import Commands, add_checkpoint, add_command, add_precision
-from shiftaddvit_jax.models import create_model
-from shiftaddvit_jax.models.kinds import parse_kinds
-from shiftaddvit_jax.nn import ATTENTION_KINDS, LINEAR_KINDS
-from shiftaddvit_jax.pack import pack
-from shiftaddvit_jax.reparameterize import reparameterization_report, reparameterize
+from shiftaddvit_jax.names import ATTENTION_KINDS, LINEAR_KINDS
 
 
 def add_reparameterize(commands: Commands) -> None:
@@ -40,6 +33,13 @@ def add_reparameterize(commands: Commands) -> None:
 
 def reparameterize_checkpoint(arguments: argparse.Namespace) -> None:
     """Other attentions or linear layers for a checkpoint, or pretrained weights as a checkpoint."""
+    import jax
+
+    from shiftaddvit_jax.checkpoints import load_model, load_pretrained, save_model
+    from shiftaddvit_jax.models import create_model
+    from shiftaddvit_jax.models.kinds import parse_kinds
+    from shiftaddvit_jax.reparameterize import reparameterization_report, reparameterize
+
     kinds = {
         name: parse_kinds(getattr(arguments, name))
         for name in ("attention", "mlp", "projections")
@@ -84,6 +84,11 @@ def add_pack(commands: Commands) -> None:
 
 def pack_checkpoint(arguments: argparse.Namespace) -> None:
     """A checkpoint for inference, its shift weights as codes."""
+    import jax
+
+    from shiftaddvit_jax.checkpoints import load_model, save_model
+    from shiftaddvit_jax.pack import pack
+
     model, variables, description = load_model(arguments.checkpoint)
     formats = {"activations": arguments.activations, "precision": arguments.precision}
     primitives = dataclasses.replace(model.primitives, **formats)

@@ -5,18 +5,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.table import Table
-
-from kernels_tvm.cpu.library import needed_target, user_records
 from kernels_tvm.gpu.targets import GPU_TARGETS, gpu_target
-from kernels_tvm.store import cache_folder, is_installed
 from shiftaddvit_jax.cli.arguments import Commands, add_command, add_kinds, check_folders
 from shiftaddvit_jax.command import print_table
-from shiftaddvit_jax.compile import compile_kernels, export_kernels, kernels_of, tune_kernels
 from shiftaddvit_jax.files import write_json
-from shiftaddvit_jax.models import create_model
-from shiftaddvit_jax.models.kinds import parse_kinds
+from shiftaddvit_jax.optional import require
 
 
 def add_compile(commands: Commands) -> None:
@@ -34,6 +27,10 @@ def add_compile(commands: Commands) -> None:
 
 def compile_model(arguments: argparse.Namespace) -> None:
     """A model's kernels, compiled into the cache, or for a GPU into a folder."""
+    from kernels_tvm.cpu.library import needed_target
+    from kernels_tvm.store import cache_folder
+    from shiftaddvit_jax.compile import compile_kernels, export_kernels, kernels_of
+
     if (arguments.target is None) != (arguments.output is None):
         raise ValueError("--target and --output come together: a GPU's libraries go to a folder")
     target = gpu_target(arguments.target) if arguments.target else None
@@ -63,6 +60,11 @@ def add_tune(commands: Commands) -> None:
 
 def tune_model(arguments: argparse.Namespace) -> None:
     """Tile sizes for a model's kernels, measured here."""
+    from rich.table import Table
+
+    from kernels_tvm.cpu.library import needed_target, user_records
+    from shiftaddvit_jax.compile import tune_kernels
+
     results = tune_kernels(_kernel_model(arguments), arguments.batch)
     table = Table(title=f"Kernels of {arguments.model} on {needed_target().name}")
     for column in ("kernel", "before (ms)", "after (ms)", "changed"):
@@ -82,9 +84,8 @@ def add_gpu_report(commands: Commands) -> None:
 
 
 def gpu_report(arguments: argparse.Namespace) -> None:
-    """What the GPU kernels take and can reach, said without a GPU."""
-    if not is_installed():
-        raise ValueError("the report compiles kernels with TVM: pip install 'shiftaddvit-jax[tvm]'")
+    """What the GPU kernels take and can reach, computed without a GPU."""
+    require("tvm", "gpu-report, which compiles kernels,", "tvm")
     from shiftaddvit_jax.costs.gpu_bounds import static_report
 
     check_folders(arguments.json)
@@ -95,6 +96,9 @@ def gpu_report(arguments: argparse.Namespace) -> None:
 
 
 def _kernel_model(arguments):
+    from shiftaddvit_jax.models import create_model
+    from shiftaddvit_jax.models.kinds import parse_kinds
+
     kinds: dict[str, Any] = {
         name: parse_kinds(getattr(arguments, name)) for name in ("attention", "mlp", "projections")
     }
@@ -109,6 +113,9 @@ def _kernel_model(arguments):
 
 
 def _print_gpu_report(report: dict) -> None:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
     kernels = {}
     for row in report["rows"]:
         kernels.setdefault(row["kernel"], []).append(row)

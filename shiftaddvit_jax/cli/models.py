@@ -1,17 +1,11 @@
-"""The command that says what there is to create."""
+"""The command that lists the models."""
 
 import argparse
 import json
 
-from rich.table import Table
-
 from shiftaddvit_jax.cli.arguments import Commands, add_command
 from shiftaddvit_jax.command import print_table
-from shiftaddvit_jax.costs import count_operations
-from shiftaddvit_jax.models import create_model, list_models, model_row
-from shiftaddvit_jax.models.variables import variable_shapes
-from shiftaddvit_jax.nn import ATTENTION_KINDS, LINEAR_KINDS
-from shiftaddvit_jax.progress import track
+from shiftaddvit_jax.names import ATTENTION_KINDS, LINEAR_KINDS
 
 
 def add_models(commands: Commands) -> None:
@@ -24,7 +18,14 @@ def add_models(commands: Commands) -> None:
 
 
 def models(arguments: argparse.Namespace) -> None:
-    """What there is to create, and how large it is."""
+    """The models that can be created, with their sizes."""
+    from rich.table import Table
+
+    from shiftaddvit_jax.costs import count_operations
+    from shiftaddvit_jax.models import create_model, list_models, model_row
+    from shiftaddvit_jax.models.variables import variable_shapes
+    from shiftaddvit_jax.progress import track
+
     names = arguments.names or list_models()
     originals = [create_model(name) for name in names]
     rows = []

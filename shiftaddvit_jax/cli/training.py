@@ -7,18 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-from rich.console import Console
-from rich.table import Table
-
-from shiftaddvit_jax.checkpoints import load_model
 from shiftaddvit_jax.cli.arguments import Commands, add_checkpoint, add_command, shorten
-from shiftaddvit_jax.data import load_dataset, load_image
-from shiftaddvit_jax.data.sources import SOURCES
-from shiftaddvit_jax.demo import print_report, run_demo
 from shiftaddvit_jax.main import add_arguments
-from shiftaddvit_jax.train import evaluate
+from shiftaddvit_jax.names import SOURCES
+from shiftaddvit_jax.optional import require
 
 
 def add_demo(commands: Commands) -> None:
@@ -35,6 +27,9 @@ def add_demo(commands: Commands) -> None:
 
 def demo(arguments: argparse.Namespace) -> None:
     """Train, reparameterize and compare on handwritten digits."""
+    require("train,plot", "the demo")
+    from shiftaddvit_jax.demo import print_report, run_demo
+
     workdir = Path(arguments.workdir).absolute()
     report = run_demo(workdir, seed=arguments.seed)
     print_report(report, workdir)
@@ -61,6 +56,12 @@ def add_eval(commands: Commands) -> None:
 
 def evaluate_checkpoint(arguments: argparse.Namespace) -> None:
     """Accuracy of a checkpoint on a test set."""
+    import numpy as np
+
+    from shiftaddvit_jax.checkpoints import load_model
+    from shiftaddvit_jax.data import load_dataset
+    from shiftaddvit_jax.train import evaluate
+
     model, variables, description = load_model(arguments.checkpoint)
     dataset = load_dataset(arguments.data, arguments.path)
     known = description.get("class_names")
@@ -81,12 +82,20 @@ def add_predict(commands: Commands) -> None:
     """Add ``predict``."""
     command = add_command(commands, "predict", predict, "The five most probable classes of images.")
     add_checkpoint(command)
-    command.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG or PNG files")
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def predict(arguments: argparse.Namespace) -> None:
     """The five most probable classes of each image."""
+    import jax
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    from shiftaddvit_jax.checkpoints import load_model
+    from shiftaddvit_jax.data import load_image
+
     model, variables, description = load_model(arguments.checkpoint)
     images = np.stack([load_image(path, model.image_size) for path in arguments.images])
     names = description.get("class_names") or [str(label) for label in range(model.num_classes)]

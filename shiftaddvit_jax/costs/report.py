@@ -13,12 +13,10 @@ from shiftaddvit_jax.costs.counting import Product, ShiftShare, count_products, 
 from shiftaddvit_jax.costs.energy import AUTHORS_BITS, NumberFormat, accelerator_cost, compute_energy
 from shiftaddvit_jax.models import create_model, model_arguments, model_row
 from shiftaddvit_jax.models.variables import variable_shapes
+from shiftaddvit_jax.names import PAPER_MODELS, SHIFT_SHARE
 
-# The balancing loss's aim with the authors' latencies, 6 : 4: both experts take the same time.
-SHIFT_SHARE = 0.6
 # Arithmetic alone; and with the accelerator's data movement, by this project's model and by the authors'.
 ENERGY_MODELS = ("compute", "accelerator", "authors")
-PAPER_MODELS = ("pvt_tiny", "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "deit_tiny")
 
 Costs = dict[str, Any]
 

@@ -4,16 +4,17 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-import grain
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from shiftaddvit_jax.data.sources import Examples, decode_file
+from shiftaddvit_jax.data.images import decode_file
+from shiftaddvit_jax.data.sources import Examples
+from shiftaddvit_jax.optional import require
 from shiftaddvit_jax.validation import check_choice
 
 AUGMENTATIONS = ("none", "affine", "crop_flip")
-# ImageNet's, per channel, for pixels in [0, 1]: what published weights were trained with.
+# ImageNet's, per channel, for pixels in [0, 1]; published weights were trained with them.
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STANDARD_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -33,12 +34,12 @@ def resize(image: UInt8[np.ndarray, "height width 3"], size: int) -> UInt8[np.nd
 
 
 def load_image(path: str | Path, size: int) -> Float[np.ndarray, "size size 3"]:
-    """An image file as a model expects it.
+    """An image file as a model's input, resized and normalized.
 
     Raises:
-      ValueError: a file that is missing, truncated or no image.
+      ValueError: as `decode_file`.
     """
-    return normalize(resize(decode_file(Path(path)), size))
+    return normalize(resize(decode_file(path), size))
 
 
 def train_iterator(
@@ -55,12 +56,15 @@ def train_iterator(
       batch_size: images a batch; the last of one epoch and the first of the next share a batch.
       augmentation: ``"none"``; ``"affine"``, small rotations, scalings and shifts, for handwriting;
         ``"crop_flip"``, random crops of 8 % to 100 % of the area, mirrored half the time, for photographs.
-      seed: of the order and the augmentation.
+      seed: seed of the order and the augmentation.
       first_batch: number of the first batch.
 
     Raises:
       ValueError: an unknown augmentation, or a batch size below 1.
     """
+    require("train", "the order of training images", "grain")
+    import grain
+
     check_choice("augmentation", augmentation, AUGMENTATIONS)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -69,7 +73,7 @@ def train_iterator(
     def prepare(example, rng):
         return {"image": normalize(augment(example["image"], size, rng)), "label": example["label"]}
 
-    # Endless in effect: without a number of its own, Grain's length overflows for a single example.
+    # Endless in effect. Without a number of epochs, Grain's length overflows for a single example.
     epochs = 2**40 // len(examples)
     batches = (
         grain.MapDataset.source(examples)
@@ -87,7 +91,7 @@ def train_iterator(
 def evaluation_batches(
     examples: Examples, *, size: int, batch_size: int
 ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-    """Every example once, in order: batches as of `train_iterator`, and how many of each are not padding."""
+    """Every example once, in order: batches as in `train_iterator`, each with its number of real examples."""
     for first in range(0, len(examples), batch_size):
         chosen = [examples[index] for index in range(first, min(first + batch_size, len(examples)))]
         padding = batch_size - len(chosen)

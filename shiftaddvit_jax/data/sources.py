@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
 
+from shiftaddvit_jax.data.images import SUFFIXES, decode_file
+from shiftaddvit_jax.names import SOURCES
+from shiftaddvit_jax.optional import require
 from shiftaddvit_jax.progress import track
 from shiftaddvit_jax.validation import check_choice
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("digits", "folder", "idx")
-SUFFIXES = (".jpg", ".jpeg", ".png")
 TEST_SHARE = 3  # one image in three is held out where the data set has no split of its own
 
 
@@ -64,14 +64,14 @@ def load_dataset(source: str, path: str = "") -> Dataset:
 
     Args:
       source: ``"digits"``, scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, every third held out;
-        ``"folder"``, JPEG and PNG files in one folder a class under ``path``; ``"idx"``, MNIST's file format.
-      path: for ``"folder"``, either ``train`` and ``test`` (or ``val``) folders or the classes themselves, of
-        which about every third image, chosen by its name, is held out; for ``"idx"``, the folder with
-        ``train-images-idx3-ubyte`` and its three companions, ``.gz`` or not (Debian's package
+        ``"folder"``, image files in one folder a class under ``path``; ``"idx"``, MNIST's file format.
+      path: for ``"folder"``, a folder with ``train`` and ``test`` (or ``val``), or with the classes
+        themselves; then about every third image, chosen by its name, is held out. For ``"idx"``, the folder
+        with ``train-images-idx3-ubyte`` and its three companions, ``.gz`` or not (Debian's package
         dataset-fashion-mnist has them in /usr/share/datasets/fashion-mnist).
 
     Raises:
-      ValueError: an unknown source, or a path without the images expected there.
+      ValueError: an unknown source, scikit-learn missing, or a path without the images expected there.
     """
     check_choice("data source", source, SOURCES)
     if source == "digits":
@@ -82,26 +82,12 @@ def load_dataset(source: str, path: str = "") -> Dataset:
     return _folder(root) if source == "folder" else _idx(root)
 
 
-def decode_file(path: Path) -> UInt8[np.ndarray, "height width 3"]:
-    """The RGB pixels of an image file.
-
-    Raises:
-      ValueError: a file that is missing, truncated or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except FileNotFoundError:
-        raise ValueError(f"no image file at {path}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from None
-
-
 def _gray_to_rgb(gray: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width 3"]:
     return np.repeat(gray[..., None], 3, axis=-1)
 
 
 def _digits() -> Dataset:
+    require("train", "the data source 'digits'", "sklearn")
     from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()
@@ -126,7 +112,7 @@ def _folder(root: Path) -> Dataset:
     else:
         class_names = _class_names(root)
         files = _files(root, class_names)
-        # By name, so that a file stays on its side when others come or go.
+        # By name, so that a file stays in its set when other files come or go.
         train, test = [], []
         for file, label in files:
             name = file.relative_to(root).as_posix().encode()
@@ -143,7 +129,7 @@ def _folder(root: Path) -> Dataset:
 def _class_names(root: Path) -> tuple[str, ...]:
     names = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
     if not names:
-        raise ValueError(f"{root} has no class folders; expected one folder a class with JPEG or PNG files")
+        raise ValueError(f"{root} has no class folders; expected one folder a class with image files")
     return names
 
 

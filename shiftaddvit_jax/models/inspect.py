@@ -15,17 +15,17 @@ Images = Float[Array | np.ndarray, "batch height width 3"]
 
 
 def on_xla(model: nn.Module) -> nn.Module:
-    """``model`` without kernels, which compute whole branches and call no module inside them."""
+    """``model`` without kernels: a kernel computes a whole branch and calls no module in it."""
     return model.clone(primitives=dataclasses.replace(model.primitives, implementation="xla"))
 
 
 def capture(model: nn.Module, variables: PyTree, images: Images, look: Look) -> dict[str, list[PyTree]]:
-    """What ``look`` keeps of one forward pass: a list by the module's path, an entry a call.
+    """The arrays that ``look`` keeps of one forward pass: a list by the module's path, one entry a call.
 
     Args:
       model: from `create_model`, or one of your own.
       variables: its variables, packed or not.
-      images: the images that it is applied to.
+      images: the images that the model is applied to.
       look: a function of a module, its method's name, arguments and result; it returns arrays to keep, or
         None.
     """
@@ -60,9 +60,10 @@ def module_variables(name: str, variables: PyTree) -> dict[str, PyTree]:
 
 
 def square_grid(tokens: int) -> tuple[int, int]:
-    """How many of ``tokens`` come ahead of the grid, and the grid's side.
+    """The number of tokens before the grid, and the grid's side.
 
-    There is one answer: images are squares, and at most two tokens (class, distillation) come ahead.
+    ``tokens`` alone decides both: images are square, and at most two tokens (class, distillation) come before
+    the grid.
     """
     side = math.isqrt(tokens)
     return tokens - side**2, side

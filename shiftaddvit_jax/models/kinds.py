@@ -1,4 +1,4 @@
-"""The kinds of a model's layers, stage by stage, from how a person gives them."""
+"""The kinds of a model's layers, stage by stage, from the names that a person gives."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ def stage_kinds(what: str, kinds: str | Sequence[str], known: Sequence[str], sta
     """``kinds`` for each stage: one for all, or as many as there are stages.
 
     Raises:
-      ValueError: unknown kinds, or another number of them.
+      ValueError: unknown kinds, or a wrong number of them.
     """
     kinds = (kinds,) * stages if isinstance(kinds, str) else tuple(kinds)
     if len(kinds) != stages:
@@ -31,17 +31,17 @@ def stage_attention(
 ) -> tuple[str, ...]:
     """The kind of attention of each stage, as `create_model` reads it.
 
-    One kind is for all stages, but the last stage of a pyramid keeps ``"msa"`` unless it is ``"sra"`` or
-    ``"linear_sra"``.
+    One kind is for all stages, but leaves ``"msa"`` in the last stage of a pyramid. ``"sra"`` and
+    ``"linear_sra"`` are for the last stage too.
 
     Args:
-      variant: whose attention it is, for messages.
+      variant: the variant's name, for messages.
       attention: one kind, or one for each stage.
       known: the kinds that the variant's family has.
-      stages: how many the variant has.
+      stages: the number of stages that the variant has.
 
     Raises:
-      ValueError: an unknown kind, one that the family does not have, or another number of them.
+      ValueError: an unknown kind, a kind that the family does not have, or a wrong number of kinds.
     """
     if isinstance(attention, str) and attention not in ("sra", "linear_sra") and stages > 1:
         attention = (attention,) * (stages - 1) + ("msa",)

@@ -1,4 +1,4 @@
-"""Position embeddings for a grid of another size than they were trained at."""
+"""Position embeddings for a grid of another size than the trained one."""
 
 from typing import Literal
 
@@ -15,25 +15,25 @@ def resize_position_embeddings(
     new_grid: tuple[int, int],
     interpolation: Interpolation,
 ) -> Float[Array, "new_tokens channels"]:
-    """Embeddings of a grid's tokens interpolated to ``new_grid``; those ahead of the grid's stay as they are.
+    """Embeddings of a grid's tokens interpolated to ``new_grid``; embeddings before the grid stay unchanged.
 
-    The numbers are PyTorch's ``interpolate`` with ``align_corners=False``, with which the original models
-    were made: cubic convolution with a = -0.75, nothing smoothed before shrinking.
+    The numbers equal PyTorch's ``interpolate`` with ``align_corners=False``, as the original models use it:
+    cubic convolution with a = -0.75, and no smoothing before shrinking.
     """
     if grid == new_grid:
         return embeddings
-    ahead = embeddings.shape[0] - grid[0] * grid[1]
-    image = embeddings[ahead:].reshape(*grid, -1)
+    others = embeddings.shape[0] - grid[0] * grid[1]
+    image = embeddings[others:].reshape(*grid, -1)
     rows, columns = (
         jnp.asarray(_interpolation_matrix(*sides, interpolation), embeddings.dtype)
         for sides in zip(grid, new_grid, strict=True)
     )
     image = jnp.einsum("rh,hwc,sw->rsc", rows, image, columns)
-    return jnp.concatenate([embeddings[:ahead], image.reshape(-1, embeddings.shape[-1])])
+    return jnp.concatenate([embeddings[:others], image.reshape(-1, embeddings.shape[-1])])
 
 
 def _interpolation_matrix(old: int, new: int, interpolation: Interpolation) -> np.ndarray:
-    """[new, old]: how much of each old sample every new one takes; beyond the edges the outermost repeat."""
+    """[new, old]: the weight of each old sample in each new one; edges repeat outwards."""
     weight, reach = (_triangle, 1) if interpolation == "bilinear" else (_cubic, 2)
     at = (np.arange(new) + 0.5) * old / new - 0.5
     matrix = np.zeros((new, old))

@@ -20,9 +20,9 @@ class Stage(nn.Module):
     Attributes:
       features: channels of a token.
       patch_size: side of a patch in the stage's own input.
-      trained_grid: side of the grid for which there are position embeddings; others are interpolated.
-      interpolation: how.
-      class_token: whether a class token comes before the grid's.
+      trained_grid: side of the grid that the position embeddings are for.
+      interpolation: how the position embeddings are interpolated to another grid.
+      class_token: whether a class token comes before the grid.
       drop_path: each block's rate of stochastic depth.
       block: the blocks' other arguments.
     """
@@ -87,11 +87,11 @@ class PatchEmbed(nn.Module):
 
 
 class PyramidVisionTransformer(nn.Module):
-    """PVT, its attentions and linear layers of any kind, stage by stage.
+    """PVT, with any kind of attention and linear layer in each stage.
 
     Attributes:
-      variant: the row of `VARIANTS` it was made from.
-      image_size: side in pixels of the images it is meant for; at others, the position embeddings are
+      variant: the row of `VARIANTS` that the model was made from.
+      image_size: side in pixels of the model's own images; for other sizes, the position embeddings are
         interpolated.
       num_classes: number of logits.
       embed_dims: channels of each stage.

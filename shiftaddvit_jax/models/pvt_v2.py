@@ -23,7 +23,7 @@ class OverlapPatchEmbed(nn.Module):
     Attributes:
       features: channels of a token.
       patch_size: side of a patch in pixels, odd.
-      stride: distance of two patches in pixels.
+      stride: distance between neighbouring patches in pixels.
       layer_norm_eps: epsilon of the LayerNorm; by default the original's 1e-5.
       primitives: how products are computed.
     """
@@ -61,7 +61,7 @@ class Stage(nn.Module):
     Attributes:
       features: channels of a token.
       patch_size: side of a patch in the stage's own input.
-      stride: distance of two patches there.
+      stride: distance between neighbouring patches in the stage's own input.
       drop_path: each block's rate of stochastic depth.
       block: the blocks' other arguments.
     """
@@ -74,14 +74,14 @@ class Stage(nn.Module):
 
     @property
     def primitives(self) -> Primitives:
-        """Those of the blocks."""
+        """The primitives of the blocks."""
         return self.block["primitives"]
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width channels"] | Unnormalized, train: bool = False
     ) -> Float[Array, "batch rows columns features"] | Unnormalized:
-        """The stage's tokens on their grid. On kernels, its LayerNorm is left to the next one."""
+        """The stage's tokens on their grid; on kernels, their LayerNorm is left to the reader."""
         epsilon = self.block["layer_norm_eps"]
         tokens = OverlapPatchEmbed(
             self.features, self.patch_size, self.stride, epsilon, self.primitives, name="patch_embed"
@@ -96,7 +96,7 @@ class Stage(nn.Module):
 
 
 class MeanHead(nn.Module):
-    """A dense layer of the mean of an image's tokens.
+    """A dense layer applied to the mean of an image's tokens.
 
     Attributes:
       features: number of logits.
@@ -119,17 +119,17 @@ class MeanHead(nn.Module):
 
 
 class PyramidVisionTransformerV2(nn.Module):
-    """PVTv2, its attentions and linear layers of any kind, stage by stage.
+    """PVTv2, with any kind of attention and linear layer in each stage.
 
     Attributes:
-      variant: the row of `VARIANTS` it was made from.
-      image_size: side in pixels of the images it is meant for; others work too.
+      variant: the row of `VARIANTS` that the model was made from.
+      image_size: side in pixels of the model's own images; other sizes work too.
       num_classes: number of logits.
       embed_dims: channels of each stage.
       depths: blocks of each stage.
       num_heads: heads of each stage.
       mlp_ratios: hidden width of each stage's MLP over its channels.
-      mlp_relu: whether the MLPs have a ReLU ahead of the depthwise convolution (b2_li).
+      mlp_relu: whether the MLPs have a ReLU before the depthwise convolution (b2_li).
       sr_ratios: each stage's spatial reduction, for attention ``"sra"``.
       attention: each stage's kind of attention, see `shiftaddvit_jax.nn.ATTENTION_KINDS`.
       mlp: each stage's kind of linear layer in the MLP: ``"dense"``, ``"shift"`` or ``"moe"``.

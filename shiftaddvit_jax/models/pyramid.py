@@ -6,7 +6,7 @@ import flax.linen as nn
 import numpy as np
 
 STAGES = 4
-SIDES = (4, 8, 16, 32)  # of a token of each stage, in pixels
+SIDES = (4, 8, 16, 32)  # side of a token in pixels, stage by stage
 SR_RATIOS = (8, 4, 2, 1)
 
 

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from shiftaddvit_jax.models import pvt, pvt_v2, vit
 from shiftaddvit_jax.models.kinds import stage_attention, stage_kinds
 from shiftaddvit_jax.models.variables import count_parameters
+from shiftaddvit_jax.names import PRECISIONS
 from shiftaddvit_jax.nn import ATTENTION_KINDS, LINEAR_KINDS, Primitives
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.binarize import Threshold
 from shiftaddvit_jax.ops.implementation import Implementation, check_implementation
-from shiftaddvit_jax.ops.precision import PRECISIONS, Precision
+from shiftaddvit_jax.ops.precision import Precision
 from shiftaddvit_jax.validation import check_choice
 
 
@@ -83,22 +84,22 @@ def create_model(
       name: one of `list_models`.
       num_classes: number of logits.
       image_size: side of the images in pixels; by default the variant's own.
-      attention: kind of attention: one for all stages, or one for each. With one, the last stage of a pyramid
-        keeps ``"msa"``, as in the paper, unless it is ``"sra"`` or ``"linear_sra"``. By default the original
-        model's. ViT and DeiT have one stage.
+      attention: kind of attention, one for all stages or one for each; by default the original model's. One
+        kind leaves ``"msa"`` in the last stage of a pyramid, as in the paper; ``"sra"`` and ``"linear_sra"``
+        are for the last stage too. ViT and DeiT have one stage.
       mlp: kind of the MLPs' linear layers, ``"dense"``, ``"shift"`` or ``"moe"``: one, or one a stage.
       projections: the same for the attentions' linear layers.
       dropout: rate in attentions and MLPs.
       drop_path: stochastic depth of the last block.
       weight_bits: bits of a power-of-two weight.
-      layer_norm_eps: epsilon of every LayerNorm; by default the authors'. PVT's authors use two, and those of
-        ViT and DeiT do not use the 1e-12 of transformers' configs.
-      activations: number format of what is shifted: ``"float"``, ``"fixed_point"`` or ``"int8"``.
-      threshold: where queries and keys are binarized: ``"zero"``, ``"sample"`` or ``"tensor"``.
-      implementation: ``None``, ``"xla"`` or ``"tvm"``.
+      layer_norm_eps: epsilon of every LayerNorm; by default the authors': 1e-6, and in patch embeddings and
+        spatial reductions 1e-5. Transformers' configs of ViT and DeiT say 1e-12 instead.
+      activations: number format of MatShift's activations: ``"float"``, ``"fixed_point"`` or ``"int8"``.
+      threshold: at which queries and keys are binarized: ``"zero"``, ``"sample"`` or ``"tensor"``.
+      implementation: ``None``, ``"xla"``, ``"tvm"`` or ``"tvm_shift"``, see `shiftaddvit_jax.ops`.
       dtype: dtype of the computation, such as ``jnp.bfloat16``; by default float32.
-      precision: number format of what dense layers and convolutions over patches multiply: ``"float32"`` or
-        ``"bfloat16"``, with sums in float32 all the same. Routers stay in float32.
+      precision: number format of the factors in dense layers and convolutions over patches: ``"float32"`` or
+        ``"bfloat16"``. Sums and routers stay in float32.
 
     Raises:
       ValueError: an unknown name or kind (with the nearest known ones), or a number out of range.
@@ -130,7 +131,7 @@ def create_model(
 
 
 def model_arguments(model: nn.Module) -> dict[str, Any]:
-    """Name and arguments with which `create_model` makes ``model`` again, as JSON can hold them."""
+    """The name and arguments from which `create_model` makes ``model`` again, in types that JSON can hold."""
     primitives = dataclasses.asdict(model.primitives)
     arguments = {
         name: primitives[name] if name in primitives else getattr(model, name)

@@ -12,7 +12,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from shiftaddvit_jax.models.inspect import on_xla
 from shiftaddvit_jax.nn import ShiftDense
 
-# These programs run once: how quickly they compile matters more than how fast they are.
+# These programs run once, so their compile time matters more than their run time.
 _COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
 
 
@@ -22,7 +22,7 @@ def init_function(model: nn.Module) -> Callable[[PRNGKeyArray], PyTree]:
 
 
 def variable_shapes(model: nn.Module) -> PyTree:
-    """The shapes and dtypes of ``model``'s variables, which no implementation changes.
+    """The shapes and dtypes of ``model``'s variables, the same for every implementation.
 
     Raises:
       ValueError: an image size that does not fit the model.
@@ -32,7 +32,7 @@ def variable_shapes(model: nn.Module) -> PyTree:
 
 
 def _skip_shift_products(call, arguments, keywords, context):
-    # Rounding and packing weights takes a third of the time to trace, and changes no shape.
+    # Rounding and packing weights takes a third of the tracing time and changes no shape.
     if isinstance(context.module, ShiftDense):
         if context.method_name == "weight":
             return None
@@ -48,7 +48,7 @@ def init_variables(model: nn.Module, key: PRNGKeyArray) -> PyTree:
 
 
 def init_named(model: nn.Module, names: Collection[str], key: PRNGKeyArray) -> dict[str, Array]:
-    """Some of ``model``'s variables, drawn from ``key``: those of ``names``, as in ``params/head/bias``."""
+    """The variables ``names`` of ``model``, such as ``params/head/bias``, drawn from ``key``."""
 
     # As in `init_variables`, what the names do not need is dead code.
     @partial(jax.jit, compiler_options=_COMPILE_QUICKLY)
@@ -60,7 +60,7 @@ def init_named(model: nn.Module, names: Collection[str], key: PRNGKeyArray) -> d
 
 
 def count_parameters(model: nn.Module) -> int:
-    """How many numbers are trained."""
+    """The number of trained numbers in ``model``."""
     return sum(leaf.size for leaf in jax.tree.leaves(variable_shapes(model)["params"]))
 
 

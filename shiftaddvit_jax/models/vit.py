@@ -13,23 +13,23 @@ from shiftaddvit_jax.nn import Block, Primitives, make_layer_norm, make_linear, 
 from shiftaddvit_jax.validation import check_images
 
 PATCH_SIZE = 16
-# Those that the paper gives DeiT.
+# The kinds that the paper gives DeiT.
 ATTENTION_KINDS = ("msa", "linear", "hamming_linear", "hamming_quadratic")
 
 
 class VisionTransformer(nn.Module):
-    """ViT or DeiT, one stage of blocks with attentions and linear layers of any kind.
+    """ViT or DeiT: one stage of blocks, with any kind of attention and linear layer.
 
     Attributes:
-      variant: the row of `VARIANTS` it was made from.
-      image_size: side in pixels of the images it is meant for; at others, the position embeddings are
+      variant: the row of `VARIANTS` that the model was made from.
+      image_size: side in pixels of the model's own images; for other sizes, the position embeddings are
         interpolated.
       num_classes: number of logits.
       embed_dim: channels.
       depth: number of blocks.
       num_heads: heads.
-      distilled: whether there is a second, distillation token with a head of its own, as in distilled DeiT;
-        the logits are then the mean of both heads'.
+      distilled: whether there is a distillation token beside the class token, as in distilled DeiT. It has a
+        head of its own, and the logits are the mean of both heads' logits.
       attention: kind of attention, one entry.
       mlp: kind of linear layer in the MLPs, one entry.
       projections: the same for the attentions' linear layers.
@@ -120,7 +120,7 @@ def _variant(embed_dim, num_heads, distilled=False):
     }
 
 
-# Table 1 of the DeiT paper; a ViT of the same size differs in how it was trained.
+# Table 1 of the DeiT paper; a ViT of the same size differs only in its training.
 VARIANTS = {
     "vit_tiny": _variant(192, 3),
     "vit_small": _variant(384, 6),

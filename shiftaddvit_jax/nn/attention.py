@@ -1,9 +1,8 @@
 """Every kind of attention, from softmax to codes in Hamming space.
 
 All share one call, ``(x [batch, tokens, channels], grid (height, width), train=False) -> [batch, tokens,
-channels]``, where ``train`` turns on dropout and the routers' noise, and one base class with what they share:
-heads, projections and dropout. Shapes inside are
-[batch, heads, tokens, head_dim].
+channels]``; ``train`` turns on dropout and the routers' noise. Their base class has heads, projections and
+dropout. Inside, queries, keys and values are [batch, heads, tokens, head_dim].
 """
 
 import math
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from shiftaddvit_jax.names import ATTENTION_KINDS
 from shiftaddvit_jax.nn.linear import make_linear, make_patch_conv
 from shiftaddvit_jax.nn.norm import PATCH_EPSILON, make_layer_norm
 from shiftaddvit_jax.nn.primitives import Primitives
@@ -39,7 +39,7 @@ POOLED_SIDE = 7  # side of the grid that "linear_sra" pools keys and values to
 
 
 class Attention(nn.Module):
-    """What every kind of attention has.
+    """The base of every kind of attention: heads, projections and dropout.
 
     Attributes:
       num_heads: heads; must divide the channels.
@@ -115,7 +115,7 @@ class Attention(nn.Module):
     ) -> Float[Array, "batch heads tokens head_dim"]:
         """Linear-angular attention (Castling-ViT, arXiv 2211.10526) of binary codes, by additions.
 
-        v / 2 + q (k^T v) / pi, over its norm along head_dim, plus the convolution of V over tokens.
+        v / 2 + q (k^T v) / pi, divided by its norm along head_dim, plus the convolution of V over tokens.
         """
         context = matadd(k.swapaxes(-1, -2), v, implementation)
         x = v / 2 + matadd(q, context, implementation) / math.pi
@@ -143,7 +143,7 @@ class SoftmaxAttention(Attention):
 class SpatialReductionAttention(Attention):
     """``"sra"``: keys and values come from a grid that a strided convolution made smaller (PVT).
 
-    Tokens before the grid's, such as a class token, are keys and values as they are.
+    Tokens before the grid, such as a class token, give keys and values without reduction.
     """
 
     @nn.compact
@@ -227,7 +227,7 @@ class PerformerAttention(Attention):
 
 
 def orthogonal_features(key: PRNGKeyArray, features: int, head_dim: int) -> Float[Array, "features head_dim"]:
-    """Gaussian vectors, every ``head_dim`` of them in a row orthogonal to each other."""
+    """Gaussian vectors, orthogonal within each block of ``head_dim`` consecutive ones."""
     direction_key, length_key = jax.random.split(key)
     blocks = -(-features // head_dim)
     directions = jax.random.orthogonal(direction_key, head_dim, (blocks,), jnp.float32)
@@ -243,8 +243,8 @@ def softmax_features(
 ) -> Float[Array, "batch heads tokens features"]:
     """Positive features whose inner products estimate exp(q k^T / sqrt(head_dim)), in float32.
 
-    They are scaled by the inverse of the largest one along the axes ``across``, for safety. That cancels out
-    in the attention where it is the same for all keys: tokens and features of one image and head.
+    The largest projection along the axes ``across`` is subtracted before the exponential, against overflow.
+    This cancels out in the attention: for queries, across features; for keys, across tokens and features.
     """
     x = x.astype(jnp.float32) * x.shape[-1] ** -0.25
     projected = jnp.einsum("bhnd,fd->bhnf", x, projection)
@@ -354,7 +354,6 @@ _KINDS = {
     "hamming_ksh": HammingKSHAttention,
     "hamming_quadratic": HammingQuadraticAttention,
 }
-ATTENTION_KINDS = tuple(_KINDS)
 
 
 def make_attention(kind: str, **arguments) -> Attention:

@@ -23,7 +23,7 @@ class DropPath(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch *shape"], train: bool = False) -> Float[Array, "batch *shape"]:
-        """``x``, or in training what is kept of it, drawn from the stream ``"dropout"``."""
+        """``x``; in training some images are 0 and the others scaled up, by the stream ``"dropout"``."""
         if not train or self.rate == 0.0:
             return x
         shape = (x.shape[0],) + (1,) * (x.ndim - 1)
@@ -39,10 +39,10 @@ class Block(nn.Module):
       attention: kind of attention, see `make_attention`.
       mlp: kind of the MLP's linear layers.
       projections: kind of the attention's linear layers.
-      mlp_ratio: the MLP's hidden width over the channels.
+      mlp_ratio: the MLP's hidden width divided by the channels.
       sr_ratio: spatial reduction of keys and values, for attention ``"sra"``.
       depthwise: whether the MLP has a depthwise convolution.
-      relu: whether the MLP has a ReLU before it.
+      relu: whether the MLP has a ReLU before the depthwise convolution.
       dropout: rate in attention's output and MLP.
       drop_path: rate of stochastic depth.
       layer_norm_eps: epsilon of every LayerNorm; by default the originals', see `shiftaddvit_jax.nn.norm`.

@@ -11,7 +11,7 @@ class _Packable(nn.Module):
 
     @nn.nowrap
     def param(self, name, init, shape, *args, **settings) -> Array:
-        """The parameter of a name, as `flax.linen.Module.param`; a kernel that is packed is unpacked."""
+        """The parameter ``name``, as from `flax.linen.Module.param`; a packed kernel comes unpacked."""
         if name == "kernel" and self.has_variable("params", "blocks"):
             return unblock_weight(self.get_variable("params", "blocks"), shape[-1]).reshape(shape)
         return super().param(name, init, shape, *args, **settings)
@@ -20,7 +20,7 @@ class _Packable(nn.Module):
 class Dense(_Packable, nn.Dense):
     """A dense layer, called like every kind of linear layer."""
 
-    @nn.nowrap  # one call of a layer is one to those who watch
+    @nn.nowrap  # else an interceptor of methods would see two calls
     def __call__(
         self, x: Float[Array, "*batch inputs"], train: bool = False
     ) -> Float[Array, "*batch outputs"]:

@@ -1,4 +1,4 @@
-"""From linear layers to what a TVM kernel takes: their description, and their parameters by its names."""
+"""What a TVM kernel takes of a linear layer: a description, and parameters by the kernel's names."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -25,14 +25,14 @@ def is_packed(params: Params) -> bool:
 def describe_linear(
     kind: LinearKind, params: Params, inputs: int, outputs: int, primitives: Primitives
 ) -> LinearDescription:
-    """The kernel's description of a linear layer of a kind, see `make_linear`.
+    """The kernel's description of a linear layer; `make_linear` has the kinds.
 
     Raises:
       ValueError: weights packed with 5 bits, for int8 activations.
     """
     if kind == "dense":
         return LinearDescription(kind, inputs, outputs, precision=primitives.precision)
-    # A weight of more bits has no packed form, which the description says.
+    # Weights of more than 5 bits have no packed form: with their bits, the description has no kernel.
     bits = max(
         packed_bits(primitives.activations), primitives.weight_bits if primitives.weight_bits > 5 else 0
     )
@@ -48,7 +48,7 @@ def describe_linear(
         bits,
         primitives.activations,
         shifts=primitives.implementation == "tvm_shift",
-        # One kernel serves shift layers of every precision, which they do not use.
+        # Shift layers do not use the precision, so one kernel serves all precisions.
         precision=primitives.precision if kind == "moe" else "float32",
     )
 
@@ -80,7 +80,7 @@ def norm_arrays(params: Params, prefix: str = "norm_") -> dict[str, Float[Array,
 
 
 def _dense_blocks(linear, params):
-    """The weights of a dense layer or convolution, those of bfloat16 as their bits."""
+    """The weight of a dense layer or convolution in blocks; bfloat16 numbers are uint16 bits."""
     if "blocks" in params:
         blocks = params["blocks"]
     else:

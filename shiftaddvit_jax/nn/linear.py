@@ -2,14 +2,13 @@
 
 import flax.linen as nn
 
+from shiftaddvit_jax.names import LINEAR_KINDS
 from shiftaddvit_jax.nn.dense import Dense
 from shiftaddvit_jax.nn.moe import MoEDense
 from shiftaddvit_jax.nn.primitives import Primitives
 from shiftaddvit_jax.nn.shift import ShiftDense, kernel_init
 from shiftaddvit_jax.ops.precision import CONV_GENERAL_DILATED, DOT_GENERAL
 from shiftaddvit_jax.validation import check_choice
-
-LINEAR_KINDS = ("dense", "shift", "moe")
 
 
 def make_patch_conv(features: int, side: int, primitives: Primitives, *, name: str) -> nn.Conv:
@@ -35,8 +34,8 @@ def multiplies_in_bfloat16(module: nn.Module) -> bool:
 def make_linear(kind: str, features: int, primitives: Primitives, *, name: str | None = None) -> nn.Module:
     """A linear layer of the kind ``"dense"``, ``"shift"`` or ``"moe"``.
 
-    All share one call, ``(x [*batch, inputs], train=False) -> [*batch, features]``; in training a mixture's
-    router is noisy, and the other kinds compute what they always do.
+    All share one call, ``(x [*batch, inputs], train=False) -> [*batch, features]``. ``train`` adds noise to a
+    mixture's router and changes nothing in the other kinds.
 
     Raises:
       ValueError: unknown kind.

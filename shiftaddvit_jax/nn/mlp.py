@@ -15,7 +15,7 @@ class DepthwiseConv(nn.Module):
     """A 3x3 depthwise convolution over the grid of tokens, with a bias and a GELU.
 
     Attributes:
-      primitives: how it is computed.
+      primitives: how the convolution is computed.
     """
 
     primitives: Primitives = Primitives()
@@ -35,10 +35,10 @@ class DepthwiseConv(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear layer, ReLU and depthwise convolution where asked for, GELU, linear layer.
+    """Linear layer, optional ReLU, optional depthwise convolution, GELU, linear layer.
 
     Attributes:
-      ratio: width between the linear layers over the channels.
+      ratio: hidden width divided by the channels.
       kind: kind of both linear layers, see `make_linear`.
       depthwise: whether a 3x3 depthwise convolution over the grid of tokens comes before the GELU (PVTv2).
       relu: whether a ReLU comes right after the first linear layer (PVTv2-B2-Li).
@@ -57,7 +57,7 @@ class Mlp(nn.Module):
     def __call__(
         self, x: Float[Array, "batch tokens channels"], grid: tuple[int, int], train: bool = False
     ) -> Float[Array, "batch tokens channels"]:
-        """Apply the MLP to tokens, the rows of ``grid``; ``train`` turns on dropout and routers' noise."""
+        """Apply the MLP to the tokens of ``grid``, in rows; ``train`` turns on dropout and routers' noise."""
         drop = nn.Dropout(self.dropout, deterministic=not train)
         channels = x.shape[-1]
         x = make_linear(self.kind, int(channels * self.ratio), self.primitives, name="fc1")(x, train)

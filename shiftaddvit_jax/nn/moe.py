@@ -26,12 +26,13 @@ EXPERTS = ("dense", "shift")
 class MoEDense(nn.Module):
     """A linear layer with two experts, ``dense`` and ``shift``, and a router that picks by token.
 
-    y = sum over the ``top_k`` most probable experts of p_i(x) E_i(x), where p = softmax(router(x)), a linear
-    layer. Its bias, which the paper does without, lets any token distribution be shared out in any ratio.
-    In training, Gaussian noise of standard deviation 1 / E is added to the router's logits and both
-    experts are computed for all tokens. Otherwise each token is dispatched: its experts alone compute it.
+    y = sum over the ``top_k`` most probable experts of p_i(x) E_i(x), where p = softmax(router(x)). The
+    router is a linear layer. Its bias, which the paper does not have, lets it share out tokens of any
+    distribution in any ratio. In training, Gaussian noise of standard deviation 1 / E is added to the
+    router's logits, and both experts compute all tokens. In inference each token is dispatched: its chosen
+    experts alone compute it.
 
-    Where the collection ``"routing"`` is mutable, the layer stores there, as [experts] float32:
+    If the collection ``"routing"`` is mutable, the layer stores three arrays in it, [experts] float32:
     ``importance`` (the sum over tokens of p_i, without noise), ``load`` (the sum over tokens of q_i, see
     `load_probabilities`) and ``tokens`` (how many tokens each expert computed).
 
@@ -43,7 +44,7 @@ class MoEDense(nn.Module):
       activations: the shift expert's number format.
       implementation: see `shiftaddvit_jax.ops`.
       dtype: dtype of the experts; the router always computes in float32.
-      precision: number format of what the dense expert multiplies.
+      precision: number format of the dense expert's factors.
     """
 
     features: int
@@ -104,7 +105,7 @@ class MoEDense(nn.Module):
 
     @property
     def primitives(self) -> Primitives:
-        """How the layer computes, as a model says it."""
+        """The layer's settings, as a model has them."""
         return Primitives(
             self.weight_bits,
             self.activations,
@@ -223,7 +224,7 @@ def aimed_shift_share(latencies: Sequence[float]) -> float:
     """The share of tokens on the shift expert for which `latency_aware_loss` is 0.
 
     Args:
-      latencies: both experts', dense and shift, in any unit.
+      latencies: of the dense and of the shift expert, in any unit.
 
     Raises:
       ValueError: not one positive, finite latency for each expert.

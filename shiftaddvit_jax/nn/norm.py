@@ -1,12 +1,12 @@
-"""The LayerNorms of a model, and the one place where their epsilons are."""
+"""The LayerNorms of a model, and the one place that has their epsilons."""
 
 import flax.linen as nn
 
 from shiftaddvit_jax.nn.primitives import Primitives
 
-# What the original authors write out for blocks and for the ends of stages and models,
+# The original authors' in blocks and at the ends of stages and models.
 EPSILON = 1e-6
-# and PyTorch's default, which they leave to patch embeddings and spatial reductions.
+# PyTorch's default, which the authors keep in patch embeddings and spatial reductions.
 PATCH_EPSILON = 1e-5
 
 

@@ -1,16 +1,16 @@
-"""The plan for inference: which parts of a model one TVM kernel each computes.
+"""The plan for inference: which parts of a model run as one TVM kernel each.
 
-A module marks a method that may be one kernel by `in_one_kernel`, with the function below that knows the
-kernel. Everything else about kernels is decided here:
+`in_one_kernel` marks a module's method that can run as one kernel; a function below describes that kernel.
+This file decides everything else about kernels:
 
 - ``x + attention(norm(x))`` of a block is one kernel, and so is ``x + mlp(norm(x))``;
-- a patch embedding is one, and a classifier's head with the mean of its tokens;
-- the LayerNorm at the end of a stage belongs to the kernel that reads its output: `leave_to_reader`;
-- a mixture of experts is one where its branch is not.
+- a patch embedding is one kernel, and so is a classifier's head with the mean of its tokens;
+- the LayerNorm at the end of a stage is part of the kernel that reads the stage's output: `leave_to_reader`;
+- a mixture of experts is one kernel if its whole branch is not.
 
-Whole branches have kernels on CPUs alone; on GPUs each op has its own. No kernel computes what is trained,
-what has a number format that the kernels lack, or what somebody watches: a call that collects routing
-statistics or intermediates runs module by module.
+Only CPUs have kernels for whole branches; on GPUs each op has its own. A model runs module by module in
+training, with a number format that the kernels lack, and in a call that collects routing statistics or
+intermediates.
 """
 
 import functools
@@ -23,6 +23,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from kernels_tvm.descriptions import (
+    LANES,
     Description,
     HammingLinearDescription,
     HeadDescription,
@@ -42,7 +43,7 @@ from shiftaddvit_jax.ops.implementation.fused import (
     fused_patch_embed,
 )
 
-MOST_SOFTMAX_TOKENS = 64  # for more, XLA's products of whole matrices are faster than the kernel
+MOST_SOFTMAX_TOKENS = 64  # with more, XLA's products of whole matrices are faster than the kernel
 WATCHED = ("routing", "intermediates")  # collections that show what happens inside
 
 
@@ -51,9 +52,9 @@ class Unnormalized(struct.PyTreeNode):
 
     Attributes:
       x: the tokens, [..., channels].
-      scale: of the LayerNorm, [channels].
-      bias: of the LayerNorm, [channels].
-      epsilon: of the LayerNorm.
+      scale: the LayerNorm's scale, [channels].
+      bias: the LayerNorm's bias, [channels].
+      epsilon: the LayerNorm's epsilon.
     """
 
     x: Float[Array, "*batch channels"]
@@ -73,7 +74,7 @@ class Unnormalized(struct.PyTreeNode):
 
 
 def normalized(x: Float[Array, "*batch channels"] | Unnormalized) -> Float[Array, "*batch channels"]:
-    """``x`` itself, or after the LayerNorm that was left to its reader."""
+    """``x``, after its LayerNorm if that was left to the reader."""
     if not isinstance(x, Unnormalized):
         return x
     norm = nn.LayerNorm(x.epsilon, dtype=x.dtype, parent=None)
@@ -84,22 +85,22 @@ def normalized(x: Float[Array, "*batch channels"] | Unnormalized) -> Float[Array
 def leave_to_reader(
     module: nn.Module, norm: nn.LayerNorm, x: Float[Array, "*batch channels"], train: bool
 ) -> Float[Array, "*batch channels"] | Unnormalized:
-    """``norm(x)``; where ``module``, whose output this is, runs on kernels, ``x`` and its parameters."""
-    if x.shape[-1] % 16 or not _runs_on_kernels(module, x, train):
-        return norm(x)
+    """The output ``norm(x)`` of ``module``; if that runs on kernels, ``x`` with the norm's parameters."""
+    if x.shape[-1] % LANES or not _runs_on_kernels(module, x, train):
+        return norm(x)  # kernels that begin with a LayerNorm read whole vectors
     params = norm.variables["params"]
     return Unnormalized(x, params["scale"], params["bias"], norm.epsilon)
 
 
-Kernel = tuple[Description, Callable[[Any, Params], Array]]
+PlannedKernel = tuple[Description, Callable[[Any, Params], Array]]
 
 
-def in_one_kernel(describe: Callable[..., Kernel | None]) -> Callable[[Callable], Callable]:
-    """Mark a method ``(x, *arguments, train=False)`` of a module as one kernel, where ``describe`` knows it.
+def in_one_kernel(describe: Callable[..., PlannedKernel | None]) -> Callable[[Callable], Callable]:
+    """Mark a module's method ``(x, *arguments, train=False)`` to run as one kernel if ``describe`` has one.
 
-    ``describe(module, params, x, *arguments)`` returns what the kernel computes and the function (x, params)
-    that calls it, or None. The method itself is the reference: XLA runs it where the kernel can't be, and for
-    gradients.
+    ``describe(module, params, x, *arguments)`` returns the kernel's description and a function (x, params)
+    that calls the kernel, or None. The method itself is the reference: XLA runs it where the kernel can't
+    run, and for gradients.
     """
 
     def decorate(method):
@@ -123,9 +124,9 @@ def in_one_kernel(describe: Callable[..., Kernel | None]) -> Callable[[Callable]
 
 
 def _runs_on_kernels(module: nn.Module, x: Array | Unnormalized, train: bool) -> bool:
-    """Whether a module in inference leaves to kernels all that it can.
+    """Whether a module runs on kernels where it has them: on a CPU, in float32 inference that nobody watches.
 
-    ``implementation=None`` does for packed parameters.
+    With ``implementation=None`` it does only if its parameters are packed.
 
     Raises:
       ValueError: an unknown implementation, or TVM asked for where it can't run at all.
@@ -140,22 +141,23 @@ def _runs_on_kernels(module: nn.Module, x: Array | Unnormalized, train: bool) ->
 
 def attention_sum(
     block: nn.Module, params: Params, x: Float[Array, "batch tokens channels"], grid: tuple[int, int]
-) -> Kernel | None:
+) -> PlannedKernel | None:
     """The kernel of a block's ``x + attention(norm1(x))``."""
     _, tokens, channels = x.shape
     primitives, epsilon = block.primitives, block.norm1.epsilon
+    is_softmax = block.attention == "msa" and tokens <= MOST_SOFTMAX_TOKENS
+    is_binary = block.attention == "hamming_linear" and primitives.threshold != "tensor"
+    if not (is_softmax or is_binary):
+        return None
     qkv, proj = (
         describe_linear(block.projections, params["attn"][name], channels, outputs, primitives)
         for name, outputs in (("qkv", 3 * channels), ("proj", channels))
-        if name in params["attn"]
     )
-    if block.attention == "msa" and tokens <= MOST_SOFTMAX_TOKENS:
-        attention = SoftmaxAttentionDescription(qkv, proj, block.num_heads, tokens, epsilon)
-    elif block.attention == "hamming_linear" and primitives.threshold != "tensor":
-        sample = primitives.threshold == "sample"
-        attention = HammingLinearDescription(qkv, proj, block.num_heads, tokens, sample, epsilon)
+    shared = qkv, proj, block.num_heads, tokens, epsilon
+    if is_softmax:
+        attention = SoftmaxAttentionDescription(*shared)
     else:
-        return None
+        attention = HammingLinearDescription(*shared, sample_threshold=primitives.threshold == "sample")
 
     def run(x, params):
         layers = params["attn"]
@@ -170,7 +172,7 @@ def attention_sum(
 
 def mlp_sum(
     block: nn.Module, params: Params, x: Float[Array, "batch tokens channels"], grid: tuple[int, int]
-) -> Kernel:
+) -> PlannedKernel:
     """The kernel of a block's ``x + mlp(norm2(x))``."""
     _, tokens, channels = x.shape
     primitives, hidden = block.primitives, int(channels * block.mlp_ratio)
@@ -196,8 +198,8 @@ def mlp_sum(
 
 def patch_embedding(
     embed: nn.Module, params: Params, x: Float[Array, "batch height width channels"] | Unnormalized
-) -> Kernel:
-    """The kernel of a patch embedding, with the LayerNorm that was left to it."""
+) -> PlannedKernel:
+    """The kernel of a patch embedding, with the LayerNorm of ``x`` if that was left to the reader."""
     _, height, width, channels = x.shape
     projection = LinearDescription(
         "dense", embed.patch_size**2 * channels, embed.features, precision=embed.primitives.precision
@@ -220,8 +222,8 @@ def patch_embedding(
 
 def mean_head(
     head: nn.Module, params: Params, x: Float[Array, "batch rows columns channels"] | Unnormalized
-) -> Kernel | None:
-    """The kernel of a head that averages the tokens whose LayerNorm was left to it."""
+) -> PlannedKernel | None:
+    """The kernel of a head: LayerNorm, mean and linear layer; None if the LayerNorm was not left to it."""
     if not isinstance(x, Unnormalized):
         return None
     batch, rows, columns, channels = x.shape
@@ -239,7 +241,7 @@ def mean_head(
 def mixture_kernel(
     layer: nn.Module, tokens: Float[Array, "tokens inputs"]
 ) -> Callable[[Float[Array, "tokens inputs"], Params], Float[Array, "tokens outputs"]] | None:
-    """The function (tokens, params) of a mixture of experts as one kernel, on CPUs and GPUs, or None.
+    """A function (tokens, params) that calls a mixture of experts as one kernel, on CPUs and GPUs; or None.
 
     Raises:
       ValueError: TVM asked for where it can't run.

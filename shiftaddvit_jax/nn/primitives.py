@@ -1,4 +1,4 @@
-"""How a model computes its products, shifts and additions, said once for all of its layers."""
+"""The settings of a model's products, shifts and additions, in one place for all its layers."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,11 +17,11 @@ class Primitives:
 
     Attributes:
       weight_bits: bits of a power-of-two weight.
-      activations: number format of what is shifted, see `shiftaddvit_jax.ops.matshift`.
-      threshold: where queries and keys are binarized, see `shiftaddvit_jax.ops.binarize`.
+      activations: number format of MatShift's activations, see `shiftaddvit_jax.ops.matshift`.
+      threshold: at which queries and keys are binarized, see `shiftaddvit_jax.ops.binarize`.
       implementation: see `shiftaddvit_jax.ops`.
       dtype: dtype of the computation, float32 by default; parameters are float32.
-      precision: number format of what dense layers and convolutions over patches multiply.
+      precision: number format of the factors in dense layers and convolutions over patches.
     """
 
     weight_bits: int = 5
@@ -33,18 +33,18 @@ class Primitives:
 
     @property
     def dot_general(self) -> Callable:
-        """Of dense layers."""
+        """The ``dot_general`` of dense layers."""
         return DOT_GENERAL[self.precision]
 
     @property
     def conv_general_dilated(self) -> Callable:
-        """Of convolutions over patches."""
+        """The ``conv_general_dilated`` of convolutions over patches."""
         return CONV_GENERAL_DILATED[self.precision]
 
     def on_xla(self) -> "Primitives":
-        """The same numbers, all of them computed by XLA."""
+        """The same settings, with XLA computing everything."""
         return dataclasses.replace(self, implementation="xla")
 
     def implementation_of_ops(self, train: bool) -> Implementation:
-        """``implementation``, with XLA for None in training: kernels are for inference."""
+        """``implementation``; in training, XLA instead of None, since kernels are for inference."""
         return "xla" if train and self.implementation is None else self.implementation

@@ -32,7 +32,7 @@ class ShiftDense(nn.Module):
 
     Attributes:
       features: number of outputs.
-      use_bias: whether to add b; it is on the same fixed-point grid as ``x`` where that is on one.
+      use_bias: whether to add b; with fixed-point activations, b is rounded to their grid.
       mode: ``"q"`` keeps a dense ``kernel`` [inputs, outputs] and rounds it in every forward pass;
         ``"ps"`` trains ``sign`` and ``exponent`` [inputs, outputs] themselves.
       freeze_sign: in mode ``"ps"``, give ``sign`` no gradient.
@@ -40,7 +40,7 @@ class ShiftDense(nn.Module):
       weight_bits: bits of a weight, which set the range of exponents: -14 to 0 at 5 bits.
       activations: number format of ``x``, see `shiftaddvit_jax.ops.matshift`.
       implementation: see `shiftaddvit_jax.ops`.
-      dtype: dtype of the computation; by default that of ``x`` and the parameters together.
+      dtype: dtype of the computation; by default the common one of ``x`` and the parameters.
     """
 
     features: int
@@ -57,7 +57,7 @@ class ShiftDense(nn.Module):
     def __call__(
         self, x: Float[Array, "*batch inputs"], train: bool = False
     ) -> Float[Array, "*batch outputs"]:
-        """Apply the layer, the same in training.
+        """Apply the layer; ``train`` changes nothing.
 
         Raises:
           ValueError: unknown mode or quantizer.
@@ -66,7 +66,7 @@ class ShiftDense(nn.Module):
         check_choice("quantizer", self.quantizer, ("power_of_two", "additive_power_of_two"))
         shape = (x.shape[-1], self.features)
         if self.has_variable("params", "codes"):
-            pass  # packed: neither made here nor trained
+            pass  # packed weights are neither drawn here nor trained
         elif self.mode == "q":
             self.param("kernel", kernel_init, shape, jnp.float32)
         else:
@@ -77,7 +77,7 @@ class ShiftDense(nn.Module):
         return self.project(x, self.weight())
 
     def weight(self) -> Float[Array, "inputs outputs"] | PackedWeight:
-        """The power-of-two weight, with its straight-through gradient, or as it was packed."""
+        """The power-of-two weight with its straight-through gradient, or the packed weight."""
         if self.has_variable("params", "codes"):
             return PackedWeight(*(self.get_variable("params", name) for name in PackedWeight._fields))
         if self.mode == "ps":

@@ -1,8 +1,12 @@
 """Arrays in, arrays out: the primitives of ShiftAddViT, one file an op.
 
-Binarization, products, convolutions and dispatch take ``implementation``: ``None`` (the best that runs
-here, never failing: kernels for packed weights and, on GPUs, for all but training), ``"xla"`` (the reference,
-with gradients) or ``"tvm"`` (a clear error where no kernel exists).
+Binarization, products, convolutions and dispatch take ``implementation``:
+
+- ``None``: the best that runs here, never failing. On CPUs, kernels compute products with packed weights; on
+  GPUs, outside training, they compute the other ops too.
+- ``"xla"``: the reference, with gradients.
+- ``"tvm"``: the kernel, or a clear error where none exists.
+- ``"tvm_shift"``: as ``"tvm"``, but MatShift's kernels use shifts and additions alone.
 """
 
 from shiftaddvit_jax.ops.activations import dynamic_int8, fixed_point, quantize_activations

@@ -1,4 +1,4 @@
-"""What a MatShift does to its activations before the shifts: nothing, fixed point, or int8."""
+"""Number formats of MatShift's activations: float, fixed point, or int8."""
 
 from typing import Literal
 
@@ -29,7 +29,7 @@ def dynamic_int8(
 ) -> tuple[Float[Array, "*batch channels"], Float[Array, "*batch 1"]]:
     """Whole numbers in [-127, 127] and each token's scale, max |x| / 127: ``x`` is about their product.
 
-    They are x * (127 / max |x|), rounded to even as every CPU does. A token of zeros has the scale 1.
+    The numbers are x * (127 / max |x|), rounded to even as on every CPU. A token of zeros has the scale 1.
     """
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
     some = largest > 0
@@ -43,7 +43,7 @@ def quantize_activations(
 ) -> Float[Array, "*batch channels"]:
     """``x`` as the named number format represents it, with a straight-through gradient.
 
-    ``"float"`` leaves it alone; ``"fixed_point"`` is `fixed_point` at 16.16; ``"int8"`` is `dynamic_int8`.
+    ``"float"`` leaves ``x`` alone; ``"fixed_point"`` is `fixed_point` at 16.16; ``"int8"`` is `dynamic_int8`.
     """
     check_choice("activations", activations, ("float", "fixed_point", "int8"))
     if activations == "float":

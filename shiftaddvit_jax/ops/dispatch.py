@@ -1,4 +1,4 @@
-"""Token dispatch: each token is computed by the expert that its router chose, and by no other."""
+"""Token dispatch: the expert chosen for a token computes it, and no other expert does."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,17 +20,17 @@ def dispatch(
 ) -> Float[Array, "tokens outputs"]:
     """Row t of the result is ``experts[expert[t]](x[t])``.
 
-    The split is known only at run time and shapes are not, so tokens are gathered by expert into blocks
-    of ``block_size`` rows, each expert's last block padded. There are at most tokens / block_size +
-    len(experts) blocks, whatever the split: no token is ever dropped, and the work grows with the tokens,
-    not with the experts. Works under jit, grad and vmap.
+    How many tokens each expert gets is known only at run time, but shapes must be known before. So tokens are
+    gathered by expert into blocks of ``block_size`` rows, and each expert's last block is padded. Any split
+    fits into tokens / block_size + len(experts) blocks: no token is ever dropped, and the work grows with the
+    tokens, not with the experts. Works under jit, grad and vmap.
 
     Args:
       x: the tokens.
       expert: each token's expert, from 0 to ``len(experts) - 1``.
       experts: pure functions of a block of rows, all with the same outputs.
-      block_size: rows a block; by default a value between 8 and 128 that suits the number of tokens, or 128
-        where that is symbolic (see `jax.export`).
+      block_size: rows a block; by default an eighth of the tokens, at least 8 and at most 128, or 128 if the
+        number of tokens is symbolic (see `jax.export`).
       implementation: see `shiftaddvit_jax.ops`.
 
     Raises:
@@ -43,7 +43,7 @@ def dispatch(
         raise ValueError("dispatch needs at least one expert")
     tokens = x.shape[0]
     if block_size is None:
-        # An exported function may learn the number of tokens later only.
+        # In an exported function the number of tokens may be symbolic.
         block_size = max(8, min(128, tokens // 8)) if isinstance(tokens, int) else 128
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")

@@ -1,4 +1,4 @@
-"""Products of binary codes, by XOR and popcount where they are bits."""
+"""Products of binary codes: XOR and popcount for codes packed as bits."""
 
 import math
 
@@ -41,7 +41,7 @@ def hamming_product(
         queries, keys = queries.reshape(count, rows, words), keys.reshape(count, others, words)
         output = jax.ShapeDtypeStruct((count, rows, others), jnp.int32)
         product = Kernel("hamming_product", HammingProductDescription(length))
-        # It compares a query with many keys at once.
+        # The kernel compares a query with many keys at once.
         (y,) = call_kernel(product, [output], queries, keys.swapaxes(1, 2))
         return y.reshape(*batch, rows, others)
 
@@ -77,7 +77,7 @@ def code_similarity(
     )
 
 
-# A jit of its own names the product in the traced model, where operations are counted by primitive.
+# The jit names this product in the traced model: operations are counted by that name.
 @jax.jit
 def _code_product(queries, keys):
     return jnp.matmul(queries, keys.swapaxes(-1, -2))

@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from shiftaddvit_jax.ops.binarize import binarize
+from shiftaddvit_jax.optional import require
 
 LEARNING_RATE, MOMENTUM = 5e-4, 0.9  # the authors' settings
 STEPS_PER_BIT = 100
-SIMILAR_PAIRS = 10  # a token's most and least similar tokens, from which the hash learns
+SIMILAR_PAIRS = 10  # how many most similar and how many least similar tokens of a token the hash learns from
 
 
 class KernelHash(NamedTuple):
@@ -35,7 +35,7 @@ def _kernel(x, anchors):
     return jnp.exp(-distance / (2 * jnp.where(positive, bandwidth, 1)))
 
 
-# A jit of its own names the sums in the traced model, where operations are counted by primitive.
+# The jit names these sums in the traced model: operations are counted by that name.
 @jax.jit
 def _squared_distances(x, anchors):
     return jnp.sum(jnp.square(x[..., :, None, :] - anchors[:, None, :, :]), axis=-1)
@@ -54,7 +54,7 @@ def hash_codes(
     codes do not depend on the other images of a batch.
     """
     projected = jnp.einsum("...hnm,hkm->...hnk", _features(x, kernel_hash), kernel_hash.projection)
-    # XLA compares as it projects; a kernel would read the projections again.
+    # XLA fuses the comparison with the projection; a kernel would read the projections again.
     return binarize(projected, "zero", implementation="xla")
 
 
@@ -64,16 +64,20 @@ def learn_hash(
 ) -> KernelHash:
     """Learn a hash of tokens such as ``x``, bit after bit.
 
-    Pairs of tokens with the largest inner products are to have equal codes, those with the smallest
-    opposite ones. Each bit's projection descends a smooth surrogate of what the earlier bits left
-    unexplained, and is kept only where it lowers the true, binary loss.
+    Pairs of tokens with the largest inner products should get equal codes, pairs with the smallest opposite
+    codes. Each bit's projection starts at random and is trained on what the earlier bits left unexplained, by
+    a smooth surrogate of the binary loss. The trained projection replaces its start only where it lowers the
+    binary loss itself.
 
     Args:
-      key: draws the anchors, from the tokens of all images, and each projection's start.
-      x: tokens, float32; the anchors become ``anchors`` of them.
+      key: random key for the anchors and for each projection's start.
+      x: tokens, float32; the anchors are drawn from the tokens of all images.
       bits: code length.
       anchors: number of anchors.
     """
+    require("train", "learning a hash", "optax")
+    import optax
+
     batch, heads, tokens, head_dim = x.shape
     anchor_key, projection_key = jax.random.split(key)
     pool = x.transpose(0, 2, 1, 3).reshape(batch * tokens, heads, head_dim)

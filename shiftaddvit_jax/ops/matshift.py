@@ -32,8 +32,8 @@ def matshift(
     """``x @ (sign * 2^exponent)`` for any leading axes.
 
     ``activations`` is the number format of ``x``: ``"float"``, ``"fixed_point"`` (16.16) or ``"int8"`` (per
-    token, scaled to its largest magnitude). With int8, weights are int8 numbers too: of each output's, those
-    below 1/64 of the largest become the nearer of 1/64 of it and 0 (see `pack_weight`).
+    token, scaled to its largest magnitude). With int8, weights are int8 numbers too: a weight below 1/64 of
+    its output's largest becomes the nearer of that 1/64 and 0 (see `pack_weight`).
 
     Floating signs and exponents are rounded and have gradients (see `power_of_two_weight`); integer ones are
     constants.
@@ -55,7 +55,7 @@ def shift_product(
 ) -> Float[Array, "*batch outputs"]:
     """`matshift` for a weight whose entries already are 0 or signed powers of two.
 
-    XLA takes sums of two powers as well, but not with int8 activations, for which weights are rounded.
+    XLA computes sums of two powers as well, except with int8 activations, which round weights to one power.
     """
     _check_shapes(x, weight)
 
@@ -69,7 +69,7 @@ def shift_product(
     def kernel(x, weight):
         return _kernel(linear, x, pack_weight(weight, linear.bits))
 
-    # Kernels take packed weights alone: None does not pack them in every call.
+    # Kernels take packed weights alone. None runs XLA instead of packing in every call.
     unsupported = float32_only(x) or linear.why_not()
     return run_op(
         "matshift", implementation, kernel, reference, x, weight, unsupported=unsupported, prefer=False
@@ -83,7 +83,7 @@ def packed_product(
     activations: Activations = "float",
     implementation: Implementation = None,
 ) -> Float[Array, "*batch outputs"]:
-    """`shift_product` for a packed weight of that many outputs.
+    """`shift_product` for a packed weight with ``outputs`` outputs.
 
     Raises:
       ValueError: as `matshift`, and for int8 activations with weights of 5 bits.
@@ -119,7 +119,7 @@ def _kernel(linear, x, packed):
     return fused_linear(linear, {"codes": packed.codes, "exponent": packed.exponent, "shift_bias": bias}, x)
 
 
-# A jit of its own names the product in the traced model, where operations are counted by primitive.
+# The jit names this product in the traced model: operations are counted by that name.
 @jax.jit
 def _matshift(x, weight):
     return jnp.matmul(x, weight)

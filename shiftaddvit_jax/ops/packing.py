@@ -1,6 +1,6 @@
-"""Weights as inference keeps them: power-of-two ones as 4- or 5-bit codes, dense ones in blocks.
+"""Weights for inference: power-of-two weights as 4- or 5-bit codes, dense weights in blocks.
 
-What the arrays mean is said in `kernels_tvm.packing`.
+`kernels_tvm.packing` says what the arrays mean.
 """
 
 from typing import NamedTuple
@@ -34,7 +34,7 @@ class PackedWeight(NamedTuple):
 
 
 def packed_bits(activations: Activations) -> int:
-    """Bits of a packed weight: 4 where it becomes an int8 number, else the 5 that lose nothing."""
+    """Bits of a packed weight: 4 for int8 activations, else 5, which lose nothing."""
     return 4 if activations == "int8" else 5
 
 
@@ -55,9 +55,9 @@ def check_packed(packed: PackedWeight, activations: Activations) -> None:
 def pack_weight(weight: Float[Array, "inputs outputs"], bits: int) -> PackedWeight:
     """Pack a weight whose entries are 0 or signed powers of two.
 
-    Each output's exponent is that of its largest weight less 6 (4 bits) or 14 (5 bits), so that 7 or 15
-    exponents fit. A smaller weight takes the nearer of the smallest one that fits and 0, half of it going
-    up: that is the only loss there can be.
+    Each output's exponent is the exponent of its largest weight minus 6 (4 bits) or 14 (5 bits), so 7 or 15
+    exponents fit. A weight below the smallest that fits becomes the nearer of that smallest weight and 0;
+    exactly half of it rounds up. Packing loses nothing else.
 
     Raises:
       ValueError: ``bits`` other than 4 and 5.
@@ -72,7 +72,7 @@ def pack_weight(weight: Float[Array, "inputs outputs"], bits: int) -> PackedWeig
     largest = jnp.max(jnp.where(is_zero, -64, exponent), axis=0)
     channel = jnp.clip(largest - (LARGEST_CODE[bits] - 1), -64, 63)
     code = exponent - channel + 1
-    # Code 0 would be half the smallest weight: it goes up, what is below becomes 0.
+    # Code 0 would be half the smallest weight, which rounds up to code 1; smaller weights become 0.
     code = jnp.where(is_zero | (code < 0), 0, jnp.maximum(code, 1))
     code = jnp.minimum(code, LARGEST_CODE[bits])
     negative = (weight < 0) & (code > 0)
@@ -101,7 +101,7 @@ def unblock_weight(blocks: Float[Array, "blocks inputs 16"], outputs: int) -> Fl
 
 
 def round_to_octaves(weight: Float[Array, "inputs outputs"]) -> Float[Array, "inputs outputs"]:
-    """A power-of-two weight as 4 bits hold it, for int8 products; straight-through gradient."""
+    """A power-of-two weight rounded to what 4 bits hold, for int8 products; straight-through gradient."""
     return straight_through(weight, unpack_weight(pack_weight(weight, 4), *weight.shape))
 
 

@@ -16,7 +16,7 @@ Rounding = Literal["deterministic", "stochastic"]
 def min_exponent(weight_bits: int) -> int:
     """The smallest exponent of a power-of-two weight: -(2^(weight_bits - 1) - 2), so -14 at 5 bits.
 
-    With sign, zero and the exponents from there to 0, a weight has 2^weight_bits - 1 values.
+    A weight has 2^weight_bits - 1 values: 0, and either sign at each exponent from the smallest to 0.
 
     Raises:
       ValueError: ``weight_bits`` outside 2 to 8.
@@ -34,10 +34,10 @@ def power_of_two_codes(
 ) -> tuple[Int[Array, "*shape"], Int[Array, "*shape"]]:
     """The sign (-1, 0, 1) and the exponent of the nearest power of two, both int8.
 
-    Nearest is measured on the logarithm, as in DeepShift: between 2^e and 2^(e+1) the border is
+    Distance is measured on the logarithm, as in DeepShift: between 2^e and 2^(e+1) the border is
     2^(e + 1/2). Stochastic rounding takes the upper power with probability (abs(w) - 2^e) / 2^e, so that
     the expected weight is w itself wherever the range allows. Magnitudes outside the range take its
-    nearest end; a 0, and a denormal number, has sign 0 and exponent 0.
+    nearest end. Zero and denormal numbers have sign 0 and exponent 0.
 
     Raises:
       ValueError: ``weight_bits`` outside 2 to 8, unknown rounding, stochastic rounding without a key.
@@ -67,8 +67,8 @@ def power_of_two(
 ) -> Float[Array, "*shape"]:
     """``weight`` rounded to sign * 2^exponent (see `power_of_two_codes`), in its own dtype.
 
-    The gradient is straight-through: that of the rounded weight, unchanged (DeepShift-Q). Rounding
-    twice is rounding once. NaN stays NaN.
+    The gradient is straight-through: the rounded weight's gradient, unchanged (DeepShift-Q). Rounding twice
+    is rounding once. NaN stays NaN.
 
     Raises:
       ValueError: as `power_of_two_codes`.
@@ -128,8 +128,8 @@ def _apot_terms(weight_bits: int) -> tuple[np.ndarray, np.ndarray]:
 def additive_power_of_two_levels(weight_bits: int = 5) -> Float[np.ndarray, "levels"]:
     """The magnitudes of APoT with two terms, (2^(2i) + 2^(2j - 1)) * 2/3 with i, j <= 0, in rising order.
 
-    One bit is the sign; half of the others choose each term, of which one value is 0 (Li et al.,
-    arXiv 1909.13144). Scaled so that the largest is 1.
+    One bit is the sign, and half of the others choose each term; one value of each term is 0 (Li et al.,
+    arXiv 1909.13144). The levels are scaled so that the largest is 1.
 
     Raises:
       ValueError: ``weight_bits`` other than 3, 5 or 7.

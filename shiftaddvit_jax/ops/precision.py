@@ -1,4 +1,4 @@
-"""The number format of what a dense layer multiplies."""
+"""The number format of a dense layer's factors."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -8,13 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Precision = Literal["float32", "bfloat16"]
-PRECISIONS = ("float32", "bfloat16")
 
 
 def bfloat16_factors(product: Callable) -> Callable:
-    """``product`` of two arrays after both are rounded to bfloat16, its sums in the dtype that they had.
+    """``product`` with both factors rounded to bfloat16, and sums in the first factor's dtype.
 
-    For Flax's layers, as their ``dot_general`` or ``conv_general_dilated``.
+    Flax's layers take the result as their ``dot_general`` or ``conv_general_dilated``.
     """
 
     def rounded(x: Float[Array, "..."], weight: Float[Array, "..."], *args, **kwargs) -> Float[Array, "..."]:
@@ -24,7 +23,7 @@ def bfloat16_factors(product: Callable) -> Callable:
     return rounded
 
 
-# One function each: equal modules have equal functions.
+# One function object for each format, so that modules with equal settings are equal.
 DOT_GENERAL = {
     "float32": jax.lax.dot_general,
     "bfloat16": bfloat16_factors(jax.lax.dot_general),

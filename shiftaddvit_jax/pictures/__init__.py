@@ -4,6 +4,10 @@ Each function ``plot_...`` draws one figure and returns it. With a ``path``, a P
 also writes the figure there.
 """
 
+from shiftaddvit_jax.optional import require
+
+require("plot", "drawing")
+
 from shiftaddvit_jax.pictures.capture import attention_maps, routed_tokens, shift_weights
 from shiftaddvit_jax.pictures.costs import (
     plot_bench,

@@ -46,7 +46,7 @@ def attention_maps(model: nn.Module, variables: PyTree, images: Images) -> dict[
     """How much each token attends to each, float32 [batch, heads, tokens, others], by the attention's name.
 
     Rows sum to 1. The maps of ``msa``, ``sra``, ``linear_sra`` and ``hamming_quadratic`` are softmax's
-    weights. Those of ``hamming_linear`` and ``hamming_ksh`` are the weights of the values ahead of the norm
+    weights. Those of ``hamming_linear`` and ``hamming_ksh`` are the weights of the values before the norm
     (1/2 for a token's own value, and q k^T / pi), those of ``ecoformer`` the weights of its sum; both are
     divided by their sum. ``linear`` and ``performer`` have no such weights and are left out.
     """

@@ -8,13 +8,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from shiftaddvit_jax.bench.latency import Latency, compare_latencies
-from shiftaddvit_jax.costs.report import SHIFT_SHARE, cost_report
+from shiftaddvit_jax.costs.report import cost_report
+from shiftaddvit_jax.names import SHIFT_SHARE
 from shiftaddvit_jax.pictures.capture import attention_maps, routed_tokens, shift_weights
 from shiftaddvit_jax.pictures.costs import plot_energy, plot_latency, plot_pareto
 from shiftaddvit_jax.pictures.inside import plot_attention, plot_routing, plot_weights
 from shiftaddvit_jax.pictures.style import check_picture, save_figure
-from shiftaddvit_jax.pictures.subject import Pixels, Subject, as_inputs
 from shiftaddvit_jax.pictures.training import plot_history, plot_routing_history
+from shiftaddvit_jax.subject import Pixels, Subject, as_inputs
 
 
 class Picture(NamedTuple):

@@ -26,7 +26,7 @@ Image = UInt8[np.ndarray, "side side 3"]
 
 def plot_routing(
     images: Sequence[Image],
-    routed: Mapping[str, Bool[np.ndarray, "batch tokens"]],
+    routed: Mapping[str, Bool[np.ndarray, "batch _tokens"]],  # of each layer their own number
     path: str | Path | None = None,
 ) -> Figure:
     """Which tokens each MoE layer sends to which expert, drawn over the images; a row for each block.
@@ -68,17 +68,17 @@ def plot_routing(
 
 def _draw_experts(panel: Axes, image, shifted):
     """Draw the image in grey under its tokens' colors; return the shift expert's share of all tokens."""
-    ahead, side = square_grid(len(shifted))
+    others, side = square_grid(len(shifted))
     extent = (0, side, side, 0)
     panel.imshow(image.mean(axis=-1), cmap="gray", extent=extent)
     colors = ListedColormap([EXPERT_COLORS[expert] for expert in EXPERTS])
-    panel.imshow(shifted[ahead:].reshape(side, side), colors, vmin=0, vmax=1, alpha=OPACITY, extent=extent)
+    panel.imshow(shifted[others:].reshape(side, side), colors, vmin=0, vmax=1, alpha=OPACITY, extent=extent)
     return shifted.mean()
 
 
 def plot_attention(
     image: Image,
-    maps: Mapping[str, Mapping[str, Float[np.ndarray, "heads tokens others"]]],
+    maps: Mapping[str, Mapping[str, Float[np.ndarray, "_heads _tokens _others"]]],
     path: str | Path | None = None,
     query: tuple[float, float] = (0.5, 0.5),
 ) -> Figure:
@@ -128,10 +128,10 @@ def plot_attention(
 
 def _draw_attention(panel, image, weights, query):
     """Draw the weights of the token at ``query`` over the image in grey; return them."""
-    ahead, side = square_grid(weights.shape[-2])
+    others, side = square_grid(weights.shape[-2])
     row, column = (min(side - 1, int(place * side)) for place in query)
-    others_ahead, others_side = square_grid(weights.shape[-1])
-    seen = weights.mean(axis=0)[ahead + row * side + column, others_ahead:].reshape(others_side, others_side)
+    key_others, key_side = square_grid(weights.shape[-1])
+    seen = weights.mean(axis=0)[others + row * side + column, key_others:].reshape(key_side, key_side)
     extent = (0, side, side, 0)
     panel.imshow(image.mean(axis=-1), cmap="gray", extent=extent)
     panel.imshow(100 * seen / seen.max(), MAP_COLORS, vmin=0, vmax=100, alpha=OPACITY, extent=extent)

@@ -17,8 +17,8 @@ from shiftaddvit_jax.models.variables import count_parameters
 from shiftaddvit_jax.pictures.costs import ENERGY_TITLES, plot_energy, plot_latency, plot_pareto
 from shiftaddvit_jax.pictures.gallery import PICTURES, measured_latencies
 from shiftaddvit_jax.pictures.style import render_figure
-from shiftaddvit_jax.pictures.subject import Pixels, Subject
 from shiftaddvit_jax.progress import track
+from shiftaddvit_jax.subject import Pixels, Subject
 
 # The pictures that need trained weights, with their headings on the page.
 TRAINED = {

@@ -1,7 +1,4 @@
-"""What a config says, with the values that train the demo's dense model on the digits."""
-
-import json
-from pathlib import Path
+"""The keys of a config, with the values that train the demo's dense model on the digits."""
 
 import ml_collections
 
@@ -9,9 +6,9 @@ import ml_collections
 def default_config() -> ml_collections.ConfigDict:
     """The whole config of one run, locked: an unknown key is an error.
 
-    ``attention``, ``mlp`` and ``projections`` are as in `shiftaddvit_jax.create_model`, several kinds, one a
-    stage, separated by commas. ``init_from`` is a checkpoint's folder, whose model is reparameterized to the
-    one described under ``model``.
+    ``attention``, ``mlp`` and ``projections`` are as in `shiftaddvit_jax.create_model`: one kind, or one a
+    stage, separated by commas. ``init_from`` is a checkpoint's folder; its model is reparameterized to the
+    model described under ``model``.
     """
     config = ml_collections.ConfigDict(
         {
@@ -43,8 +40,8 @@ def default_config() -> ml_collections.ConfigDict:
                 "label_smoothing": 0.1,
                 "clip_norm": 1.0,
                 # The latency-aware load-balancing loss: its weight (the paper's), and the latencies of the
-                # dense and the shift expert, whose ratio alone counts (the authors' 6:4), or the name of a
-                # file of `shiftaddvit measure-latency`, which has those of each layer.
+                # dense and the shift expert (the authors' 6:4; only their ratio counts). The name of a file
+                # of `shiftaddvit measure-latency` gives each layer latencies of its own.
                 "balance_weight": 0.01,
                 "latencies": (6.0, 4.0),
                 "log_every": 50,
@@ -54,20 +51,3 @@ def default_config() -> ml_collections.ConfigDict:
         }
     )
     return config.lock()
-
-
-def read_latencies(file: str | Path) -> dict[str, tuple[float, ...]]:
-    """Both experts' latencies (dense, shift) by MoE layer, from a file of ``shiftaddvit measure-latency``.
-
-    Raises:
-      ValueError: no such file, or one of something else.
-    """
-    try:
-        layers = json.loads(Path(file).read_text())["layers"]
-        return {layer["name"]: tuple(float(latency) for latency in layer["latencies"]) for layer in layers}
-    except OSError as error:
-        raise ValueError(f"no latencies in {file}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(
-            f"{file} holds no latencies; expected what `shiftaddvit measure-latency --json` writes"
-        ) from None

@@ -21,13 +21,12 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from shiftaddvit_jax.checkpoints import load_model, save_model
 from shiftaddvit_jax.data import Dataset, load_dataset, train_iterator
-from shiftaddvit_jax.files import write_json
+from shiftaddvit_jax.files import read_latencies, write_json
 from shiftaddvit_jax.models import create_model, init_variables
 from shiftaddvit_jax.models.kinds import parse_kinds
 from shiftaddvit_jax.nn.moe import routing_loss, shift_shares
 from shiftaddvit_jax.progress import progress_bar
 from shiftaddvit_jax.reparameterize import learn_hashes, reparameterize
-from shiftaddvit_jax.train.config import read_latencies
 from shiftaddvit_jax.train.evaluate import evaluate
 
 logger = logging.getLogger(__name__)
@@ -54,21 +53,22 @@ class TrainState:
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """Train as ``config`` says and evaluate; everything written lies under ``workdir``.
+    """Train as ``config`` says and evaluate; all files go under ``workdir``.
 
-    There: ``config.json``; ``checkpoints/``, from which the same call goes on where an earlier one stopped,
-    with the same result bit for bit; ``model/``, the trained model (see `load_model`); ``history.json``; and
-    TensorBoard events.
+    The files: ``config.json``; ``checkpoints/``, from which the same call resumes a stopped run, to the same
+    result bit for bit; ``model/``, the trained model (see `load_model`); ``history.json``; and TensorBoard
+    events.
 
     Returns:
-      What `evaluate` says of the trained model on the test set, ``parameters``, and ``history`` (a list of
-      ``{"step", "loss", ...}`` with the values that were logged, ``"shift_share/LAYER"`` among them).
+      The result of `evaluate` for the trained model on the test set, with ``parameters``, and with
+      ``history``: a list of ``{"step", "loss", ...}``, the values that were logged, ``"shift_share/LAYER"``
+      among them.
 
     Raises:
       ValueError: a config that cannot work, or a workdir that holds another run or cannot be written.
       FloatingPointError: a loss that is not finite; the message names the step.
     """
-    from tensorboardX import SummaryWriter  # imports torch, where it is installed: seconds
+    from tensorboardX import SummaryWriter  # imports an installed torch, which takes seconds
 
     workdir = Path(workdir).absolute()
     dataset = load_dataset(config.data.source, config.data.path)
@@ -94,7 +94,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         learned = learn_hashes(model, state.variables, images, jax.random.key(config.seed))
         state = dataclasses.replace(state, constants={name: learned[name] for name in state.constants})
 
-    # Restored arrays are committed to their device and drawn ones are not: a mixture compiles the step twice.
+    # Restored arrays are committed to a device, new ones are not; both together would compile the step twice.
     state = jax.device_put(state, jax.devices()[0])
     history = [entry for entry in _read_history(workdir) if entry["step"] <= step]
     with manager, SummaryWriter(str(workdir), purge_step=step + 1) as writer:
@@ -108,7 +108,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
 
 
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """AdamW behind gradient clipping; warm-up, then cosine to 0; weight decay on kernels alone."""
+    """AdamW after gradient clipping; warm-up, then cosine to 0; weight decay on kernels alone."""
     schedule = learning_rate(config)
     return optax.chain(
         optax.clip_by_global_norm(config.train.clip_norm),
@@ -117,7 +117,7 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
 
 
 def _decayed(params):
-    """Which parameters decay: neither norms nor biases, nor what is added to tokens."""
+    """Which parameters decay: all but norms, biases, position embeddings, class and distillation tokens."""
     added = ("pos_embed", "cls_token", "dist_token")
     return jax.tree.map_with_path(lambda path, leaf: leaf.ndim > 1 and path[-1].key not in added, params)
 
@@ -142,7 +142,7 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Array]]:
     """One step: the next state, and the batch's losses (nats), accuracy, and tokens' shares on shift experts.
 
-    ``latencies`` are both experts', the same for all MoE layers, or pairs of a layer's name and its own.
+    ``latencies`` are both experts', for all MoE layers, or pairs of a layer's name and its two latencies.
     """
     per_layer = all(isinstance(entry, tuple) for entry in latencies)
     balanced: Any = latencies
@@ -251,7 +251,7 @@ def _model(config: ml_collections.ConfigDict, dataset: Dataset) -> nn.Module:
 
 
 def _start(config: ml_collections.ConfigDict, model: nn.Module) -> tuple[nn.Module, PyTree]:
-    """The model and its variables before the first step: drawn at random, or from a checkpoint's."""
+    """The model and its variables before the first step: drawn at random, or made from a checkpoint."""
     key = jax.random.key(config.seed)
     if not config.init_from:
         return model, init_variables(model, key)
@@ -277,7 +277,7 @@ def _initial_state(variables, optimizer):
 
 
 def _with_measured_latencies(config):
-    """``config`` with what a file of latencies says in its place: so a run that goes on is the same run."""
+    """``config`` with a file of latencies replaced by its numbers, which a resumed run then keeps."""
     latencies = config.train.latencies
     if not (len(latencies) == 1 and isinstance(latencies[0], str)):
         return config
@@ -297,7 +297,7 @@ def _check(config):
 
 
 def _claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Make ``workdir`` this config's, or find that it is."""
+    """Claim ``workdir`` for this config, or check that it already has this config."""
     mine = json.loads(config.to_json())
     file = workdir / "config.json"
     try:

@@ -1,4 +1,5 @@
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -247,7 +248,8 @@ def test_operations_of_kernels_equal_hand_counts():
 
 
 def test_peers_that_are_not_installed_are_named_with_the_extra(monkeypatch, capsys):
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda package: None)
+    for package in ("openvino", "onnx"):
+        monkeypatch.setitem(sys.modules, package, None)
     assert main(["bench", "pvt_v2_nano", "--peers", "openvino"]) == 2
     error = capsys.readouterr().err
     assert "needs openvino and onnx: pip install 'shiftaddvit-jax[peers]'" in error

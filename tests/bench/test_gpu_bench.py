@@ -19,6 +19,9 @@ def test_contestants_compute_the_same_and_take_turns():
     # On the kernels of CPUs here, which the same calls take.
     contestants = gpu_bench._context_contestants(batch=2, tokens=9, head_dim=8, codes=4, heads=3)
     np.testing.assert_allclose(contestants["tvm"](), contestants[gpu_bench.DENSE](), rtol=1e-5, atol=1e-5)
+    for numbers, tolerance in (("TF32", 2e-3), ("bfloat16", 2e-2)):
+        y = np.asarray(contestants[f"dense {numbers}"](), np.float32)
+        np.testing.assert_allclose(y, contestants[gpu_bench.DENSE](), rtol=tolerance, atol=tolerance)
     rows = gpu_bench._time(contestants, gpu_bench.DENSE, rounds=2)
     assert [row["name"] for row in rows] == list(contestants)
     assert all(row["runs"] == 2 for row in rows)

@@ -11,10 +11,10 @@ from shiftaddvit_jax.bench import latency as timing
 from shiftaddvit_jax.bench import measure_latency, profile_latency
 from shiftaddvit_jax.bench.synthetic import random_variables
 from shiftaddvit_jax.cli import main
+from shiftaddvit_jax.files import read_latencies
 from shiftaddvit_jax.main import load_config
 from shiftaddvit_jax.nn.moe import EXPERTS
 from shiftaddvit_jax.pictures import plot_expert_latency
-from shiftaddvit_jax.train.config import read_latencies
 
 MIXED = {"attention": "hamming_linear", "mlp": ("moe", "dense", "dense", "dense")}
 MOE = ["pvt_v2_nano", "--mlp", "moe"]

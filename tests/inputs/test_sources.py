@@ -95,7 +95,7 @@ def test_gray_and_transparent_files_become_rgb(tmp_path):
     Image.new("RGBA", (4, 4), (1, 2, 3, 128)).save(tmp_path / "test/a/alpha.png")
     dataset = load_dataset("folder", str(tmp_path))
     np.testing.assert_array_equal(dataset.train[0]["image"], np.full((4, 4, 3), 7))
-    np.testing.assert_array_equal(dataset.test[0]["image"][0, 0], [1, 2, 3])
+    np.testing.assert_array_equal(dataset.test[0]["image"][0, 0], [128, 128, 129])  # half white
 
 
 @pytest.mark.parametrize("compress", [False, True])

@@ -21,7 +21,7 @@ DESCRIPTIONS = [
     HeadDescription(MOE, 35, 1e-6),
     MlpDescription(MOE, LinearDescription("moe", 80, 48, 4, "int8"), 1e-6, 35, (5, 7)),
     HammingLinearDescription(
-        LinearDescription("dense", 48, 144), LinearDescription("shift", 48, 48), 3, 35, True, 1e-6
+        LinearDescription("dense", 48, 144), LinearDescription("shift", 48, 48), 3, 35, 1e-6, True
     ),
     PatchEmbedDescription(LinearDescription("dense", 27, 48), 9, 11, 3, 3, 2, 1e-5),
 ]

@@ -41,7 +41,7 @@ EVERY_KERNEL = [
     *MATADDS,
     MLP,
     Kernel("linear", mixture(48, 80)),
-    Kernel("hamming_linear", HammingLinearDescription(mixture(48, 144), mixture(48, 48), 2, 35, True, 1e-6)),
+    Kernel("hamming_linear", HammingLinearDescription(mixture(48, 144), mixture(48, 48), 2, 35, 1e-6, True)),
     Kernel("softmax_attention", SoftmaxAttentionDescription(mixture(48, 144), mixture(48, 48), 2, 35, 1e-6)),
     Kernel(
         "patch_embed", PatchEmbedDescription(LinearDescription("dense", 9 * 16, 48), 9, 6, 16, 3, 2, 1e-5)

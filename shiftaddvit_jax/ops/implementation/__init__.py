@@ -1,4 +1,4 @@
-"""What lies below every op: the choice between XLA and the TVM kernels, and the kernels as custom calls."""
+"""Below every op: the choice between XLA and the TVM kernels, and the kernels as custom calls."""
 
 from shiftaddvit_jax.ops.implementation.choice import (
     IMPLEMENTATIONS,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from shiftaddvit_jax.names import IMPLEMENTATIONS
 from shiftaddvit_jax.ops.implementation.custom_call import (
     on_gpu,
     recording_for_gpu,
@@ -17,10 +18,9 @@ from shiftaddvit_jax.ops.implementation.custom_call import (
 )
 from shiftaddvit_jax.validation import check_choice
 
-# "tvm_shift" is "tvm" with MatShift's products made of shifts and additions alone: its int8 products, and on
-# GPUs its float32 ones too.
+# "tvm_shift" is "tvm", but MatShift's int8 products use shifts and additions alone; on GPUs its float32
+# products do too.
 Implementation = Literal["xla", "tvm", "tvm_shift"] | None
-IMPLEMENTATIONS = ("xla", "tvm", "tvm_shift")
 
 
 def run_op(
@@ -32,9 +32,10 @@ def run_op(
     unsupported: str | None = None,
     prefer: bool | None = None,
 ) -> Any:
-    """What an op computes from ``arrays``: by its TVM kernel, or by its reference, which XLA runs.
+    """The result of an op on ``arrays``, from its TVM kernel or from its reference, which XLA runs.
 
-    Both are functions of the arrays. The other arguments, and the errors, are those of `uses_tvm`.
+    ``kernel`` and ``reference`` are functions of the arrays. `uses_tvm` describes the other arguments and the
+    errors.
     """
     if not uses_tvm(op, implementation, unsupported, prefer, arrays):
         return reference(*arrays)
@@ -48,16 +49,17 @@ def uses_tvm(
     prefer: bool | None = None,
     arrays: PyTree = (),
 ) -> bool:
-    """Whether ``op`` is to run its TVM kernel.
+    """Whether ``op`` runs its TVM kernel.
 
-    ``None`` takes it where it is the better choice and runs here, and XLA otherwise.
+    With ``None``, the kernel runs where it can and is the better choice; otherwise XLA runs.
 
     Args:
-      op: its name, for messages.
+      op: the op's name, for messages.
       implementation: what the caller asked for.
       unsupported: why there is no kernel for these shapes or dtypes, None if there is one.
-      prefer: whether the kernel is the better choice, as where weights are packed; by default it is on GPUs.
-      arrays: what the op computes from. Empty ones are left to XLA: no kernel takes them.
+      prefer: whether the kernel is the better choice, for instance because weights are packed; by default,
+        whether kernels run on a GPU.
+      arrays: the op's inputs. If one is empty, XLA runs: no kernel takes empty arrays.
 
     Raises:
       ValueError: an unknown implementation, or TVM asked for where it can't run.
@@ -74,9 +76,9 @@ def uses_tvm(
 
 
 def with_gradient(implementation: Implementation, kernel: Callable, reference: Callable) -> Callable:
-    """``kernel``, a function of arrays, with the gradient of ``reference``, which is XLA's.
+    """``kernel`` with the gradient of ``reference``, which XLA runs; both are functions of the same arrays.
 
-    ``None`` leaves the forward pass that a gradient needs to XLA too, on GPUs, where training is XLA's.
+    On GPUs all training is XLA's: there, with ``None``, XLA also runs the forward pass of a gradient.
     """
     if implementation is None and on_gpu():
         return unless_differentiated(where_it_runs(kernel, reference), reference)
@@ -84,7 +86,7 @@ def with_gradient(implementation: Implementation, kernel: Callable, reference: C
 
 
 def float32_only(*arrays: Array) -> str | None:
-    """Why arrays have no kernel that computes in float32, None if they have one."""
+    """Why a kernel that computes in float32 can't take ``arrays``, None if it can."""
     others = [str(array.dtype) for array in arrays if array.dtype != jnp.float32]
     return f"its kernel computes in float32, not {others[0]}" if others else None
 

@@ -17,19 +17,20 @@ from kernels_tvm.gpu import library as gpu_library
 from kernels_tvm.gpu.targets import GpuTarget, supporting_target
 from kernels_tvm.runtime import once
 from kernels_tvm.store import Kernel
+from shiftaddvit_jax.optional import how_to_install
 
 
 @cache
 def unavailable() -> str | None:
-    """Why no TVM kernel runs here, in one line; None if they do."""
+    """Why no TVM kernel runs here, in one line; None if kernels run."""
     if jax.default_backend() not in ("cpu", "gpu"):
         return f"TVM kernels run on CPU and GPU, and JAX runs on {jax.default_backend()!r}"
     if not store.is_installed():
-        return "TVM is not installed (pip install 'shiftaddvit-jax[tvm]')"
+        return f"TVM is not installed ({how_to_install('tvm')})"
     if on_gpu() and gpu_target() is None:
         return "this GPU is not among the kernels' targets"
     if on_gpu():
-        wanted = "TVM finds no CUDA 13 runtime (pip install 'shiftaddvit-jax[gpu]'; driver 580 or newer)"
+        wanted = f"TVM finds no CUDA 13 runtime ({how_to_install('gpu')}; driver 580 or newer)"
         return None if gpu_library.has_runtime() else wanted
     if library.host_target() is None:
         return "this CPU is not among the kernels' targets"
@@ -42,18 +43,18 @@ def on_gpu() -> bool:
 
 
 def recording_for_gpu() -> bool:
-    """Whether `record_kernels` notes the kernels of a GPU that need not be here."""
+    """Whether `record_kernels` records GPU kernels, which needs no GPU here."""
     return _for_gpu.get()
 
 
 def gpu_target() -> GpuTarget | None:
-    """What the GPU's kernels are compiled for, None if it is of no kind that there are kernels for."""
+    """The target that this GPU's kernels are compiled for, None if no target supports it."""
     capability = getattr(jax.devices()[0], "compute_capability", None)
     return supporting_target(capability) if capability else None
 
 
 def call_kernel(kernel: Kernel, outputs: Sequence[jax.ShapeDtypeStruct], *arguments: Array) -> list[Array]:
-    """The outputs of a kernel. No gradient; under vmap it is called once for each element."""
+    """The outputs of a kernel, without a gradient. Under vmap the kernel is called once for each element."""
     recorded = _recorded.get()
     if recorded is not None:
         recorded[kernel] = [(array.shape, array.dtype.name) for array in (*arguments, *outputs)]
@@ -78,10 +79,10 @@ _for_gpu: ContextVar[bool] = ContextVar("for_gpu", default=False)
 def record_kernels(
     for_gpu: bool = False,
 ) -> Generator[dict[Kernel, list[tuple[tuple[int, ...], str]]]]:
-    """Within it, calls are noted instead of made: kernels, with the shapes and dtypes they are called with.
+    """Record kernels instead of calling them: each with the shapes and dtypes of its arguments and outputs.
 
-    Outputs follow arguments. For tracing alone, as by `jax.eval_shape`. ``for_gpu`` takes the kernels of
-    GPUs, wherever this runs.
+    Arguments come first, then outputs. A recorded call returns zeros, so this is for tracing alone, as by
+    `jax.eval_shape`. ``for_gpu`` records GPU kernels on any machine.
     """
     kernels = {}
     tokens = _recorded.set(kernels), _for_gpu.set(for_gpu)
@@ -100,10 +101,11 @@ def _register(kernel: Kernel) -> str:
 
 
 def _choose_waiting() -> None:
-    """Unless the environment says how long TVM's threads wait awake: longer where they have one caller.
+    """Let TVM's waiting threads stay awake longer if one thread calls all kernels.
 
-    With ``jax_cpu_enable_async_dispatch`` off, a program's kernels run in the thread that calls it. Its TVM
-    threads then stay awake for a millisecond, until the next call comes. For the others see `runtime.start`.
+    With ``jax_cpu_enable_async_dispatch`` off, a program's kernels run in the thread that calls it. TVM's
+    threads then stay awake for a millisecond, ready for the next call. `runtime.start` sets the time of other
+    programs; a time from the environment is kept.
     """
     if not jax.config.read("jax_cpu_enable_async_dispatch"):
         os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "2000")
@@ -111,7 +113,7 @@ def _choose_waiting() -> None:
 
 @once
 def _register_gpu(kernel: Kernel, target: GpuTarget) -> str:
-    # Launches go to JAX's stream, and nothing else happens, so a CUDA graph may record them.
+    # A call does nothing but launch on JAX's stream, so a CUDA graph may record it.
     entry, function = gpu_library.entry_name(kernel, target), gpu_library.load(kernel, target)
     return _register_function(entry, function, platform="gpu", allow_cuda_graph=True)
 
@@ -125,9 +127,9 @@ def _register_function(entry, function, **settings):
 
 
 def unless_differentiated(kernel: Callable, reference: Callable) -> Callable:
-    """``kernel`` where nothing differentiates its result, and where something does ``reference`` alone.
+    """``kernel`` where its result is not differentiated, ``reference`` alone where it is.
 
-    Both are functions of the same arrays. So XLA runs the whole of a training step, and forward mode too.
+    Both are functions of the same arrays. XLA thus runs a whole training step, and forward mode too.
     """
     function = jax.custom_jvp(kernel)
     function.defjvp(lambda arguments, tangents: jax.jvp(reference, arguments, tangents))
@@ -140,7 +142,7 @@ def where_it_runs(kernel: Callable, reference: Callable) -> Callable:
     def compiled(*arguments):
         try:
             return kernel(*arguments)
-        except RuntimeError as error:  # the compiler's, or that there is none; nothing runs yet
+        except RuntimeError as error:  # the compiler failed or is missing; nothing has run yet
             warnings.warn(f"XLA computes what TVM has a kernel for: {error}", stacklevel=2)
             return reference(*arguments)
 
@@ -148,10 +150,10 @@ def where_it_runs(kernel: Callable, reference: Callable) -> Callable:
 
 
 def with_xla_gradient(forward: Callable, reference: Callable) -> Callable:
-    """``forward``, with the derivatives of ``reference``: a function of the same arrays that XLA runs.
+    """``forward`` with the derivatives of ``reference``, a function of the same arrays that XLA runs.
 
-    In forward mode and in reverse mode. Where something differentiates the result, its value still is that
-    of ``forward``; where nothing does, ``reference`` does not run.
+    Derivatives work in forward and in reverse mode. The value always comes from ``forward``; ``reference``
+    runs only for derivatives.
     """
     function = jax.custom_jvp(forward)
 

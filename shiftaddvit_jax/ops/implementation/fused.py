@@ -1,7 +1,7 @@
-"""Several ops in one TVM kernel: a linear layer, an MLP, an attention, each with all that it reads once.
+"""Several ops in one TVM kernel: a linear layer, a head, an MLP, a patch embedding or an attention.
 
-Each takes the kernel's description, the arrays that the description asks for by name, and returns what the
-same modules compute op by op.
+Each function takes the kernel's description, the arrays that the description names, and the input ``x``. The
+result equals what the same modules compute op by op.
 """
 
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ from jaxtyping import Array, Float
 
 from kernels_tvm.descriptions import (
     LANES,
+    AttentionDescription,
     HammingLinearDescription,
     HeadDescription,
     LinearDescription,
     MlpDescription,
     PatchEmbedDescription,
-    SoftmaxAttentionDescription,
     joined,
     round_up,
 )
@@ -67,7 +67,7 @@ def fused_patch_embed(
 
 
 def fused_attention(
-    attention: HammingLinearDescription | SoftmaxAttentionDescription,
+    attention: AttentionDescription,
     arrays: Arrays,
     x: Float[Array, "batch tokens channels"],
 ) -> Float[Array, "batch tokens channels"]:
@@ -79,7 +79,7 @@ def fused_attention(
 
 
 def _in_order(description, arrays):
-    """The arrays as the kernel takes them, padded with zeros to the sizes that it asks for."""
+    """The arrays in the kernel's order, padded with zeros to the kernel's sizes."""
     ordered = {
         name: _padded(arrays[name], shape).astype(dtype) for name, shape, dtype in description.arguments()
     }

@@ -1,4 +1,4 @@
-"""The subject of pictures and pages: a model, its variables, and what its folder says of its training."""
+"""The subject of reports, pictures and pages: a model, its variables, and what its folder says of it."""
 
 import json
 import warnings
@@ -12,9 +12,8 @@ import numpy as np
 from jaxtyping import Float, PyTree, UInt8
 
 from shiftaddvit_jax.checkpoints import load_model
-from shiftaddvit_jax.data import load_dataset
+from shiftaddvit_jax.data import decode_file, load_dataset
 from shiftaddvit_jax.data.pipeline import normalize, resize
-from shiftaddvit_jax.data.sources import decode_file
 from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.pack import pack
 
@@ -101,7 +100,7 @@ def example_pixels(subject: Subject, count: int, files: Sequence[str | Path] = (
     """
     side = subject.model.image_size
     if files:
-        return np.stack([resize(decode_file(Path(file)), side) for file in files])
+        return np.stack([resize(decode_file(file), side) for file in files])
     if subject.data is None:
         raise ValueError(f"{subject.name} does not say what it was trained on; give images with --images")
     examples = load_dataset(*subject.data).test

@@ -1,0 +1,142 @@
+"""Image files, read as a viewer shows them."""
+
+import io
+import threading
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+
+# The files that folders are searched for. What is in a file, its first bytes say, whatever its name.
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+# Pillow's names of the decoders that may run. Some others start a program: Ghostscript, for PostScript.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+# Where Pillow takes an image for a decompression bomb: twice the pixels whose RGB fills a quarter of a GiB.
+MAX_PIXELS = 178_956_970
+BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
+
+_pillows_limit = threading.Lock()
+# What undoes each EXIF orientation but 1, the upright one.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode_file(source: str | Path | bytes | BinaryIO | Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    """The RGB pixels of an image file: upright, opaque, 8 bits a channel.
+
+    - EXIF's orientation is undone.
+    - Transparent pixels lie on white, so no hidden colour is seen.
+    - 16-bit gray is divided by 257 and rounded. That is the file's scale, also if a camera filled 12 of its
+      16 bits. 16-bit colours keep their high byte, at most 1 from the rounded quotient.
+    - Floating-point gray is in [0, 1], or in [0, 255] if a pixel is above 1.
+    - CMYK becomes RGB by (255 - ink) (255 - black) / 255, LAB by its definition. Colour profiles are ignored,
+      as transformers, timm and torchvision ignore them.
+    - Of several frames or pages, the first is read.
+
+    Args:
+      source: the path of a JPEG, PNG, WebP, BMP, TIFF or GIF file, whatever its suffix; the bytes of one; a
+        binary file with one; or an image that Pillow opened.
+
+    Raises:
+      ValueError: a file that is missing, damaged, cut off or none of these; more than `MAX_PIXELS` pixels;
+        integers of 32 bits, or floating-point numbers out of range. In one line, with the file's name.
+    """
+    name = source if isinstance(source, str | Path) else getattr(source, "name", None) or "the image"
+    try:
+        if isinstance(source, Image.Image):
+            return _upright_rgb(source)
+        with _open(source) as image:
+            return _upright_rgb(image)
+    except FileNotFoundError:
+        raise ValueError(f"no image file at {name}") from None
+    except UnidentifiedImageError:
+        reason = "it is no whole JPEG, PNG, WebP, BMP, TIFF or GIF file"
+    except Exception as error:  # a damaged file can lead Pillow's decoders to any
+        reason = " ".join(str(error).split()) or type(error).__name__
+    raise ValueError(f"{name} cannot be read as an image: {reason}")
+
+
+def _open(source):
+    if isinstance(source, bytes):
+        source = io.BytesIO(source)
+    elif isinstance(source, str | Path):
+        source = Path(source)
+        if source.exists() and not source.is_file():  # a pipe would be waited for
+            raise ValueError(f"it is {'a folder' if source.is_dir() else 'no regular file'}")
+    with _pillows_limit:  # one for the process, with a warning at half of it; MAX_PIXELS is the limit here
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(source, formats=FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _upright_rgb(image):
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"it has {width} x {height} pixels; at most {MAX_PIXELS:,} are read")
+    _scale_transparent_color(image)
+    image.load()  # all that a file says of its image may come after the pixels
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # the image is whole, what is said of it is not
+        orientation = None
+    rgb = _to_rgb(image)
+    return np.asarray(rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb)
+
+
+def _scale_transparent_color(image):
+    """Scale a PNG's transparent colour as Pillow scales the pixels, to 8 bits a channel."""
+    color = image.info.get("transparency")
+    packing = image.tile[0].args if image.format == "PNG" and image.tile else None
+    if color is None or packing not in ("L;2", "L;4", "RGB;16B"):
+        return
+    if packing == "RGB;16B":  # colours that share the high bytes are transparent with it
+        image.info["transparency"] = tuple(value >> 8 for value in color)
+    else:
+        image.info["transparency"] = color * {"L;2": 85, "L;4": 17}[packing]
+
+
+def _to_rgb(image):
+    if image.mode == "I":
+        raise ValueError("its pixels are 32-bit or signed integers, of unknown range; save 8 or 16 bits")
+    if image.mode == "F" or image.mode.startswith("I;16"):
+        gray = _gray_from_floats(image) if image.mode == "F" else _gray_from_16_bits(image)
+        return Image.fromarray(gray).convert("RGB")
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(image)
+    if image.has_transparency_data:
+        background = Image.new("RGBA", image.size, (*BACKGROUND, 255))
+        image = Image.alpha_composite(background, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _gray_from_16_bits(image):
+    values = np.asarray(image).astype(np.uint32)
+    gray = _black_is_zero(image, ((values + 128) // 257).astype(np.uint8))
+    return np.where(values == image.info.get("transparency"), np.uint8(BACKGROUND[0]), gray)
+
+
+def _gray_from_floats(image):
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if not 0 <= low <= high <= 255:  # or a number is NaN
+        raise ValueError(f"its pixels are from {low:g} to {high:g}; expected [0, 1] or [0, 255]")
+    return _black_is_zero(image, np.round(values * (1 if high > 1 else 255)).astype(np.uint8))
+
+
+def _black_is_zero(image, gray):
+    """``gray``, inverted if it is a TIFF's whose white is zero; Pillow does so up to 8 bits alone."""
+    is_tiff = image.format == "TIFF"
+    photometric = image.tag_v2.get(262) if is_tiff else None
+    return 255 - gray if photometric == 0 else gray

@@ -1,0 +1,34 @@
+"""The names that a person chooses among: below every floor, and importing nothing, so that help is quick.
+
+What is behind a name is on the floor that knows it; `tests/test_names.py` holds its tables to these.
+"""
+
+# Of layers.
+ATTENTION_KINDS = (
+    "msa",
+    "sra",
+    "linear_sra",
+    "linear",
+    "performer",
+    "ecoformer",
+    "hamming_linear",
+    "hamming_ksh",
+    "hamming_quadratic",
+)
+LINEAR_KINDS = ("dense", "shift", "moe")
+
+# Of how they are computed.
+IMPLEMENTATIONS = ("xla", "tvm", "tvm_shift")
+PRECISIONS = ("float32", "bfloat16")
+
+# Of images, and of pictures.
+SOURCES = ("digits", "folder", "idx")
+PICTURES = ("energy", "latency", "pareto", "routing", "attention", "weights", "training", "shares")
+
+# Of what is compared, and how.
+PEERS = ("onnxruntime", "openvino", "torch")
+NUMBER_FORMATS = ("float32", "float16", "int32", "int8")
+PAPER_MODELS = ("pvt_tiny", "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "deit_tiny")
+
+# The balancing loss's aim with the authors' latencies, 6 : 4: both experts take the same time.
+SHIFT_SHARE = 0.6

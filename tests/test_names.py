@@ -1,0 +1,34 @@
+"""The names that the command line shows are those of the tables behind them."""
+
+import ast
+import inspect
+from pathlib import Path
+from typing import get_args
+
+import shiftaddvit_jax as sav
+from shiftaddvit_jax import names
+from shiftaddvit_jax.bench.models import PEERS
+from shiftaddvit_jax.costs.energy import FORMATS
+from shiftaddvit_jax.nn import attention
+from shiftaddvit_jax.ops.implementation import Implementation
+from shiftaddvit_jax.ops.precision import CONV_GENERAL_DILATED, DOT_GENERAL, Precision
+from shiftaddvit_jax.pictures.gallery import PICTURES
+
+
+def test_every_table_has_the_names_that_help_shows():
+    assert tuple(attention._KINDS) == names.ATTENTION_KINDS
+    assert tuple(PICTURES) == names.PICTURES
+    assert tuple(PEERS) == names.PEERS
+    assert tuple(FORMATS) == names.NUMBER_FORMATS
+    assert tuple(DOT_GENERAL) == tuple(CONV_GENERAL_DILATED) == get_args(Precision) == names.PRECISIONS
+    assert get_args(get_args(Implementation)[0]) == names.IMPLEMENTATIONS
+    assert set(names.PAPER_MODELS) <= set(sav.list_models())
+
+
+def test_type_checkers_see_what_the_package_has():
+    """The imports for type checkers, ``__all__`` and the table of modules are one list."""
+    (checked,) = (node for node in ast.parse(Path(sav.__file__).read_text()).body if isinstance(node, ast.If))
+    seen = {name.name: node.module for node in checked.body for name in node.names}
+    assert seen == {name: f"shiftaddvit_jax.{module}" for name, module in sav._MODULE_OF.items()}
+    assert sorted(seen) == sav.__all__ == sorted(sav.__all__)
+    assert all(inspect.isfunction(getattr(sav, name)) for name in sav.__all__)
