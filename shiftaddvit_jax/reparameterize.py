@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from shiftaddvit_jax.models.kinds import stage_attention, stage_kinds
 from shiftaddvit_jax.models.registry import model_family
@@ -57,7 +57,7 @@ def reparameterize(
     attention: str | Sequence[str] | None = None,
     mlp: str | Sequence[str] | None = None,
     projections: str | Sequence[str] | None = None,
-    key: Array | None = None,
+    key: PRNGKeyArray | None = None,
 ) -> tuple[nn.Module, PyTree]:
     """``model`` with other attentions or linear layers, and its variables made from ``variables``.
 
@@ -102,7 +102,7 @@ def reparameterization_report(
 
 
 def learn_hashes(
-    model: nn.Module, variables: PyTree, images: Float[Array, "batch height width 3"], key: Array
+    model: nn.Module, variables: PyTree, images: Float[Array, "batch height width 3"], key: PRNGKeyArray
 ) -> PyTree:
     """``variables`` with every hash learned from the tokens of ``images``, layer after layer.
 
@@ -114,7 +114,7 @@ def learn_hashes(
     return {**variables, **learned}
 
 
-def redraw_features(variables: PyTree, key: Array) -> PyTree:
+def redraw_features(variables: PyTree, key: PRNGKeyArray) -> PyTree:
     """``variables`` with the random features of every ``"performer"`` attention drawn anew from ``key``."""
     if "features" not in variables:
         return variables

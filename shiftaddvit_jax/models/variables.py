@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from shiftaddvit_jax.models.inspect import on_xla
 from shiftaddvit_jax.nn import ShiftDense
@@ -16,7 +16,7 @@ from shiftaddvit_jax.nn import ShiftDense
 _COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
 
 
-def init_function(model: nn.Module) -> Callable[[Array], PyTree]:
+def init_function(model: nn.Module) -> Callable[[PRNGKeyArray], PyTree]:
     """The function from a random key to ``model``'s variables, at the model's own image size."""
     return lambda key: model.init(key, jnp.zeros((1, model.image_size, model.image_size, 3)))
 
@@ -41,13 +41,13 @@ def _skip_shift_products(call, arguments, keywords, context):
     return call(*arguments, **keywords)
 
 
-def init_variables(model: nn.Module, key: Array) -> PyTree:
+def init_variables(model: nn.Module, key: PRNGKeyArray) -> PyTree:
     """``model``'s variables, drawn from ``key``."""
     # Under jit the forward pass is dead code.
     return jax.jit(init_function(model), compiler_options=_COMPILE_QUICKLY)(key)
 
 
-def init_named(model: nn.Module, names: Collection[str], key: Array) -> dict[str, Array]:
+def init_named(model: nn.Module, names: Collection[str], key: PRNGKeyArray) -> dict[str, Array]:
     """The variables ``names`` of ``model``, such as ``params/head/bias``, drawn from ``key``."""
 
     # As in `init_variables`, what the names do not need is dead code.

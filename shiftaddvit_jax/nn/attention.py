@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from shiftaddvit_jax.names import ATTENTION_KINDS
 from shiftaddvit_jax.nn.linear import make_linear, make_patch_conv
@@ -226,7 +226,7 @@ class PerformerAttention(Attention):
         return self.output(y.astype(v.dtype), train)
 
 
-def orthogonal_features(key: Array, features: int, head_dim: int) -> Float[Array, "features head_dim"]:
+def orthogonal_features(key: PRNGKeyArray, features: int, head_dim: int) -> Float[Array, "features head_dim"]:
     """Gaussian vectors, orthogonal within each block of ``head_dim`` consecutive ones."""
     direction_key, length_key = jax.random.split(key)
     blocks = -(-features // head_dim)

@@ -269,7 +269,7 @@ def routing_loss(
     return jnp.mean(jnp.stack(losses)) if losses else jnp.zeros((), jnp.float32)
 
 
-def routing_layers(routing: PyTree) -> dict[str, dict[str, Array]]:
+def routing_layers(routing: PyTree) -> dict[str, dict[str, Float[Array, "experts"]]]:
     """The statistics in a ``"routing"`` collection by the layer's name, as in ``stage1/block1/mlp/fc1``."""
     layers: dict[str, dict[str, Array]] = {}
     leaves: dict[tuple[str, ...], Any] = flatten_dict(routing)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from shiftaddvit_jax.ops.binarize import binarize
 from shiftaddvit_jax.optional import require
@@ -60,7 +60,7 @@ def hash_codes(
 
 @partial(jax.jit, static_argnames=("bits", "anchors"))
 def learn_hash(
-    key: Array, x: Float[Array, "batch heads tokens head_dim"], bits: int = 16, anchors: int = 20
+    key: PRNGKeyArray, x: Float[Array, "batch heads tokens head_dim"], bits: int = 16, anchors: int = 20
 ) -> KernelHash:
     """Learn a hash of tokens such as ``x``, bit after bit.
 

@@ -6,7 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from shiftaddvit_jax.validation import check_choice
 
@@ -30,7 +30,7 @@ def power_of_two_codes(
     weight: Float[Array, "*shape"],
     weight_bits: int = 5,
     rounding: Rounding = "deterministic",
-    key: Array | None = None,
+    key: PRNGKeyArray | None = None,
 ) -> tuple[Int[Array, "*shape"], Int[Array, "*shape"]]:
     """The sign (-1, 0, 1) and the exponent of the nearest power of two, both int8.
 
@@ -63,7 +63,7 @@ def power_of_two(
     weight: Float[Array, "*shape"],
     weight_bits: int = 5,
     rounding: Rounding = "deterministic",
-    key: Array | None = None,
+    key: PRNGKeyArray | None = None,
 ) -> Float[Array, "*shape"]:
     """``weight`` rounded to sign * 2^exponent (see `power_of_two_codes`), in its own dtype.
 

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import struct
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from shiftaddvit_jax.checkpoints import load_model, save_model
 from shiftaddvit_jax.data import Dataset, load_dataset, train_iterator
@@ -138,7 +138,7 @@ def train_step(
     latencies: tuple[float, ...] | tuple[tuple[str, tuple[float, ...]], ...],
     state: TrainState,
     batch: dict[str, Array],
-    key: Array,
+    key: PRNGKeyArray,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One step: the next state, and the batch's losses (nats), accuracy, and tokens' shares on shift experts.
 

@@ -27,7 +27,9 @@ from shiftaddvit_jax.ops.implementation.custom_call import call_kernel, on_gpu
 Arrays = Mapping[str, Array]
 
 
-def fused_linear(linear: LinearDescription, arrays: Arrays, x: Float[Array, "*batch inputs"]) -> Array:
+def fused_linear(
+    linear: LinearDescription, arrays: Arrays, x: Float[Array, "*batch inputs"]
+) -> Float[Array, "*batch outputs"]:
     """``x`` through a linear layer of any kind, float32."""
     rows = x.reshape(-1, linear.inputs)
     output = jax.ShapeDtypeStruct((rows.shape[0], linear.outputs), jnp.float32)
@@ -35,14 +37,18 @@ def fused_linear(linear: LinearDescription, arrays: Arrays, x: Float[Array, "*ba
     return y.reshape(*x.shape[:-1], linear.outputs)
 
 
-def fused_head(head: HeadDescription, arrays: Arrays, x: Float[Array, "batch tokens channels"]) -> Array:
-    """The mean of the normalized tokens through a linear layer, [batch, outputs], float32."""
+def fused_head(
+    head: HeadDescription, arrays: Arrays, x: Float[Array, "batch tokens channels"]
+) -> Float[Array, "batch outputs"]:
+    """The mean of the normalized tokens through a linear layer, float32."""
     output = jax.ShapeDtypeStruct((x.shape[0], head.projection.outputs), jnp.float32)
     (y,) = call_kernel(Kernel("head", head), [output], x, *_in_order(head, arrays))
     return y
 
 
-def fused_mlp(mlp: MlpDescription, arrays: Arrays, x: Float[Array, "batch tokens channels"]) -> Array:
+def fused_mlp(
+    mlp: MlpDescription, arrays: Arrays, x: Float[Array, "batch tokens channels"]
+) -> Float[Array, "batch tokens channels"]:
     """Return x + mlp(norm(x)), float32."""
     output = jax.ShapeDtypeStruct(x.shape, jnp.float32)
     (y,) = call_kernel(Kernel("mlp", mlp), [output], x, *_in_order(mlp, arrays))
@@ -51,8 +57,8 @@ def fused_mlp(mlp: MlpDescription, arrays: Arrays, x: Float[Array, "batch tokens
 
 def fused_patch_embed(
     embed: PatchEmbedDescription, arrays: Arrays, x: Float[Array, "batch height width channels"]
-) -> Array:
-    """The tokens of a patch embedding, [batch, rows, columns, features], float32."""
+) -> Float[Array, "batch rows columns features"]:
+    """The tokens of a patch embedding, float32."""
     rows, columns = embed.grid
     output = jax.ShapeDtypeStruct((x.shape[0], rows * columns, embed.projection.outputs), jnp.float32)
     images = x.reshape(x.shape[0], -1)
@@ -64,7 +70,7 @@ def fused_attention(
     attention: AttentionDescription,
     arrays: Arrays,
     x: Float[Array, "batch tokens channels"],
-) -> Array:
+) -> Float[Array, "batch tokens channels"]:
     """Return x + attention(norm(x)), float32."""
     name = "hamming_linear" if isinstance(attention, HammingLinearDescription) else "softmax_attention"
     output = jax.ShapeDtypeStruct(x.shape, jnp.float32)
