@@ -1,7 +1,16 @@
 """Models on disk: this project's, and those that others trained."""
 
+from shiftaddvit_jax.checkpoints.preprocessing import from_timm, from_transformers
 from shiftaddvit_jax.checkpoints.pretrained import load_pretrained, save_safetensors
 from shiftaddvit_jax.checkpoints.store import load_model, save_model
 from shiftaddvit_jax.checkpoints.to_onnx import save_onnx
 
-__all__ = ["load_model", "load_pretrained", "save_model", "save_onnx", "save_safetensors"]
+__all__ = [
+    "from_timm",
+    "from_transformers",
+    "load_model",
+    "load_pretrained",
+    "save_model",
+    "save_onnx",
+    "save_safetensors",
+]

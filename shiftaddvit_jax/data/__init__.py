@@ -2,6 +2,7 @@
 
 from shiftaddvit_jax.data.images import decode_file
 from shiftaddvit_jax.data.pipeline import evaluation_batches, load_image, normalize, train_iterator
+from shiftaddvit_jax.data.preprocessing import preprocess
 from shiftaddvit_jax.data.sources import Dataset, load_dataset
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "load_dataset",
     "load_image",
     "normalize",
+    "preprocess",
     "train_iterator",
 ]

@@ -10,13 +10,13 @@ from PIL import Image
 
 from shiftaddvit_jax.data.images import decode_file
 from shiftaddvit_jax.data.sources import Examples
+from shiftaddvit_jax.models.preprocessing import IMAGENET_DEVIATION, IMAGENET_MEAN
 from shiftaddvit_jax.optional import require
 from shiftaddvit_jax.validation import check_choice
 
 AUGMENTATIONS = ("none", "affine", "crop_flip")
-# ImageNet's, per channel, for pixels in [0, 1]; published weights were trained with them.
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-STANDARD_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
+MEAN = np.array(IMAGENET_MEAN, np.float32)
+STANDARD_DEVIATION = np.array(IMAGENET_DEVIATION, np.float32)
 
 
 def normalize(image: UInt8[np.ndarray, "*shape 3"]) -> Float[np.ndarray, "*shape 3"]:

@@ -1,12 +1,20 @@
 """Whole models, and the tables of their variants."""
 
+from shiftaddvit_jax.models.preprocessing import Preprocessing
 from shiftaddvit_jax.models.pvt import PyramidVisionTransformer
 from shiftaddvit_jax.models.pvt_v2 import PyramidVisionTransformerV2
-from shiftaddvit_jax.models.registry import create_model, list_models, model_arguments, model_row
+from shiftaddvit_jax.models.registry import (
+    create_model,
+    list_models,
+    model_arguments,
+    model_preprocessing,
+    model_row,
+)
 from shiftaddvit_jax.models.variables import count_parameters, init_variables
 from shiftaddvit_jax.models.vit import VisionTransformer
 
 __all__ = [
+    "Preprocessing",
     "PyramidVisionTransformer",
     "PyramidVisionTransformerV2",
     "VisionTransformer",
@@ -15,5 +23,6 @@ __all__ = [
     "init_variables",
     "list_models",
     "model_arguments",
+    "model_preprocessing",
     "model_row",
 ]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from shiftaddvit_jax.models.position import Interpolation, resize_position_embeddings
+from shiftaddvit_jax.models.preprocessing import Preprocessing
 from shiftaddvit_jax.models.pyramid import SIDES, SR_RATIOS, STAGES, check_size, reductions, stage_arguments
 from shiftaddvit_jax.nn import Block, Primitives, make_layer_norm, make_linear, make_patch_conv
 from shiftaddvit_jax.nn.norm import PATCH_EPSILON
@@ -159,6 +160,10 @@ class PyramidVisionTransformer(nn.Module):
         return logits.astype(jnp.float32)
 
 
+# As the authors evaluate it (https://github.com/whai362/PVT, datasets.py): resized by 256 / 224, bicubic.
+PREPROCESSING = Preprocessing(size=224, resize_to=256)
+
+
 def _variant(depths):
     return {
         "embed_dims": (64, 128, 320, 512),
@@ -167,7 +172,7 @@ def _variant(depths):
         "mlp_ratios": (8, 8, 4, 4),
         "sr_ratios": SR_RATIOS,
         "attention": ("sra",) * STAGES,
-        "image_size": 224,
+        "preprocessing": PREPROCESSING,
     }
 
 

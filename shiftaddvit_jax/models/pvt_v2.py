@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from shiftaddvit_jax.models.preprocessing import Preprocessing
 from shiftaddvit_jax.models.pyramid import SIDES, SR_RATIOS, STAGES, check_size, reductions, stage_arguments
 from shiftaddvit_jax.nn import Block, Conv, Primitives, make_layer_norm, make_linear
 from shiftaddvit_jax.nn.norm import PATCH_EPSILON
@@ -188,8 +189,17 @@ class PyramidVisionTransformerV2(nn.Module):
         return logits.astype(jnp.float32)
 
 
+# As the authors evaluate it (https://github.com/whai362/PVT, datasets.py): resized by 256 / 224, bicubic.
+PREPROCESSING = Preprocessing(size=224, resize_to=256)
+
+
 def _variant(
-    embed_dims, depths, num_heads=(1, 2, 5, 8), mlp_ratios=(8, 8, 4, 4), image_size=224, linear=False
+    embed_dims,
+    depths,
+    num_heads=(1, 2, 5, 8),
+    mlp_ratios=(8, 8, 4, 4),
+    preprocessing=PREPROCESSING,
+    linear=False,
 ):
     return {
         "embed_dims": embed_dims,
@@ -199,13 +209,19 @@ def _variant(
         "mlp_relu": linear,
         "sr_ratios": SR_RATIOS,
         "attention": ("linear_sra" if linear else "sra",) * STAGES,
-        "image_size": image_size,
+        "preprocessing": preprocessing,
     }
 
 
-# Table 1 of the paper; nano is this project's own, for images of 32 x 32 pixels.
+# Table 1 of the paper; nano is this project's own, for images of 32 x 32 pixels, all of the centre.
 VARIANTS = {
-    "pvt_v2_nano": _variant((32, 48, 64, 96), (1, 1, 1, 1), (1, 2, 4, 4), (4, 4, 4, 4), 32),
+    "pvt_v2_nano": _variant(
+        (32, 48, 64, 96),
+        (1, 1, 1, 1),
+        (1, 2, 4, 4),
+        (4, 4, 4, 4),
+        Preprocessing(size=32, resize_to=32),
+    ),
     "pvt_v2_b0": _variant((32, 64, 160, 256), (2, 2, 2, 2)),
     "pvt_v2_b1": _variant((64, 128, 320, 512), (2, 2, 2, 2)),
     "pvt_v2_b2": _variant((64, 128, 320, 512), (3, 4, 6, 3)),

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from shiftaddvit_jax.models import pvt, pvt_v2, vit
 from shiftaddvit_jax.models.kinds import stage_attention, stage_kinds
+from shiftaddvit_jax.models.preprocessing import Preprocessing
 from shiftaddvit_jax.models.variables import count_parameters
 from shiftaddvit_jax.names import PRECISIONS
 from shiftaddvit_jax.nn import ATTENTION_KINDS, LINEAR_KINDS, Primitives
@@ -58,6 +59,12 @@ def model_row(name: str) -> dict[str, Any]:
         "image_size": model.image_size,
         "attention": model_family(name).attention,
     }
+
+
+def model_preprocessing(model: nn.Module) -> Preprocessing:
+    """What the published weights of ``model``'s variant expect, at the model's own image size."""
+    preprocessing = model_family(model.variant).variants[model.variant]["preprocessing"]
+    return preprocessing.at_size(model.image_size)
 
 
 def create_model(
@@ -110,11 +117,12 @@ def create_model(
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     family = model_family(name)
-    row = family.variants[name]
+    row = dict(family.variants[name])
+    preprocessing = row.pop("preprocessing")
     stages = len(row["attention"])
     attention = row["attention"] if attention is None else attention
     row = row | {
-        "image_size": row["image_size"] if image_size is None else image_size,
+        "image_size": preprocessing.size if image_size is None else image_size,
         "attention": stage_attention(name, attention, family.attention, stages),
     }
     return family.model(

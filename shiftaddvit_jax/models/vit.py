@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from shiftaddvit_jax.models.position import Interpolation, resize_position_embeddings
+from shiftaddvit_jax.models.preprocessing import Preprocessing
 from shiftaddvit_jax.nn import Block, Primitives, make_layer_norm, make_linear, make_patch_conv
 from shiftaddvit_jax.validation import check_images
 
@@ -109,26 +110,32 @@ class VisionTransformer(nn.Module):
         return logits.astype(jnp.float32)
 
 
-def _variant(embed_dim, num_heads, distilled=False):
+# As in timm, whose files these are (`vision_transformer.py`, `_cfg`): crop_pct 0.9, Inception's mean.
+AUGREG = Preprocessing(size=224, resize_to=248, mean=(0.5,) * 3, deviation=(0.5,) * 3)
+# As DeiT's authors evaluate it (https://github.com/facebookresearch/deit, datasets.py): crop ratio 0.875.
+DEIT = Preprocessing(size=224, resize_to=256)
+
+
+def _variant(embed_dim, num_heads, preprocessing, distilled=False):
     return {
         "embed_dim": embed_dim,
         "depth": 12,
         "num_heads": num_heads,
         "distilled": distilled,
         "attention": ("msa",),
-        "image_size": 224,
+        "preprocessing": preprocessing,
     }
 
 
 # Table 1 of the DeiT paper; a ViT of the same size differs only in its training.
 VARIANTS = {
-    "vit_tiny": _variant(192, 3),
-    "vit_small": _variant(384, 6),
-    "vit_base": _variant(768, 12),
-    "deit_tiny": _variant(192, 3),
-    "deit_small": _variant(384, 6),
-    "deit_base": _variant(768, 12),
-    "deit_tiny_distilled": _variant(192, 3, distilled=True),
-    "deit_small_distilled": _variant(384, 6, distilled=True),
-    "deit_base_distilled": _variant(768, 12, distilled=True),
+    "vit_tiny": _variant(192, 3, AUGREG),
+    "vit_small": _variant(384, 6, AUGREG),
+    "vit_base": _variant(768, 12, AUGREG),
+    "deit_tiny": _variant(192, 3, DEIT),
+    "deit_small": _variant(384, 6, DEIT),
+    "deit_base": _variant(768, 12, DEIT),
+    "deit_tiny_distilled": _variant(192, 3, DEIT, distilled=True),
+    "deit_small_distilled": _variant(384, 6, DEIT, distilled=True),
+    "deit_base_distilled": _variant(768, 12, DEIT, distilled=True),
 }
