@@ -281,29 +281,3 @@ def _check_tensors(tensors, shapes, anew, layout, file):
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-from typing import NamedTuple
-
-
-class Weights(NamedTuple):
-    file: Path
-    layout: Layout
-    tensors: dict[str, np.ndarray]
-
-    @property
-    def num_classes(self) -> int:
-        for head in HEADS:
-            for key in self.layout.tensors(f"{head}/bias"):
-                if key in self.tensors:
-                    return len(self.tensors[key])
-        return len(self.tensors["classifier.bias"]) if "classifier.bias" in self.tensors else 0
-
-
-def read_weights(file) -> Weights:
-    tensors = read_tensors(file)
-    return Weights(file, _recognise(tensors, file), tensors)
-
-
-def import_weights(model, weights, trained_size=None):
-    return load_pretrained(model, weights.file)
