@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
+
 from shiftaddvit_jax.models import pvt, pvt_v2, vit
 
 IMAGENET_CLASSES = 1000
@@ -17,12 +19,12 @@ class Described(NamedTuple):
     Attributes:
       arguments: those of `create_model` that the config settles, ``name`` among them.
       class_names: a name for each class, or None if the config has no names but numbers.
-      image_size: side in pixels of the images that its position embeddings are for; None if it says none.
+      image_size: height and width in pixels of the images that its position embeddings are for, if it says so.
     """
 
     arguments: dict[str, Any]
     class_names: tuple[str, ...] | None
-    image_size: int | None
+    image_size: tuple[int, int] | None
 
 
 @cache
@@ -164,27 +166,75 @@ def describe_transformers(config: Mapping[str, Any], where: str | Path) -> Descr
     if kind not in _TRANSFORMERS:
         raise ValueError(f"{where}: model_type {kind!r} is none of {', '.join(_TRANSFORMERS)}")
     rows, fields = _TRANSFORMERS[kind]
-    values = {name: _plain(config.get(name, field.default)) for name, field in fields.items()}
-    for name, field in fields.items():
-        if field.column is None and values[name] not in (field.expected, (field.expected,) * 2):
-            raise ValueError(
-                f"{where}: {name} is {_shown(values[name])}, and this architecture has {_shown(field.expected)} there"
-            )
-    columns = {name: field.column for name, field in fields.items() if field.column}
-    differing = {
-        variant: [name for name, column in columns.items() if not _same(values[name], row[column], name, row)]
-        for variant, row in rows.items()
-    }
+    differing = {name: _differing(config, fields, row) for name, row in rows.items()}
     variant = min(differing, key=lambda name: len(differing[name]))
     if differing[variant]:
-        name = differing[variant][0]
-        raise ValueError(
-            f"{where}: {name} is {_shown(values[name])}, and the nearest of this architecture's models, "
-            f"{variant}, has {_shown(rows[variant][columns[name]])} there"
-        )
-    arguments = {"name": variant, "layer_norm_eps": float(config.get("layer_norm_eps", _EPSILONS[kind]))}
+        _refuse(config, fields, rows[variant], f"the nearest known model, {variant}, has", where)
+    arguments = {"name": variant, "layer_norm_eps": _epsilon(config)}
     names = _transformers_names(config, where)
-    return Described(arguments, names, _side(config.get("image_size", 224), "image_size", where))
+    return Described(arguments, names, _sides(config.get("image_size", 224), "image_size", where))
+
+
+def check_config(config: Mapping[str, Any], model: nn.Module, where: str | Path) -> None:
+    """Raise a ``ValueError`` if ``config``, of transformers or timm, contradicts ``model``, by the field's name.
+
+    Of transformers' configs all fields count that change what is computed, of timm's the architecture.
+    """
+    if "architecture" in config:
+        described = describe_timm(config, where)
+        if described.arguments["name"] != model.variant:
+            raise ValueError(f"{where} describes a {described.arguments['name']}, not a {model.variant}")
+    if config.get("model_type") not in _TRANSFORMERS:
+        return
+    _, fields = _TRANSFORMERS[config["model_type"]]
+    row = {field.column: getattr(model, field.column, None) for field in fields.values() if field.column}
+    row |= {"hidden": 4 * row.get("embed_dim", 0), "linear": getattr(model, "mlp_relu", False)}
+    if _differing(config, fields, row):
+        _refuse(config, fields, row, "the model has", where)
+    epsilon, mine = _epsilon(config), model.layer_norm_eps
+    # By default, ViT and DeiT have 1e-6 everywhere, and the pyramids in most places alone.
+    if mine != epsilon and not (
+        mine is None and epsilon == 1e-6 and isinstance(model, vit.VisionTransformer)
+    ):
+        had = "its authors'" if mine is None else f"{mine:g}"
+        raise ValueError(
+            f"{where}: layer_norm_eps is {epsilon:g}, and the model has {had}; "
+            f"create_model(..., layer_norm_eps={epsilon:g})"
+        )
+
+
+def _differing(config, fields, row):
+    """The names of the fields whose values are not those of ``row``, or of all our models."""
+    return [
+        name
+        for name, field in fields.items()
+        # With linear attention, the reductions' ratios are ignored.
+        if not (name == "sr_ratios" and row.get("linear", False))
+        and _value(config, name, field) not in _allowed(field, row)
+    ]
+
+
+def _refuse(config, fields, row, who, where):
+    name = _differing(config, fields, row)[0]
+    field = fields[name]
+    who = who if field.column else "this architecture has"
+    expected = _allowed(field, row)[0]
+    raise ValueError(
+        f"{where}: {name} is {_shown(_value(config, name, field))}, and {who} {_shown(expected)} there"
+    )
+
+
+def _value(config, name, field):
+    return _plain(config.get(name, field.default))
+
+
+def _allowed(field, row):
+    expected = _plain(row[field.column]) if field.column else field.expected
+    return (expected,) if field.column or isinstance(expected, tuple) else (expected, (expected, expected))
+
+
+def _epsilon(config):
+    return float(config.get("layer_norm_eps", _EPSILONS[config["model_type"]]))
 
 
 def describe_timm(config: Mapping[str, Any], where: str | Path) -> Described:
@@ -218,7 +268,7 @@ def describe_timm(config: Mapping[str, Any], where: str | Path) -> Described:
     size = arguments.get("img_size") or tuple(pretrained.get("input_size", (3, 224, 224)))[1:]
     classes = config.get("num_classes", pretrained.get("num_classes", IMAGENET_CLASSES))
     names = _timm_names({**pretrained, **config}, classes, where)
-    return Described({"name": variant}, names, _side(size, "img_size", where))
+    return Described({"name": variant}, names, _sides(size, "img_size", where))
 
 
 def _transformers_names(config, where):
@@ -249,17 +299,13 @@ def _plain(value):
     return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
-def _same(value, column, name, row):
-    # With linear attention, the reduction's ratios are ignored.
-    return value == column or (name == "sr_ratios" and row.get("linear", False))
-
-
-def _side(size, name, where):
+def _sides(size, name, where):
+    """Height and width in pixels."""
     sides = tuple(size.values()) if isinstance(size, Mapping) else _plain(size)
     sides = sides if isinstance(sides, tuple) else (sides, sides)
-    if len(sides) != 2 or sides[0] != sides[1]:
-        raise ValueError(f"{where}: {name} is {_shown(sides)}; only square images are supported")
-    return sides[0]
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"{where}: {name} must be one or two whole numbers, got {_shown(sides)}")
+    return sides
 
 
 def _shown(value):

@@ -1,8 +1,7 @@
 """A model from anywhere: one of ours, or weights of others with what lies beside them."""
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from shiftaddvit_jax.checkpoints.configs import (
     imagenet_classes,
 )
 from shiftaddvit_jax.checkpoints.preprocessing import from_timm, from_transformers
-from shiftaddvit_jax.checkpoints.pretrained import find_weights, import_weights, read_weights
+from shiftaddvit_jax.checkpoints.pretrained import import_weights, read_config, read_weights
 from shiftaddvit_jax.checkpoints.store import DESCRIPTION, load_model
 from shiftaddvit_jax.models import Preprocessing, create_model, model_preprocessing
 
@@ -81,8 +80,18 @@ def open_source(
     return _open_ours(folder)
 
 
+def describe_source(source: Source) -> dict[str, Any]:
+    """What `save_model` and `export_bundle` are to say of a model made from ``source``, besides its arguments."""
+    about = {name: value for name, value in (source.about or {}).items() if name not in ("model", "packed")}
+    names = (
+        {} if source.class_names == _numbers(len(source.class_names)) else {"class_names": source.class_names}
+    )
+    return about | names | {"preprocessing": asdict(source.preprocessing)}
+
+
 def _open_others(source, variant, asked):
-    file = find_weights(source)
+    weights = read_weights(source)
+    file = weights.file
     config = file.parent / "config.json"
     described, preprocessing = _read_configs(file)
     notes = []
@@ -103,7 +112,6 @@ def _open_others(source, variant, asked):
     for name, value in {"model": variant, "layer_norm_eps": asked.get("layer_norm_eps")}.items():
         if None not in (value, known[name]) and value != known[name]:
             raise ValueError(f"{config} says {name} {known[name]}, not {value}; leave out {name}")
-    weights = read_weights(file)
     names = described.class_names
     if names is not None and weights.num_classes not in (0, len(names)):
         raise ValueError(
@@ -119,8 +127,7 @@ def _open_others(source, variant, asked):
     created = created.clone(image_size=size)
     if size != preprocessing.size:
         preprocessing = preprocessing.at_size(size)
-    trained_size = described.image_size and (described.image_size,) * 2
-    variables = import_weights(created, weights, trained_size=trained_size)
+    variables = import_weights(created, weights, trained_size=described.image_size)
     names, note = _class_names(names, created.num_classes)
     return Source(str(source), created, variables, preprocessing, names, (*notes, *note))
 
@@ -155,10 +162,10 @@ def _open_ours(folder):
 def _read_configs(file):
     """What ``config.json`` and ``preprocessor_config.json`` beside ``file`` say; None for what lacks."""
     path, processor = (file.parent / name for name in ("config.json", "preprocessor_config.json"))
-    config = _read_json(path)
+    config = read_config(path)
     preprocessing = None
     if processor.is_file():
-        preprocessing = from_transformers(_read_json(processor))
+        preprocessing = from_transformers(read_config(processor))
     if config is None:
         return None, preprocessing
     if "architecture" in config:
@@ -173,29 +180,18 @@ def _read_configs(file):
     )
 
 
-def _read_json(path):
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole JSON file: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold an object of JSON, got {type(found).__name__}")
-    return found
-
-
 def _image_size(model, preprocessing, described_size, asked_size, file):
     """The side of the model's images: what was asked for, the position embeddings' own, or the preprocessing's."""
     has_positions = described_size is not None and hasattr(model, "interpolation")
     if asked_size is not None:
         return asked_size
-    if has_positions and preprocessing.size != described_size:
+    if has_positions and described_size != (preprocessing.size,) * 2:
+        height, width = described_size
         raise ValueError(
-            f"{file.parent}: config.json has position embeddings for images of {described_size} pixels, and the "
-            f"preprocessing makes {preprocessing.size}; choose with image_size"
+            f"{file.parent}: config.json has position embeddings for {height} x {width} pixels, and the "
+            f"preprocessing makes {preprocessing.size} x {preprocessing.size}; choose with image_size"
         )
-    return described_size if has_positions else preprocessing.size
+    return preprocessing.size
 
 
 def _class_names(names, classes):
@@ -204,4 +200,8 @@ def _class_names(names, classes):
         return tuple(names), ()
     if classes == IMAGENET_CLASSES:
         return imagenet_classes(), ("nothing names the 1,000 classes: taken for ImageNet's",)
-    return tuple(map(str, range(classes))), ("nothing names the classes: numbers",)
+    return _numbers(classes), ("nothing names the classes: numbers",)
+
+
+def _numbers(classes):
+    return tuple(map(str, range(classes)))
