@@ -24,6 +24,6 @@ def check_images(images: Float[Array, "batch height width 3"]) -> None:
         raise ValueError(f"images must be [batch, height, width, 3], got shape {images.shape}")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
-            f"images must be floating-point numbers, got {images.dtype}; shiftaddvit_jax.data.preprocess makes "
-            "them of an image and shiftaddvit_jax.models.model_preprocessing(model)"
+            f"images must be floating-point numbers, got {images.dtype}; make each of them with "
+            "shiftaddvit_jax.data.preprocess(image, shiftaddvit_jax.models.model_preprocessing(model))"
         )
