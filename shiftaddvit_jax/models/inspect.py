@@ -37,7 +37,8 @@ def features(
     Raises:
       ValueError: images that the model refuses.
     """
-    return model.apply(variables, images, method="features")
+    tokens: Any = model.apply(variables, images, method="features")
+    return tokens
 
 
 def capture(model: nn.Module, variables: PyTree, images: Images, look: Look) -> dict[str, list[PyTree]]:

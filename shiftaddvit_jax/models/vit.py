@@ -67,7 +67,8 @@ class VisionTransformer(nn.Module):
         ]
         tokens = len(self.first) + (self.image_size // PATCH_SIZE) ** 2
         self.pos_embed = self.param("pos_embed", init, (tokens, channels), jnp.float32)
-        self.token_dropout = nn.Dropout(self.dropout)
+        # The random stream depends on the name, and runs go on where they were killed.
+        self.token_dropout = nn.Dropout(self.dropout, name="Dropout_0")
         self.blocks = [
             Block(
                 num_heads=self.num_heads,
