@@ -174,6 +174,46 @@ def test_logits_and_tokens_are_those_of_transformers(imported, case):
     assert_same(model, variables, original, 64)
 
 
+def dense_tokens(original, images, **options):
+    """What the torch model has for each stage, [batch, rows, columns, channels]."""
+    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    with torch.no_grad():
+        outputs = original.base_model(pixels, output_hidden_states=True, **options)
+    if isinstance(original, transformers.PvtV2ForImageClassification):
+        return [tokens.numpy().transpose(0, 2, 3, 1) for tokens in outputs.hidden_states]
+    if isinstance(original, transformers.PvtForImageClassification):
+        last_blocks = np.cumsum(PYRAMID["depths"])[:3] - 1
+        stages = [outputs.hidden_states[index] for index in last_blocks]
+        flat, sides = [*stages, outputs.last_hidden_state[:, 1:]], (4, 8, 16, 32)
+    else:
+        before = 1 if isinstance(original, transformers.ViTForImageClassification) else 2
+        flat, sides = [outputs.last_hidden_state[:, before:]], (16,)
+    rows, columns = images.shape[1:3]
+    return [
+        tokens.numpy().reshape(len(images), rows // side, columns // side, -1)
+        for tokens, side in zip(flat, sides, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("case", "size", "options"),
+    [
+        ("pvt_v2", (64, 43), {}),
+        ("pvt_v2_linear", (64, 64), {}),
+        ("pvt", (64, 64), {}),
+        ("vit", (64, 96), {"interpolate_pos_encoding": True}),
+        ("deit_with_teacher", (64, 64), {}),
+    ],
+)
+def test_features_are_those_of_transformers(imported, case, size, options):
+    original, _, model, variables = imported(case)
+    images = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
+    expected = dense_tokens(original, images, **options)
+    found = jax.jit(lambda variables, images: sav.features(model, variables, images))(variables, images)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
 @pytest.mark.parametrize("case", ["vit", "deit_with_teacher"])
 def test_position_embeddings_are_interpolated_as_in_transformers(imported, case):
     original, folder, model, variables = imported(case)
