@@ -349,13 +349,14 @@ def _heads_to_draw(tensors, shapes, expected, layout):
         # Tensors without a place may be a head of another name.
         return (heads, "no head") if tensors.keys() <= expected.keys() else ([], "")
     classes = -1 if layout.flax else 0
-    anew = [
-        name
-        for name in heads
-        for key in layout.tensors(name)
-        if key in tensors and tensors[key].ndim and tensors[key].shape[classes] != shapes[name][-1]
-    ]
-    return anew, "another number of classes"
+    found = {tensors[key].shape[classes] if key in tensors and tensors[key].ndim else None for key in keys}
+    wanted = {shapes[name][-1] for name in heads}
+    # Tensors that don't agree are no head, and are told one by one.
+    return (
+        (heads, "another number of classes")
+        if len(found) == 1 and found not in (wanted, {None})
+        else ([], "")
+    )
 
 
 def _check_tensors(tensors, shapes, expected, anew, layout, file, model):

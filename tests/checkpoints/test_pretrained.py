@@ -462,7 +462,7 @@ def test_what_cannot_be_read_is_told_in_one_line(imported, tmp_path, monkeypatch
         tmp_path / "short.safetensors": "not a whole safetensors file",
         tmp_path / "other.safetensors": "no PVT, PVTv2, ViT or DeiT classifier",
         tmp_path / "text.pth": "neither a whole PyTorch file, nor safetensors, nor .npz",
-        tmp_path / "code.pth": "not hold a dictionary of tensors",
+        tmp_path / "code.pth": "holds an object of builtins.print, and nothing but tensors is unpickled",
         tmp_path / "list.pth": "not hold a dictionary of tensors",
         tmp_path / "empty": "has neither model.safetensors nor pytorch_model.bin",
         tmp_path / "absent": "no file or folder",
