@@ -109,11 +109,10 @@ class Classifier:
         batch_size = batch_size or self.max_batch
         prepared = iter(prepare_all(images, self.preprocessing, ahead=2 * batch_size))
         while batch := list(islice(prepared, batch_size)):
-            good = [index for index, each in enumerate(batch) if each.pixels is not None]
+            good = {index: each.pixels for index, each in enumerate(batch) if each.pixels is not None}
             probabilities = np.full((len(batch), self.model.num_classes), np.nan, np.float32)
             if good:
-                pixels = np.stack([batch[index].pixels for index in good])
-                probabilities[good] = softmax(self.logits(pixels))
+                probabilities[list(good)] = softmax(self.logits(np.stack(list(good.values()))))
             yield batch, probabilities
 
     def preprocess(self, image: OneImage) -> Float[np.ndarray, "size size 3"]:

@@ -88,7 +88,7 @@ def load_subject(folder: str | Path) -> Subject:
 
 
 def training_data(folder: str | Path) -> tuple[str, str] | None:
-    """``source`` and ``path`` of the data that the model in a run's folder was trained on; None if unknown."""
+    """``source`` and ``path`` of the data that the model in a run was trained on; None if unknown."""
     folder = Path(folder).absolute()
     run = folder.parent if folder.name == "model" else folder
     if not (run / "model" / "model.json").is_file() or not (run / "config.json").is_file():

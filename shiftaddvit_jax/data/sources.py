@@ -87,8 +87,8 @@ def load_test_set(
 ) -> tuple[Examples, tuple[str, ...]]:
     """Images to evaluate on, and the names of their classes.
 
-    Those are the data set's test images; but of a folder that has the classes themselves and no ``test`` or ``val``,
-    all images, unless the model was trained on a share of them.
+    Those are the data set's test images; but of a folder that has the classes themselves and no ``test`` or
+    ``val``, all images, unless the model was trained on a share of them.
 
     Args:
       source: as for `load_dataset`.
