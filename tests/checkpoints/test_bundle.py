@@ -101,11 +101,10 @@ def test_a_bundle_answers_without_compiler_torch_and_orbax(source, bundle, tmp_p
 @pytest.mark.skipif(host_target() is None, reason="no kernel runs on this machine")
 def test_a_bundles_kernels_answer_where_there_is_no_compiler(source, tmp_path):
     target = host_target().name
-    about = describe_source(source)
     folder = tmp_path / "bundle"
-    made = export_bundle(
-        folder, source.model, source.variables, about, targets=[target], threads=2, stablehlo=True
-    )
+    command = [sys.executable, "-m", "shiftaddvit_jax", "export", source.name, "--output", folder]
+    subprocess.run([*command, "--kernels", target, "--threads", "2", "--stablehlo"], check=True)
+    made = json.loads((folder / "manifest.json").read_text())
     assert set(made["program"]["calls"]) == set(made["kernels"]["targets"][target])
     for environment, expected in (
         ({}, "True|True"),
