@@ -87,7 +87,7 @@ def load_pretrained(
     weights = read_weights(path_or_name, entry=entry)
     path = weights.file.with_name("config.json")
     config = read_config(path)
-    if config is not None:
+    if config is not None and isinstance(model, weights.layout.model):
         check_config(config, model, path)
     return import_weights(model, weights, strict=strict, trained_size=trained_size)
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 from itertools import chain
 
 import jax
@@ -438,14 +439,22 @@ def test_one_token_too_few_or_too_many_is_told(imported):
         sav.load_pretrained(vit, distilled_folder)
 
 
-def test_the_config_of_another_epsilon_is_told(imported, caplog):
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"layer_norm_eps": 1e-6}, r"layer_norm_eps is 1e-06, and the model has 1e-12; create_model"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu', and this architecture has 'gelu'"),
+        ({"num_attention_heads": 4}, "num_attention_heads is 4, and the model has 2"),
+        ({"qkv_bias": False}, "qkv_bias is False, and this architecture has True"),
+    ],
+)
+def test_a_config_that_contradicts_the_model_is_refused_by_its_field(imported, tmp_path, fields, message):
     _, folder, model, _ = imported("vit")
-    assert json.loads((folder / "config.json").read_text())["layer_norm_eps"] == 1e-12
-    with caplog.at_level(logging.WARNING):
-        sav.load_pretrained(model, folder)
-        assert not caplog.text
-        sav.load_pretrained(model.clone(layer_norm_eps=None), folder)
-    assert "create_model(..., layer_norm_eps=1e-12)" in caplog.text
+    shutil.copytree(folder, tmp_path / "vit")
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "vit" / "config.json").write_text(json.dumps(config | fields))
+    with pytest.raises(ValueError, match=message):
+        sav.load_pretrained(model, tmp_path / "vit")
 
 
 def test_what_cannot_be_read_is_told_in_one_line(imported, tmp_path, monkeypatch):
