@@ -13,7 +13,8 @@ if TYPE_CHECKING:
         save_onnx,
         save_safetensors,
     )
-    from shiftaddvit_jax.models import create_model, init_variables, list_models
+    from shiftaddvit_jax.classifier import Classifier, from_pretrained
+    from shiftaddvit_jax.models import create_model, features, init_variables, list_models
     from shiftaddvit_jax.pack import pack
     from shiftaddvit_jax.reparameterize import (
         learn_hashes,
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Classifier",
     "create_model",
+    "features",
+    "from_pretrained",
     "init_variables",
     "learn_hashes",
     "list_models",
@@ -45,7 +49,8 @@ _MODULE_OF = {
     **dict.fromkeys(
         ("load_model", "load_pretrained", "save_model", "save_onnx", "save_safetensors"), "checkpoints"
     ),
-    **dict.fromkeys(("create_model", "init_variables", "list_models"), "models"),
+    **dict.fromkeys(("Classifier", "from_pretrained"), "classifier"),
+    **dict.fromkeys(("create_model", "features", "init_variables", "list_models"), "models"),
     "pack": "pack",
     **dict.fromkeys(
         ("learn_hashes", "redraw_features", "reparameterization_report", "reparameterize"), "reparameterize"

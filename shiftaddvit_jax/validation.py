@@ -17,6 +17,13 @@ def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
 
 
 def check_images(images: Float[Array, "batch height width 3"]) -> None:
-    """Raise a ``ValueError`` unless ``images`` is a batch of images with three channels."""
+    """Raise a ``ValueError`` unless ``images`` is a batch of floating-point images with three channels."""
+    import jax.numpy as jnp  # a second, which help does not wait for
+
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"images must be [batch, height, width, 3], got shape {images.shape}")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images must be floating-point numbers, got {images.dtype}; make each of them with "
+            "shiftaddvit_jax.data.preprocess(image, shiftaddvit_jax.models.model_preprocessing(model))"
+        )

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from shiftaddvit_jax.checkpoints.architectures import check_architecture, foreign_feature
+from shiftaddvit_jax.checkpoints.configs import check_config
 from shiftaddvit_jax.checkpoints.layouts import (
     LAYOUTS,
     TRANSFORMERS,
@@ -63,6 +64,8 @@ def load_pretrained(
     Transformers' DeiT without a teacher has a distillation token but one head alone. The model's two heads
     become twice that head and zero: the logits are the same.
 
+    A ``config.json`` of transformers or timm beside the weights must not contradict the model.
+
     Args:
       model: the original, dense model from `create_model`; `reparameterize` comes after.
       path_or_name: a file of safetensors, of PyTorch (needs it; nothing but tensors is unpickled) or of
@@ -78,11 +81,53 @@ def load_pretrained(
     Raises:
       ValueError: nothing that can be read or downloaded; a checkpoint of unknown source, of another family
         or with parts that the model lacks; a tensor that is missing, unexpected, of another shape or dtype,
-        NaN or infinite (with its name); position embeddings of another grid.
+        NaN or infinite (with its name); position embeddings of another grid; a config that says something
+        else than the model (with the field).
     """
-    _check_dense(model)
+    weights = read_weights(path_or_name, entry=entry)
+    path = weights.file.with_name("config.json")
+    config = read_config(path)
+    if config is not None and isinstance(model, weights.layout.model):
+        check_config(config, model, path)
+    return import_weights(model, weights, strict=strict, trained_size=trained_size)
+
+
+class Weights(NamedTuple):
+    """Tensors, recognised.
+
+    Attributes:
+      file: where they were read.
+      layout: whose names they have.
+      tensors: they by these names, without a prefix.
+    """
+
+    file: Path
+    layout: Layout
+    tensors: dict[str, np.ndarray]
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes that a head of theirs is for; 0 without a head."""
+        heads = ("classifier.bias", *(key for head in HEADS for key in self.layout.tensors(f"{head}/bias")))
+        return next((len(self.tensors[key]) for key in heads if key in self.tensors), 0)
+
+
+def read_weights(path_or_name: str | Path, *, entry: str | None = None) -> Weights:
+    """The weights that ``path_or_name`` stands for; arguments and errors are those of `load_pretrained`."""
     file = find_weights(path_or_name)
-    layout, tensors = _recognise(read_tensors(file, entry=entry), file)
+    return Weights(file, *_recognise(read_tensors(file, entry=entry), file))
+
+
+def import_weights(
+    model: nn.Module,
+    weights: Weights,
+    *,
+    strict: bool = False,
+    trained_size: tuple[int, int] | None = None,
+) -> PyTree:
+    """``model``'s variables with ``weights``; arguments and errors are those of `load_pretrained`."""
+    _check_dense(model)
+    file, layout, tensors = weights
     if not isinstance(model, layout.model):
         raise ValueError(
             f"{file} holds a {layout.model.__name__} ({layout.source}), but {model.variant} is a "
@@ -96,7 +141,6 @@ def load_pretrained(
     for name in expected.keys() & tensors.keys():
         if tensors[name].dtype != np.float32:
             raise ValueError(of_other_kind(name, tensors[name].dtype, file))
-    _warn_of_epsilon(model, file)
     tensors = _fit_positions(tensors, model, shapes, layout, trained_size, file)
     anew, why = ([], "") if strict else _heads_to_draw(tensors, shapes, expected, layout)
     _check_tensors(tensors, shapes, expected, anew, layout, file, model)
@@ -200,22 +244,21 @@ def _prefixes(marker: str, tensors: Mapping[str, np.ndarray]) -> list[str]:
     return [start for start in starts if _PREFIX.fullmatch(start)]
 
 
-def _warn_of_epsilon(model, file):
-    config = file.with_name("config.json")
+def read_config(file: Path) -> dict[str, Any] | None:
+    """The object of JSON in ``file``, None if there is no such file.
+
+    Raises:
+      ValueError: a file that is damaged or holds something else.
+    """
     try:
-        epsilon = json.loads(config.read_text()).get("layer_norm_eps")
-    except (OSError, ValueError, AttributeError):
-        return
-    mine = model.layer_norm_eps or 1e-6
-    if isinstance(epsilon, float) and epsilon != mine:
-        logger.warning(
-            "%s says layer_norm_eps %g and the model has %g; for equal logits, "
-            "create_model(..., layer_norm_eps=%g)",
-            config,
-            epsilon,
-            mine,
-            epsilon,
-        )
+        found = json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is not a whole JSON file: {first_line(error)}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} must hold an object of JSON, got {type(found).__name__}")
+    return found
 
 
 def _expected(shapes, layout):

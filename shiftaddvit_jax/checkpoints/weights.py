@@ -25,6 +25,8 @@ FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+# What is downloaded with them where a repository has it: what model they are, and what pixels it expects.
+DESCRIPTIONS = ("config.json", "preprocessor_config.json")
 # The same as a variant writes them, such as model.fp16.safetensors.
 _VARIANTS = (
     "model.*.safetensors",
@@ -177,6 +179,7 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _download(repository: str) -> Path:
+    """The weights of a repository on the Hub, in a folder with what describes them."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -186,14 +189,14 @@ def _download(repository: str) -> Path:
         RepositoryNotFoundError,
     )
 
+    missing = []
+
     def get(file):
         try:
             return Path(hf_hub_download(repository, file))
         except LocalEntryNotFoundError:
-            raise ValueError(
-                f"cannot download {repository}: no connection to the Hub, and the cache does not have it; "
-                "download it elsewhere and name the folder"
-            ) from None
+            missing.append(file)
+            return None
         except RepositoryNotFoundError:
             raise ValueError(f"there is no public repository {repository}; check its spelling") from None
         except EntryNotFoundError:
@@ -209,7 +212,14 @@ def _download(repository: str) -> Path:
             for shard in dict.fromkeys(_weight_map(path).values()):
                 if get(shard) is None:
                     raise ValueError(f"{repository} lacks {shard}, which its {file} names; ask its publisher")
+        for beside in DESCRIPTIONS:
+            get(beside)
         return path
+    if missing:
+        raise ValueError(
+            f"cannot download {repository}: no connection to the Hub, and the cache does not have it; "
+            "download it elsewhere and name the folder"
+        )
     raise ValueError(
         f"{repository} has neither model.safetensors nor pytorch_model.bin; download another file of it and "
         "name that"

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 from itertools import chain
 
 import jax
@@ -172,6 +173,46 @@ def imported(tmp_path_factory):
 def test_logits_and_tokens_are_those_of_transformers(imported, case):
     original, _, model, variables = imported(case)
     assert_same(model, variables, original, 64)
+
+
+def dense_tokens(original, images, **options):
+    """What the torch model has for each stage, [batch, rows, columns, channels]."""
+    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    with torch.no_grad():
+        outputs = original.base_model(pixels, output_hidden_states=True, **options)
+    if isinstance(original, transformers.PvtV2ForImageClassification):
+        return [tokens.numpy().transpose(0, 2, 3, 1) for tokens in outputs.hidden_states]
+    if isinstance(original, transformers.PvtForImageClassification):
+        last_blocks = np.cumsum(PYRAMID["depths"])[:3] - 1
+        stages = [outputs.hidden_states[index] for index in last_blocks]
+        flat, sides = [*stages, outputs.last_hidden_state[:, 1:]], (4, 8, 16, 32)
+    else:
+        before = 1 if isinstance(original, transformers.ViTForImageClassification) else 2
+        flat, sides = [outputs.last_hidden_state[:, before:]], (16,)
+    rows, columns = images.shape[1:3]
+    return [
+        tokens.numpy().reshape(len(images), rows // side, columns // side, -1)
+        for tokens, side in zip(flat, sides, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("case", "size", "options"),
+    [
+        ("pvt_v2", (64, 43), {}),
+        ("pvt_v2_linear", (64, 64), {}),
+        ("pvt", (64, 64), {}),
+        ("vit", (64, 96), {"interpolate_pos_encoding": True}),
+        ("deit_with_teacher", (64, 64), {}),
+    ],
+)
+def test_features_are_those_of_transformers(imported, case, size, options):
+    original, _, model, variables = imported(case)
+    images = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
+    expected = dense_tokens(original, images, **options)
+    found = jax.jit(lambda variables, images: sav.features(model, variables, images))(variables, images)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", ["vit", "deit_with_teacher"])
@@ -398,14 +439,22 @@ def test_one_token_too_few_or_too_many_is_told(imported):
         sav.load_pretrained(vit, distilled_folder)
 
 
-def test_the_config_of_another_epsilon_is_told(imported, caplog):
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"layer_norm_eps": 1e-6}, r"layer_norm_eps is 1e-06, and the model has 1e-12; create_model"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu', and this architecture has 'gelu'"),
+        ({"num_attention_heads": 4}, "num_attention_heads is 4, and the model has 2"),
+        ({"qkv_bias": False}, "qkv_bias is False, and this architecture has True"),
+    ],
+)
+def test_a_config_that_contradicts_the_model_is_refused_by_its_field(imported, tmp_path, fields, message):
     _, folder, model, _ = imported("vit")
-    assert json.loads((folder / "config.json").read_text())["layer_norm_eps"] == 1e-12
-    with caplog.at_level(logging.WARNING):
-        sav.load_pretrained(model, folder)
-        assert not caplog.text
-        sav.load_pretrained(model.clone(layer_norm_eps=None), folder)
-    assert "create_model(..., layer_norm_eps=1e-12)" in caplog.text
+    shutil.copytree(folder, tmp_path / "vit")
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "vit" / "config.json").write_text(json.dumps(config | fields))
+    with pytest.raises(ValueError, match=message):
+        sav.load_pretrained(model, tmp_path / "vit")
 
 
 def test_what_cannot_be_read_is_told_in_one_line(imported, tmp_path, monkeypatch):
