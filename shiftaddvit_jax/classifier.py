@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt8
 from PIL import Image
 
-from shiftaddvit_jax.checkpoints.source import Source, open_source
+from shiftaddvit_jax.checkpoints import Source, open_source, push_to_hub, save_pretrained
 from shiftaddvit_jax.data.images import SUFFIXES
 from shiftaddvit_jax.data.preprocessing import preprocess
 from shiftaddvit_jax.data.stream import Prepared, prepare_all
@@ -150,6 +150,14 @@ class Classifier:
             if size >= last:
                 return
             size *= 2
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model as the Hub has it; see `shiftaddvit_jax.checkpoints.save_pretrained`."""
+        save_pretrained(self.source, folder)
+
+    def push_to_hub(self, repo_id: str, **settings: Any) -> str:
+        """Upload the model to the Hub; see `shiftaddvit_jax.checkpoints.push_to_hub`."""
+        return push_to_hub(self.source, repo_id, **settings)
 
     @cached_property
     def _inference_variables(self) -> PyTree:

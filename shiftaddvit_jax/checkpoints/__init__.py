@@ -1,6 +1,7 @@
 """Models on disk: this project's, and those that others trained."""
 
 from shiftaddvit_jax.checkpoints.bundle import export_bundle
+from shiftaddvit_jax.checkpoints.hub import push_to_hub, save_pretrained
 from shiftaddvit_jax.checkpoints.preprocessing import from_timm, from_transformers
 from shiftaddvit_jax.checkpoints.pretrained import load_pretrained, save_safetensors
 from shiftaddvit_jax.checkpoints.source import Source, describe_source, open_source
@@ -16,7 +17,9 @@ __all__ = [
     "load_model",
     "load_pretrained",
     "open_source",
+    "push_to_hub",
     "save_model",
     "save_onnx",
+    "save_pretrained",
     "save_safetensors",
 ]
