@@ -13,6 +13,7 @@ from shiftaddvit_jax.data import evaluation_batches
 from shiftaddvit_jax.data.sources import Examples
 from shiftaddvit_jax.nn.moe import routing_layers
 from shiftaddvit_jax.progress import track
+from shiftaddvit_jax.validation import check_head
 
 
 def evaluate(model: nn.Module, variables: PyTree, examples: Examples, batch_size: int = 64) -> dict[str, Any]:
@@ -23,8 +24,9 @@ def evaluate(model: nn.Module, variables: PyTree, examples: Examples, batch_size
       are true classes) and ``shift_share`` (by MoE layer, the share of tokens on its shift expert).
 
     Raises:
-      ValueError: no examples.
+      ValueError: no examples, or a model without a head.
     """
+    check_head(model)
     if not len(examples):
         raise ValueError("there is nothing to evaluate: expected at least one image, got none")
     confusion = np.zeros((model.num_classes, model.num_classes), np.int64)
