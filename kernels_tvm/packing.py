@@ -57,7 +57,8 @@ def read_blocks(blocks: Any, outputs: int) -> Any:
 
 def write_tiles(codes: Any, negative: Any, bits: int, xp: ModuleType = np) -> Any:
     """A power-of-two weight's tiles, uint8, from its codes and signs, both uint8 [inputs, outputs]."""
-    shape = packed_shape(*codes.shape, bits)
+    inputs, outputs = codes.shape
+    shape = packed_shape(inputs, outputs, bits)
     codes, negative = (_to_tiles(part, shape, xp) for part in (codes, negative))
     if bits == 4:
         codes = codes | (negative << 3)

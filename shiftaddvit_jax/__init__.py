@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shiftaddvit_jax.checkpoints import (
+        export_bundle,
         load_model,
         load_pretrained,
+        open_source,
+        push_to_hub,
         save_model,
         save_onnx,
+        save_pretrained,
         save_safetensors,
     )
     from shiftaddvit_jax.classifier import Classifier, from_pretrained
@@ -30,6 +34,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Classifier",
     "create_model",
+    "export_bundle",
     "features",
     "from_pretrained",
     "init_variables",
@@ -37,13 +42,16 @@ __all__ = [
     "list_models",
     "load_model",
     "load_pretrained",
+    "open_source",
     "pack",
+    "push_to_hub",
     "redraw_features",
     "reparameterization_report",
     "reparameterize",
     "replace_head",
     "save_model",
     "save_onnx",
+    "save_pretrained",
     "save_safetensors",
     "to_nnx",
 ]
@@ -51,7 +59,18 @@ __all__ = [
 # Each is imported when it is first asked for: `shiftaddvit --help` needs no JAX.
 _MODULE_OF = {
     **dict.fromkeys(
-        ("load_model", "load_pretrained", "save_model", "save_onnx", "save_safetensors"), "checkpoints"
+        (
+            "export_bundle",
+            "load_model",
+            "load_pretrained",
+            "open_source",
+            "push_to_hub",
+            "save_model",
+            "save_onnx",
+            "save_pretrained",
+            "save_safetensors",
+        ),
+        "checkpoints",
     ),
     **dict.fromkeys(("Classifier", "from_pretrained"), "classifier"),
     **dict.fromkeys(("create_model", "features", "init_variables", "list_models"), "models"),

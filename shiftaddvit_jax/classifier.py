@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt8
 from PIL import Image
 
-from shiftaddvit_jax.checkpoints.source import Source, open_source
+from shiftaddvit_jax.checkpoints import Source, open_source, push_to_hub, save_pretrained
 from shiftaddvit_jax.data.images import SUFFIXES
 from shiftaddvit_jax.data.preprocessing import preprocess
 from shiftaddvit_jax.data.stream import Prepared, prepare_all
@@ -111,11 +111,10 @@ class Classifier:
         batch_size = batch_size or self.max_batch
         prepared = iter(prepare_all(images, self.preprocessing, ahead=2 * batch_size))
         while batch := list(islice(prepared, batch_size)):
-            good = [index for index, each in enumerate(batch) if each.pixels is not None]
+            good = {index: each.pixels for index, each in enumerate(batch) if each.pixels is not None}
             probabilities = np.full((len(batch), self.model.num_classes), np.nan, np.float32)
             if good:
-                pixels = np.stack([batch[index].pixels for index in good])
-                probabilities[good] = softmax(self.logits(pixels))
+                probabilities[list(good)] = softmax(self.logits(np.stack(list(good.values()))))
             yield batch, probabilities
 
     def preprocess(self, image: OneImage) -> Float[np.ndarray, "size size 3"]:
@@ -153,6 +152,14 @@ class Classifier:
             if size >= last:
                 return
             size *= 2
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model as the Hub has it; see `shiftaddvit_jax.checkpoints.save_pretrained`."""
+        save_pretrained(self.source, folder)
+
+    def push_to_hub(self, repo_id: str, **settings: Any) -> str:
+        """Upload the model to the Hub; see `shiftaddvit_jax.checkpoints.push_to_hub`."""
+        return push_to_hub(self.source, repo_id, **settings)
 
     @cached_property
     def _inference_variables(self) -> PyTree:

@@ -61,12 +61,12 @@ def unpack(model: nn.Module, variables: PyTree) -> PyTree:
     if not is_packed(variables["params"]):
         raise ValueError("the variables are not packed")
     flat: dict[tuple[str, ...], Any] = flatten_dict(variables["params"])
-    layers, multiplying, shapes = _layers_and_shapes(model)
-    shapes = flatten_dict(shapes["params"])
+    layers, multiplying, whole = _layers_and_shapes(model)
+    shapes: dict[tuple[str, ...], Any] = flatten_dict(whole["params"])
     for path in layers:
-        packed = PackedWeight(*(np.asarray(flat.pop((*path, name))) for name in PackedWeight._fields))
-        weight = unpack_weight(packed, *shapes[(*path, "kernel")].shape, np)
-        flat[(*path, "kernel")] = weight
+        codes, exponent = (np.asarray(flat.pop((*path, name))) for name in PackedWeight._fields)
+        inputs, outputs = shapes[(*path, "kernel")].shape
+        flat[(*path, "kernel")] = unpack_weight(PackedWeight(codes, exponent), inputs, outputs, np)
     for path in multiplying:
         shape = shapes[(*path, "kernel")].shape
         if (*path, "blocks") in flat:
@@ -79,7 +79,7 @@ def unpack(model: nn.Module, variables: PyTree) -> PyTree:
 def inference_variables(model: nn.Module, variables: PyTree, for_kernels: bool) -> PyTree:
     """``variables`` in the form in which inference is fastest: packed for kernels, as they were for XLA.
 
-    Weights of more than 5 bits, or that are no single powers of two, have no packed form and stay as they are.
+    Weights of more than 5 bits, or that are no single powers of two, have no packed form and stay the same.
     """
     packed = is_packed(variables["params"])
     if packed == for_kernels:
@@ -138,7 +138,8 @@ def _pack(model, variables):
     for path, weight in weights.items():
         weight = np.asarray(weight)
         packed = pack_weight(weight, bits, np)
-        error = np.abs(unpack_weight(packed, *weight.shape, np) - weight)
+        inputs, outputs = weight.shape
+        error = np.abs(unpack_weight(packed, inputs, outputs, np) - weight)
         largest = max(np.max(np.abs(weight)), np.finfo(np.float32).tiny)
         moved.append((np.sum(error > 0), weight.size, np.max(error) / largest))
         _replace_weight(flat, path, packed._asdict())

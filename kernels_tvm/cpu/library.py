@@ -64,7 +64,7 @@ def user_records(target: Target) -> Path:
 
 
 def kernel_target(kernel: Kernel, target: Target | None = None) -> Target:
-    """A target, by default the machine's, with the tile sizes on record for a kernel: the user's, or else ours.
+    """A target, by default the machine's, with a kernel's tile sizes on record: the user's, or else ours.
 
     Raises:
       ValueError: this machine's CPU is not among the targets.

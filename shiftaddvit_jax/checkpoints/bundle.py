@@ -2,9 +2,10 @@
 
 - ``config.json``: the model's arguments, the names of its classes, the pixels that it expects.
 - ``model.safetensors``: its weights, see `shiftaddvit_jax.checkpoints.canonical`.
-- ``kernels/TARGET/``: compiled kernels for the kinds of CPU or GPU that were asked for, and in ``kernels/runtime/``
-  what those for CPUs call of Apache TVM (Apache License 2.0), so that no compiler is needed.
-- ``program.stablehlo``: the model as a program of `jax.export` for CPUs, for any number of images; it calls the kernels.
+- ``kernels/TARGET/``: compiled kernels for the kinds of CPU or GPU that were asked for, and in
+  ``kernels/runtime/`` what those for CPUs call of Apache TVM (Apache License 2.0): no compiler is needed.
+- ``program.stablehlo``: the model as a program of `jax.export` for CPUs, for any number of images, that
+  calls the kernels.
 - ``model.onnx``: the model for other runtimes.
 - ``manifest.json``: the format's version, and the digest of every other file.
 
@@ -25,7 +26,6 @@ import jax.numpy as jnp
 from jax import export
 from jaxtyping import PyTree
 
-import shiftaddvit_jax
 from kernels_tvm import store
 from kernels_tvm.cpu import library
 from kernels_tvm.cpu.targets import TARGETS, host_target, named_target, runs_here, thread_count
@@ -109,14 +109,15 @@ def export_bundle(
       model: from `create_model` or `reparameterize`.
       variables: its variables, packed or not.
       about: ``class_names`` and ``preprocessing``, and what else is known, in types that JSON can hold.
-      targets: for what to compile kernels: CPUs of `kernels_tvm.cpu.targets`, such as ``"avx2"``, and GPUs, such as
-        ``"cuda-sm_86"``. This takes up to a minute for each, with a progress bar.
+      targets: for what to compile kernels: CPUs of `kernels_tvm.cpu.targets`, such as ``"avx2"``, and GPUs,
+        such as ``"cuda-sm_86"``. This takes up to a minute for each, with a progress bar.
       threads: how many share a CPU kernel's work; by default as many as here.
       stablehlo: whether to write the program, which saves tracing the model.
       onnx: whether to write ``model.onnx``.
 
     Raises:
-      ValueError: an unknown target, no compiler, something else in the folder, or a model that can't be written.
+      ValueError: an unknown target, no compiler, something else in the folder, or a model that can't be
+        written.
     """
     folder = Path(folder).absolute()
     if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
@@ -131,7 +132,6 @@ def export_bundle(
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "made_with": shiftaddvit_jax.__version__,
     }
     with whole_folder(folder) as temporary:
         write_portable(temporary, model, variables, about)
@@ -168,8 +168,8 @@ def is_portable(folder: Path) -> bool:
 def open_bundle(folder: Path) -> tuple[nn.Module, PyTree, dict[str, Any], Callable | None, tuple[str, ...]]:
     """Model, packed variables, what is known of it, the program or None, and notes on its kernels.
 
-    Kernels that suit this machine are made ready to run, unless they were made by other versions of this project or
-    of what they call; a note says so.
+    Kernels that suit this machine are made ready to run, unless other versions of this project or of what
+    they call made them; a note says so.
 
     Raises:
       ValueError: a file that is missing or not what was written, another format, or a newer version.
@@ -204,7 +204,8 @@ def open_bundle(folder: Path) -> tuple[nn.Module, PyTree, dict[str, Any], Callab
 def _check_version(version, where):
     if not isinstance(version, int) or version > VERSION:
         raise ValueError(
-            f"{where} is of version {version} of the format, and this installation reads up to {VERSION}; update it"
+            f"{where} is of version {version} of the format, and this installation reads up to {VERSION}; "
+            "update shiftaddvit_jax"
         )
 
 
@@ -218,9 +219,10 @@ def _write_kernels(folder, model, targets, threads):
         path.parent.mkdir(parents=True, exist_ok=True)
         compile_kernel_library(kernel, target, threads, path)
         made.setdefault(target.name, {})[kernel.key] = path.relative_to(folder).as_posix()
-    runtime = folder / "kernels" / "runtime"
-    runtime.mkdir()
-    shutil.copyfile(runtime_folder() / LIBRARY, runtime / LIBRARY)
+    installed, copied = runtime_folder(), folder / "kernels" / "runtime"
+    assert installed is not None  # it has just compiled
+    copied.mkdir()
+    shutil.copyfile(installed / LIBRARY, copied / LIBRARY)
     return {"threads": threads, "made_by": _makers(), "targets": made}
 
 
@@ -245,15 +247,12 @@ def _provide(folder, kernels):
     if not suiting:
         return (f"the bundle has no kernels for this CPU, only for {', '.join(kernels['targets'])}",)
     threads = kernels["threads"]
+    name = suiting[0].name
     if has_compiler and (suiting[0] != host_target() or thread_count() != threads):
-        return (
-            f"this machine compiles its own kernels: the bundle's are for {suiting[0].name}, {threads} threads",
-        )
+        return (f"this machine compiles its own kernels: the bundle's are for {name} and {threads} threads",)
     if os.environ.get("TVM_NUM_THREADS", str(threads)) != str(threads):
-        return (
-            f"the bundle's kernels are not used: they are for {threads} threads, TVM_NUM_THREADS says otherwise",
-        )
-    libraries = {key: folder / path for key, path in kernels["targets"][suiting[0].name].items()}
+        return (f"the bundle's kernels are not used: they are for {threads} threads, TVM_NUM_THREADS is not",)
+    libraries = {key: folder / path for key, path in kernels["targets"][name].items()}
     provide_kernels(libraries, threads, folder / "kernels" / "runtime")
     return ()
 

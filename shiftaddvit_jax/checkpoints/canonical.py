@@ -5,8 +5,8 @@ shift layers, [inputs, outputs], are in two or three tensors, row by row:
 
 - ``codes``, uint8 [ceil(inputs outputs / 2)]: weight number i in the low half of byte i // 2 if i is even, in
   its high half if i is odd. A code k from 1 stands for 2^(k - 1 + exponent), 0 for 0.
-- ``signs``, uint8 [ceil(inputs outputs / 8)], where weights have 5 bits: the sign of weight i is bit i % 8 of byte
-  i // 8, 1 if it is negative. Where they have 4, the highest bit of a code's half is the sign.
+- ``signs``, uint8 [ceil(inputs outputs / 8)], where weights have 5 bits: the sign of weight i is bit i % 8 of
+  byte i // 8, 1 if it is negative. Where they have 4, the highest bit of a code's half is the sign.
 - ``exponents``, int8 [outputs].
 
 Everything else is as Flax has it: dense weights are float32, or bfloat16 where the model multiplies in that.
@@ -17,6 +17,7 @@ The file's metadata have ``format`` and ``version``, and in ``shapes`` each shif
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -44,7 +45,7 @@ def write_canonical(file: str | Path, model: nn.Module, variables: PyTree) -> No
     """
     if not is_packed(variables["params"]):
         variables = pack(model, variables)
-    kernels = flatten_dict(variable_shapes(model), sep="/")
+    kernels: dict[str, Any] = flatten_dict(variable_shapes(model), sep="/")
     arrays, shapes, blocked = {}, {}, []
     flat = {name: np.asarray(leaf) for name, leaf in flatten_dict(variables, sep="/").items()}
     for name, leaf in flat.items():
@@ -117,7 +118,8 @@ def _check_format(metadata, file):
     version = metadata.get("version", "")
     if not version.isdigit() or int(version) > VERSION:
         raise ValueError(
-            f"{file} is of version {version!r} of the format, and this installation reads up to {VERSION}; update it"
+            f"{file} is of version {version!r} of the format, and this installation reads up to {VERSION}; "
+            "update shiftaddvit_jax"
         )
 
 

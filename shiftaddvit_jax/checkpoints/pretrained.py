@@ -89,7 +89,7 @@ def load_pretrained(
     weights = read_weights(path_or_name, entry=entry)
     path = weights.file.with_name("config.json")
     config = read_config(path)
-    if config is not None:
+    if config is not None and isinstance(model, weights.layout.model):
         check_config(config, model, path)
     return import_weights(model, weights, strict=strict, trained_size=trained_size)
 
@@ -387,13 +387,14 @@ def _heads_to_draw(tensors, shapes, expected, layout):
         # Tensors without a place may be a head of another name.
         return (heads, "no head") if tensors.keys() <= expected.keys() else ([], "")
     classes = -1 if layout.flax else 0
-    anew = [
-        name
-        for name in heads
-        for key in layout.tensors(name)
-        if key in tensors and tensors[key].ndim and tensors[key].shape[classes] != shapes[name][-1]
-    ]
-    return anew, "another number of classes"
+    found = {tensors[key].shape[classes] if key in tensors and tensors[key].ndim else None for key in keys}
+    wanted = {shapes[name][-1] for name in heads}
+    # Tensors that don't agree are no head, and are told one by one.
+    return (
+        (heads, "another number of classes")
+        if len(found) == 1 and found not in (wanted, {None})
+        else ([], "")
+    )
 
 
 def _check_tensors(tensors, shapes, expected, anew, layout, file, model):

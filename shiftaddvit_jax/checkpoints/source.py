@@ -19,6 +19,7 @@ from shiftaddvit_jax.checkpoints.configs import (
 from shiftaddvit_jax.checkpoints.preprocessing import from_timm, from_transformers
 from shiftaddvit_jax.checkpoints.pretrained import import_weights, read_config, read_weights
 from shiftaddvit_jax.checkpoints.store import DESCRIPTION, load_model
+from shiftaddvit_jax.checkpoints.weights import find_weights
 from shiftaddvit_jax.models import Preprocessing, create_model, model_preprocessing
 
 
@@ -34,7 +35,7 @@ class Source:
       class_names: a name for each class; numbers where nobody named them.
       notes: what could not be known and was taken from a table, a line each.
       about: what one of our checkpoints says of itself, such as ``top1``.
-      program: the model as a compiled program, a function of packed variables and images, where a bundle has one.
+      program: a bundle's compiled program, a function of packed variables and images; None without.
     """
 
     name: str
@@ -81,7 +82,7 @@ def open_source(
 
 
 def describe_source(source: Source) -> dict[str, Any]:
-    """What `save_model` and `export_bundle` are to say of a model made from ``source``, besides its arguments."""
+    """What `save_model` and `export_bundle` are to say of a model made from ``source``."""
     about = {name: value for name, value in (source.about or {}).items() if name not in ("model", "packed")}
     names = (
         {} if source.class_names == _numbers(len(source.class_names)) else {"class_names": source.class_names}
@@ -90,8 +91,10 @@ def describe_source(source: Source) -> dict[str, Any]:
 
 
 def _open_others(source, variant, asked):
-    weights = read_weights(source)
-    file = weights.file
+    file = find_weights(source)
+    if is_portable(file.parent):  # downloaded
+        return _open_ours(file.parent)
+    weights = read_weights(file)
     config = file.parent / "config.json"
     described, preprocessing = _read_configs(file)
     notes = []
@@ -133,7 +136,7 @@ def _open_others(source, variant, asked):
 
 
 def _our_folder(source):
-    """The folder of one of our checkpoints or bundles that ``source`` is or holds; None if it is something else."""
+    """The folder of one of our checkpoints or bundles that ``source`` is or holds; None if there is none."""
     path = Path(source).expanduser()
     return next((folder for folder in (path, path / "model") if is_ours(folder)), None)
 
@@ -164,10 +167,13 @@ def _read_configs(file):
     path, processor = (file.parent / name for name in ("config.json", "preprocessor_config.json"))
     config = read_config(path)
     preprocessing = None
-    if processor.is_file():
-        preprocessing = from_transformers(read_config(processor))
+    found = read_config(processor)
+    if found is not None:
+        preprocessing = from_transformers(found)
     if config is None:
         return None, preprocessing
+    if "preprocessing" in config:  # ours, and exact
+        preprocessing = Preprocessing.from_dict(config["preprocessing"])
     if "architecture" in config:
         pretrained = config.get("pretrained_cfg")
         if preprocessing is None and pretrained:
@@ -176,12 +182,13 @@ def _read_configs(file):
     if "model_type" in config:
         return describe_transformers(config, path), preprocessing
     raise ValueError(
-        f"{path} is neither transformers' (model_type) nor timm's (architecture); move it away, and name the model"
+        f"{path} is neither transformers' (model_type) nor timm's (architecture); move it away, and name the "
+        "model"
     )
 
 
 def _image_size(model, preprocessing, described_size, asked_size, file):
-    """The side of the model's images: what was asked for, the position embeddings' own, or the preprocessing's."""
+    """The side of the model's images: what was asked for, or what the preprocessing makes."""
     has_positions = described_size is not None and hasattr(model, "interpolation")
     if asked_size is not None:
         return asked_size

@@ -1,7 +1,7 @@
 """A model in a folder: ``model.json`` says what it is, ``variables/`` holds its arrays (Orbax).
 
-``model.json`` has the model's arguments, the pixels that it expects, what else is known of it, and the digests of
-the files in ``variables/``.
+``model.json`` has the model's arguments, the pixels that it expects, what else is known of it, and the
+digests of the files in ``variables/``.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ def save_model(
       path: the folder; an existing checkpoint is replaced.
       model: from `create_model` or `reparameterize`.
       variables: the model's variables, packed (see `shiftaddvit_jax.pack`) or not.
-      about: further facts in types that JSON can hold, such as ``class_names``, and ``preprocessing`` where it
-        is not the one of the model's variant.
+      about: further facts in types that JSON can hold, such as ``class_names``, and ``preprocessing`` where
+        it is not the one of the model's variant.
 
     Raises:
       ValueError: ``path`` exists and is not a checkpoint.

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import logging
+import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -253,18 +254,23 @@ def _kind(file: Path) -> str:
 
 
 def _kind_of_zip(file: Path) -> str:
+    damaged = f"{file} is a zip archive that is cut off or damaged; {_AGAIN}"
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-            names = [member.filename for member in members]
-            _check_growth(sum(member.file_size for member in members), file)
-            # PyTorch leaves the check to zip, and zip to who reads. Without a checksum, PyTorch writes 0.
+    except Exception:  # damaged bytes make zipfile raise almost anything
+        raise ValueError(damaged) from None
+    _check_growth(sum(member.file_size for member in members), file)
+    names = [member.filename for member in members]
+    try:
+        with zipfile.ZipFile(file) as archive:
             for member in members:
+                # PyTorch does not look at the checksums. Where it is told to write none, they are 0.
                 with archive.open(member) as stream:
                     while member.CRC and stream.read(2**20):
                         pass
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError):
-        raise ValueError(f"{file} is a zip archive that is cut off or damaged; {_AGAIN}") from None
+    except Exception:
+        raise ValueError(damaged) from None
     last = {name.rpartition("/")[2] for name in names}
     if "constants.pkl" in last:
         raise ValueError(
@@ -311,7 +317,8 @@ def _weight_map(file: Path) -> dict[str, str]:
             f"{file} has no weight_map, as an index of shards has; name the file with the weights"
         )
     for shard in shards.values():
-        if not isinstance(shard, str) or not re.fullmatch(r"[^/\\:\0]+", shard) or shard in (".", ".."):
+        inside = isinstance(shard, str) and shard.isprintable() and re.fullmatch(r"[^/\\:]+", shard)
+        if not inside or shard in (".", ".."):
             raise ValueError(f"{file} names {printable(shard)!r}; a shard must be a file beside its index")
     return shards
 
@@ -381,12 +388,19 @@ class _Foreign:
         pass
 
 
+def _foreign_kind(value: Any) -> str:
+    """The name of what `_Foreign` stands for, empty for anything else."""
+    kind = value if isinstance(value, type) else type(value)
+    return printable(kind.__name__) if issubclass(kind, _Foreign) else ""
+
+
 def _read_pytorch(file: Path) -> Any:
     require("peers", f"{file} is a PyTorch file, no .safetensors one; reading it", "torch")
     import torch
 
+    # A file that is no zip archive is not searched for them, and training scripts most often write this one.
+    names = ["argparse.Namespace"]
     try:
-        names = ["argparse.Namespace"]
         if zipfile.is_zipfile(file):
             names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
         foreign: list[Any] = [(type(name, (_Foreign,), {}), name) for name in names]
@@ -396,14 +410,12 @@ def _read_pytorch(file: Path) -> Any:
     except OSError:
         raise
     except Exception as error:  # damaged bytes make PyTorch raise almost anything
-        found = re.search(
-            r"GLOBAL (\S+) was not an allowed|(?:for|to) .*, but got <class '(\S+)'>", str(error)
-        )
-        if found:
-            kind = (found[1] or found[2]).removeprefix(f"{__name__}.")
-            raise ValueError(_not_tensors(file, kind)) from None
+        refused = re.search(r"GLOBAL (\S+) (was not|whose module)", str(error))
+        if refused or (zipfile.is_zipfile(file) and names and isinstance(error, pickle.UnpicklingError)):
+            raise ValueError(_not_tensors(file, refused[1] if refused else ", ".join(names[:3]))) from None
+        reason = ValueError(str(error).rpartition("WeightsUnpickler error: ")[2].strip())
         raise ValueError(
-            f"{file} is not a whole PyTorch file of tensors alone: {first_line(error)}; {_AGAIN}"
+            f"{file} is not a whole PyTorch file of tensors alone: {first_line(reason)}; {_AGAIN}"
         ) from None
     # A tensor may repeat one number as often as its shape says.
     sizes = [
@@ -471,17 +483,15 @@ def _rank(candidate: _Candidate) -> tuple[int, ...]:
 
 def _select(found: Any, entry: str | None, file: Path) -> dict[str, Any]:
     """The tensors of one of the entries in ``found``."""
-    if isinstance(found, _Foreign):
-        raise ValueError(_not_tensors(file, type(found).__name__))
     candidates = list(_candidates(found))
     # Weights are inside of modules; the state of a random generator is not.
     candidates = [
         it for it in candidates if any("." in name or "/" in name for name in it.values)
     ] or candidates
     if not candidates:
-        for value in found.values() if isinstance(found, Mapping) else ():
-            if isinstance(value, _Foreign):
-                raise ValueError(_not_tensors(file, type(value).__name__))
+        for value in found.values() if isinstance(found, Mapping) else (found,):
+            if _foreign_kind(value):
+                raise ValueError(_not_tensors(file, _foreign_kind(value)))
         raise ValueError(f"{file} does not hold a dictionary of tensors; save the model's state_dict() alone")
     if entry is None:
         return _tensors(_best(candidates, file).values, file)
@@ -526,9 +536,9 @@ def _places(candidates: list[_Candidate]) -> list[str]:
 def _tensors(values: Mapping[str, Any], file: Path) -> dict[str, Any]:
     """Those of ``values`` that are tensors; what is none must not look like one."""
     for name, value in values.items():
-        if isinstance(value, _Foreign):
+        if _foreign_kind(value):
             raise ValueError(
-                f"{printable(name)} of {file} is no tensor but {type(value).__name__}; save it as a tensor"
+                f"{printable(name)} of {file} is no tensor but {_foreign_kind(value)}; save it as a tensor"
             )
     return {name: value for name, value in values.items() if _is_tensor(value)}
 

@@ -52,9 +52,8 @@ def reparameterize_checkpoint(arguments: argparse.Namespace) -> None:
     }
     if (arguments.pretrained is None) == (arguments.checkpoint is None):
         raise ValueError("give one of --checkpoint and --pretrained")
-    if arguments.checkpoint is not None:
-        if not kinds:
-            raise ValueError("nothing to change: give --attention, --mlp or --projections")
+    if arguments.checkpoint is not None and not kinds:
+        raise ValueError("nothing to change: give --attention, --mlp or --projections")
     source = open_source(arguments.checkpoint or arguments.pretrained, **source_settings(arguments))
     for note in source.notes:
         print(f"note: {note}")
@@ -120,8 +119,8 @@ def add_export(commands: Commands) -> None:
         "--kernels",
         default="",
         metavar="TARGETS",
-        help="compile kernels for these, separated by commas: amx, avx512_vnni, avx512, avx_vnni, avx2, neon, "
-        "cuda-sm_86, ...; their machines need no compiler (up to a minute each)",
+        help="compile kernels for these, separated by commas: amx, avx512_vnni, avx512, avx_vnni, avx2, "
+        "neon, cuda-sm_86, ...; their machines need no compiler (up to a minute each)",
     )
     command.add_argument(
         "--threads", type=int, metavar="N", help="that share a CPU kernel's work; default: as many as here"

@@ -5,7 +5,7 @@ import csv
 import glob
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from shiftaddvit_jax.classifier import Answer, Classifier
 
 SOURCE_HELP = (
-    "a checkpoint or bundle of this project; or weights of transformers, timm or the authors: a folder, a file, "
-    "hf:ORG/NAME or timm:NAME"
+    "a checkpoint or bundle of this project; or weights of transformers, timm or the authors: a folder, a "
+    "file, hf:ORG/NAME or timm:NAME"
 )
 FORMATS = (".jsonl", ".csv", ".parquet")
 
@@ -70,7 +70,8 @@ def info(arguments: argparse.Namespace) -> None:
         return
     pixels = source.preprocessing
     rows = {
-        "model": f"{described['name']}, {found['parameters'] / 1e6:.2f} M parameters, {found['bytes'] / 1e6:.1f} MB"
+        "model": f"{described['name']}, {found['parameters'] / 1e6:.2f} M parameters, "
+        + f"{found['bytes'] / 1e6:.1f} MB"
         + (", packed" if found["packed"] else ""),
         **{name: ", ".join(dict.fromkeys(described[name])) for name in ("attention", "mlp", "projections")},
         "LayerNorm epsilon": described["layer_norm_eps"] or "the authors'",
@@ -97,8 +98,8 @@ def add_predict(commands: Commands) -> None:
         "paths",
         nargs="+",
         metavar="SOURCE PATH",
-        help=f"SOURCE is {SOURCE_HELP}. Each PATH is an image file, a folder, a pattern such as 'photos/*.jpg', or - "
-        "to read paths from standard input, a line each",
+        help=f"SOURCE is {SOURCE_HELP}. Each PATH is an image file, a folder, a pattern such as "
+        "'photos/*.jpg', or - to read paths from standard input, a line each",
     )
     add_source_settings(command)
     command.add_argument(
@@ -110,7 +111,7 @@ def add_predict(commands: Commands) -> None:
     command.add_argument(
         "--output",
         metavar="FILE",
-        help=f"write a row an image there, as {', '.join(FORMATS)} by its suffix; a run that was stopped goes on",
+        help=f"write a row an image there, as {', '.join(FORMATS)} by its suffix; a stopped run goes on",
     )
     command.add_argument("--json", action="store_true", help="print JSON")
 
@@ -216,7 +217,7 @@ def _write(classifier, files, output, top_k):
 
 
 @contextmanager
-def _writer(file: Path, top_k: int) -> Iterator[Callable[[Row], None]]:
+def _writer(file: Path, top_k: int) -> Generator[Callable[[Row], None]]:
     """A function that appends a row to ``file``, whole."""
     is_new = not file.exists() or file.stat().st_size == 0
     with file.open("a", newline="", encoding="utf-8") as stream:
@@ -305,7 +306,7 @@ def _entries(answers):
 
 
 def _expand(paths: Sequence[str]) -> "list[str] | Iterator[str]":
-    """The files that ``paths`` stand for: themselves, those in a folder, a pattern's, or those on standard input."""
+    """The files that ``paths`` stand for: files, those in a folder, a pattern's, or standard input's."""
     if "-" in paths:
         if len(paths) > 1:
             raise ValueError("- reads all paths from standard input; leave out the others")

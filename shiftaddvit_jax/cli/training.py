@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from shiftaddvit_jax.cli.arguments import Commands, add_checkpoint, add_command, shorten
@@ -55,21 +56,28 @@ def evaluate_checkpoint(arguments: argparse.Namespace) -> None:
     """Accuracy of a checkpoint on a test set."""
     import numpy as np
 
-    from shiftaddvit_jax.checkpoints import load_model
-    from shiftaddvit_jax.data import load_dataset
+    from shiftaddvit_jax.checkpoints.source import open_source
+    from shiftaddvit_jax.data.sources import load_test_set
+    from shiftaddvit_jax.subject import training_data
     from shiftaddvit_jax.train import evaluate
 
-    model, variables, description = load_model(arguments.checkpoint)
-    dataset = load_dataset(arguments.data, arguments.path)
-    known = description.get("class_names")
-    if known is not None and tuple(known) != dataset.class_names:
+    source = open_source(arguments.checkpoint)
+    trained_on = training_data(arguments.checkpoint)
+    examples, names = load_test_set(arguments.data, arguments.path, trained_on and trained_on[1])
+    known = (source.about or {}).get("class_names")
+    if known is None and len(names) != source.model.num_classes:
         raise ValueError(
-            f"the checkpoint's classes ({shorten(known)}) are not the data's ({shorten(dataset.class_names)})"
+            f"the checkpoint has {source.model.num_classes} classes without names, and the data {len(names)} "
+            f"({shorten(names)})"
         )
-    found = evaluate(model, variables, dataset.test)
+    if known is None:
+        print(f"note: the checkpoint does not name its classes; taken for {shorten(names)}", file=sys.stderr)
+    elif tuple(known) != names:
+        raise ValueError(f"the checkpoint's classes ({shorten(known)}) are not the data's ({shorten(names)})")
+    found = evaluate(source.model, source.variables, examples, preprocessing=source.preprocessing)
     if arguments.json:
-        print(json.dumps({**found, "confusion": found["confusion"].tolist(), "images": len(dataset.test)}))
+        print(json.dumps({**found, "confusion": found["confusion"].tolist(), "images": len(examples)}))
         return
-    print(f"top-1 {found['top1']:.2%}, loss {found['loss']:.4f} nats, on {len(dataset.test)} held-out images")
+    print(f"top-1 {found['top1']:.2%}, loss {found['loss']:.4f} nats, on {len(examples)} held-out images")
     if found["shift_share"]:
         print(f"tokens on shift experts: {np.mean(list(found['shift_share'].values())):.1%}")

@@ -36,7 +36,7 @@ def prepare(source: Any, preprocessing: Preprocessing) -> Prepared:
 
 
 def prepare_all(sources: Iterable[Any], preprocessing: Preprocessing, ahead: int) -> Iterator[Prepared]:
-    """Each of ``sources`` in its order, prepared in threads, by ``ahead`` images at most before it is asked for."""
+    """Each of ``sources`` in its order, prepared in threads, ``ahead`` images at most before it is needed."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         waiting: deque = deque()
         for source in sources:

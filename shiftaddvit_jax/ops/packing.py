@@ -28,8 +28,8 @@ from shiftaddvit_jax.ops.activations import Activations, straight_through
 class PackedWeight(NamedTuple):
     """A power-of-two weight [inputs, outputs] as codes, with one exponent for each output."""
 
-    codes: UInt8[Array, "output_tiles input_tiles bytes"]
-    exponent: Int8[Array, "padded_outputs"]
+    codes: UInt8[Array | np.ndarray, "output_tiles input_tiles bytes"]
+    exponent: Int8[Array | np.ndarray, "padded_outputs"]
 
     @property
     def bits(self) -> int:
@@ -115,7 +115,8 @@ def unblock_weight(
 
 def round_to_octaves(weight: Float[Array, "inputs outputs"]) -> Float[Array, "inputs outputs"]:
     """A power-of-two weight rounded to what 4 bits hold, for int8 products; straight-through gradient."""
-    return straight_through(weight, unpack_weight(pack_weight(weight, 4), *weight.shape))
+    inputs, outputs = weight.shape
+    return straight_through(weight, unpack_weight(pack_weight(weight, 4), inputs, outputs))
 
 
 def unpack_weight(

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 from itertools import chain
 
 import jax
@@ -486,14 +487,22 @@ def test_one_token_too_few_or_too_many_is_told(imported):
         sav.load_pretrained(vit, distilled_folder)
 
 
-def test_the_config_of_another_epsilon_is_told(imported, caplog):
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"layer_norm_eps": 1e-6}, r"layer_norm_eps is 1e-06, and the model has 1e-12; create_model"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu', and this architecture has 'gelu'"),
+        ({"num_attention_heads": 4}, "num_attention_heads is 4, and the model has 2"),
+        ({"qkv_bias": False}, "qkv_bias is False, and this architecture has True"),
+    ],
+)
+def test_a_config_that_contradicts_the_model_is_refused_by_its_field(imported, tmp_path, fields, message):
     _, folder, model, _ = imported("vit")
-    assert json.loads((folder / "config.json").read_text())["layer_norm_eps"] == 1e-12
-    with caplog.at_level(logging.WARNING):
-        sav.load_pretrained(model, folder)
-        assert not caplog.text
-        sav.load_pretrained(model.clone(layer_norm_eps=None), folder)
-    assert "create_model(..., layer_norm_eps=1e-12)" in caplog.text
+    shutil.copytree(folder, tmp_path / "vit")
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "vit" / "config.json").write_text(json.dumps(config | fields))
+    with pytest.raises(ValueError, match=message):
+        sav.load_pretrained(model, tmp_path / "vit")
 
 
 def test_what_cannot_be_read_is_told_in_one_line(imported, tmp_path, monkeypatch):
@@ -510,7 +519,7 @@ def test_what_cannot_be_read_is_told_in_one_line(imported, tmp_path, monkeypatch
         tmp_path / "short.safetensors": "not a whole safetensors file",
         tmp_path / "other.safetensors": "no PVT, PVTv2, ViT or DeiT classifier",
         tmp_path / "text.pth": "neither a whole PyTorch file, nor safetensors, nor .npz",
-        tmp_path / "code.pth": "not hold a dictionary of tensors",
+        tmp_path / "code.pth": "holds an object of builtins.print, and nothing but tensors is unpickled",
         tmp_path / "list.pth": "not hold a dictionary of tensors",
         tmp_path / "empty": "has neither model.safetensors nor pytorch_model.bin",
         tmp_path / "absent": "no file or folder",
