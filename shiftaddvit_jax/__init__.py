@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         save_safetensors,
     )
     from shiftaddvit_jax.classifier import Classifier, from_pretrained
+    from shiftaddvit_jax.heads import replace_head
     from shiftaddvit_jax.models import create_model, features, init_variables, list_models
     from shiftaddvit_jax.pack import pack
     from shiftaddvit_jax.reparameterize import (
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         reparameterization_report,
         reparameterize,
     )
+    from shiftaddvit_jax.to_nnx import to_nnx
 
 __version__ = "0.1.0"
 
@@ -48,10 +50,12 @@ __all__ = [
     "redraw_features",
     "reparameterization_report",
     "reparameterize",
+    "replace_head",
     "save_model",
     "save_onnx",
     "save_pretrained",
     "save_safetensors",
+    "to_nnx",
 ]
 
 # Each is imported when it is first asked for: `shiftaddvit --help` needs no JAX.
@@ -74,6 +78,8 @@ _MODULE_OF = {
     **dict.fromkeys(("Classifier", "from_pretrained"), "classifier"),
     **dict.fromkeys(("create_model", "features", "init_variables", "list_models"), "models"),
     "pack": "pack",
+    "replace_head": "heads",
+    "to_nnx": "to_nnx",
     **dict.fromkeys(
         ("learn_hashes", "redraw_features", "reparameterization_report", "reparameterize"), "reparameterize"
     ),
@@ -97,7 +103,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(types.ModuleType):
-    """A package whose `pack` and `reparameterize` stay functions when the modules of these names load."""
+    """A package whose `pack`, `reparameterize` and `to_nnx` stay functions when such modules load."""
 
     def __setattr__(self, name, value):
         if not (name in _MODULE_OF and isinstance(value, types.ModuleType)):

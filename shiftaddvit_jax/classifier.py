@@ -17,6 +17,7 @@ from shiftaddvit_jax.data.preprocessing import preprocess
 from shiftaddvit_jax.data.stream import Prepared, prepare_all
 from shiftaddvit_jax.ops.implementation.custom_call import unavailable
 from shiftaddvit_jax.pack import inference_variables
+from shiftaddvit_jax.validation import check_head
 
 OneImage = UInt8[np.ndarray, "height width 3"] | str | Path | bytes | BinaryIO | Image.Image
 MAX_BATCH = 32
@@ -54,6 +55,7 @@ class Classifier:
     def __init__(self, source: Source, max_batch: int = MAX_BATCH) -> None:
         if max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, got {max_batch}")
+        check_head(source.model)
         self.source = source
         self.max_batch = max_batch
         self.model, self.variables = source.model, source.variables
