@@ -133,3 +133,4 @@ def _untile(part):
 
 
 pack_weight = jax.jit(pack_weight, static_argnames="bits")
+unpack_weight = jax.jit(unpack_weight, static_argnames=("inputs", "outputs"))
