@@ -29,7 +29,7 @@ def random_variables(model):
     return jax.tree_util.tree_map_with_path(draw, variable_shapes(model))
 
 
-def export(path, name, batch=1, packed=False, **arguments):
+def export(path, name, batch=None, packed=False, **arguments):
     model = sav.create_model(name, num_classes=10, implementation="xla", **arguments)
     variables = random_variables(model)
     if packed:
@@ -56,7 +56,7 @@ RUNTIMES = [run_onnxruntime, *([run_openvino] if importlib.util.find_spec("openv
 
 def check_logits(path, model, variables, batch, atol=1e-4):
     size = model.image_size
-    images = np.random.default_rng(1).standard_normal((batch, 3, size, size), np.float32)
+    images = np.random.default_rng(1).standard_normal((batch or 2, 3, size, size), np.float32)
     expected = jax.jit(model.apply)(variables, images.transpose(0, 2, 3, 1))
     for run in RUNTIMES:
         np.testing.assert_allclose(run(path, images), expected, rtol=1e-4, atol=atol, err_msg=run.__name__)
@@ -69,14 +69,16 @@ def check_logits(path, model, variables, batch, atol=1e-4):
         ("pvt_v2_nano", {"attention": "sra", "image_size": 50, "layer_norm_eps": 1e-3}),
         ("pvt_v2_nano", {"attention": "linear_sra", "image_size": 64}),
         ("pvt_tiny", {"attention": "sra", "image_size": 64}),
+        ("deit_tiny_distilled", {"image_size": 32}),
         ("deit_tiny_distilled", {"image_size": 32, "batch": 2}),
     ],
 )
 def test_dense_logits_are_those_of_jax(tmp_path, name, arguments):
     model, variables = export(tmp_path / "model.onnx", name, **arguments)
     (images,) = onnx.load(tmp_path / "model.onnx").graph.input
-    size, batch = model.image_size, arguments.get("batch", 1)
-    assert [side.dim_value for side in images.type.tensor_type.shape.dim] == [batch, 3, size, size]
+    size, batch = model.image_size, arguments.get("batch")
+    sides = images.type.tensor_type.shape.dim
+    assert [side.dim_param or side.dim_value for side in sides] == [batch or "batch", 3, size, size]
     check_logits(tmp_path / "model.onnx", model, variables, batch)
 
 
@@ -90,7 +92,6 @@ def test_dense_logits_are_those_of_jax(tmp_path, name, arguments):
             "mlp": ("moe", "shift", "dense", "dense"),
             "projections": ("shift", "dense", "moe", "dense"),
             "image_size": 36,  # 9 x 9, 5 x 5, 3 x 3 and 2 x 2 tokens
-            "batch": 2,
         },
         {
             "attention": ("linear", "performer", "linear_sra", "hamming_linear"),
@@ -112,7 +113,7 @@ def test_dense_logits_are_those_of_jax(tmp_path, name, arguments):
 def test_logits_of_shifts_and_additions_are_those_of_jax(tmp_path, arguments):
     model, variables = export(tmp_path / "model.onnx", "pvt_v2_nano", **arguments)
     atol = 1e-3 if model.primitives.activations == "int8" else 1e-4
-    check_logits(tmp_path / "model.onnx", model, variables, arguments.get("batch", 1), atol)
+    check_logits(tmp_path / "model.onnx", model, variables, arguments.get("batch"), atol)
 
 
 def initializers(path):
@@ -120,9 +121,9 @@ def initializers(path):
 
 
 def test_shift_weights_are_codes_of_five_bits(tmp_path):
-    shared = {"attention": "linear", "batch": 1}
-    export(tmp_path / "dense.onnx", "pvt_v2_nano", **shared)
-    _, variables = export(tmp_path / "shift.onnx", "pvt_v2_nano", mlp="shift", projections="shift", **shared)
+    export(tmp_path / "dense.onnx", "pvt_v2_nano", attention="linear")
+    kinds = {"attention": "linear", "mlp": "shift", "projections": "shift"}
+    _, variables = export(tmp_path / "shift.onnx", "pvt_v2_nano", **kinds)
     blocks = [variables["params"][f"stage{stage}"]["block1"] for stage in (1, 2, 3, 4)]
     weights = [
         layer["kernel"].size
@@ -207,6 +208,11 @@ def test_an_operation_that_is_not_translated_is_named(function, needs):
     graph = trace(function, jax.ShapeDtypeStruct((4, 8), jnp.float32))
     with pytest.raises(ValueError, match=f"{needs}, which is not translated to ONNX"):
         translate(graph, Node("Input", (), (4, 8)))
+
+
+def test_any_number_of_images_is_refused_where_they_influence_each_other(tmp_path):
+    with pytest.raises(ValueError, match="mean over all images of a batch; say how many: batch=1"):
+        export(tmp_path / "model.onnx", "pvt_v2_nano", attention="hamming_linear", threshold="tensor")
 
 
 def test_without_onnx_the_extra_is_named(tmp_path, monkeypatch):

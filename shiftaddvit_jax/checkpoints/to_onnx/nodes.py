@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+# Stands for any number of images in shapes: a prime that divides no side of a model's arrays.
+ANY_BATCH = 65537
 CHANNELS_FIRST, CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
@@ -123,7 +125,7 @@ def expand(node: Node, shape: tuple[int, ...]) -> Node:
     """The node broadcast to ``shape``."""
     if node.shape == shape:
         return node
-    if node.value is not None:
+    if node.value is not None and ANY_BATCH not in shape:
         return constant(np.broadcast_to(node.value, shape))
     return Node("Expand", (node, integers(shape)), shape)
 

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from shiftaddvit_jax.checkpoints.to_onnx.nodes import CHANNELS_LAST, Node, transpose
+from shiftaddvit_jax.checkpoints.to_onnx.nodes import (
+    ANY_BATCH,
+    CHANNELS_LAST,
+    Node,
+    constant,
+    integers,
+    transpose,
+)
 from shiftaddvit_jax.checkpoints.to_onnx.trace import trace
 from shiftaddvit_jax.checkpoints.to_onnx.translations import translate
 from shiftaddvit_jax.checkpoints.to_onnx.weights import look_up
@@ -21,12 +28,12 @@ from shiftaddvit_jax.optional import require
 OPSET, IR_VERSION = 20, 9  # the first with Gelu, and the format that came with it
 
 
-def save_onnx(model: nn.Module, variables: PyTree, path: str | Path, *, batch: int = 1) -> None:
+def save_onnx(model: nn.Module, variables: PyTree, path: str | Path, *, batch: int | None = None) -> None:
     """Write a model with its variables as an ONNX file, whole or not at all.
 
     The file's input is ``images``, float32 [batch, 3, image_size, image_size], channels first as in other
-    runtimes; its output is ``logits``, float32 [batch, num_classes]. It computes what the model does on XLA,
-    with any kind of attention and linear layer.
+    runtimes; its output is ``logits``, float32 [batch, num_classes]. With ``batch=None`` the file takes any
+    number of images. It computes what the model does on XLA, with any kind of attention and linear layer.
 
     The weights of shift layers are integers in the file: codes of at most 5 bits (8 if ``weight_bits`` is
     above 5) and a table of each code's power of two, where Gather looks it up. That is exact in every
@@ -40,23 +47,24 @@ def save_onnx(model: nn.Module, variables: PyTree, path: str | Path, *, batch: i
       model: any of `create_model`, in float32.
       variables: its variables, packed or not.
       path: where the file goes.
-      batch: number of images in the input.
+      batch: number of images in the input, None for any; a runtime may be faster with one number.
 
     Raises:
-      ValueError: a model in another dtype, an operation that is not translated, onnx not installed, or a path
+      ValueError: a model in another dtype, any number of images with the threshold "tensor", an operation
+      that is not translated, onnx not installed, or a path
         that cannot be written.
     """
     require("peers", "writing ONNX", "onnx")
     import onnx
 
-    _check_float32(model)
-    size = model.image_size
-    shape = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+    _check_settings(model, batch)
+    size, count = model.image_size, ANY_BATCH if batch is None else batch
+    shape = jax.ShapeDtypeStruct((count, size, size, 3), jnp.float32)
     # With JAX arrays, the trace has the same equations as the traces to look for.
     variables = jax.tree.map(jnp.asarray, variables)
     with nn.intercept_methods(_compute_all):
         graph = trace(functools.partial(on_xla(model).apply, variables), shape)
-    images = Node("Input", (), (batch, 3, size, size))
+    images = Node("Input", (), (count, 3, size, size))
     logits = translate(graph, transpose(images, CHANNELS_LAST))
     try:
         with whole_file(path) as temporary:
@@ -65,13 +73,15 @@ def save_onnx(model: nn.Module, variables: PyTree, path: str | Path, *, batch: i
         raise ValueError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def _check_float32(model):
+def _check_settings(model, batch):
     settings = model.primitives
     if settings.precision != "float32" or settings.dtype not in (None, jnp.float32):
         raise ValueError(
             "an ONNX file computes in float32, and this model does not; create the model without dtype and "
             "precision, its variables stay the same"
         )
+    if batch is None and settings.threshold == "tensor":
+        raise ValueError("the threshold 'tensor' is a mean over all images of a batch; say how many: batch=1")
 
 
 def _compute_all(call, arguments, keywords, context):
@@ -85,9 +95,7 @@ def _serialize(onnx, images: Node, logits: Node, name: str):
     """The nodes on which ``logits`` depends as an ONNX model, each constant once."""
     names = {images: "images"}
     nodes, weights, known = [], [], {}
-    inputs_of = functools.cache(
-        lambda node: (look_up(node.value),) if node.operator == "Codes" else node.inputs
-    )
+    inputs_of = functools.cache(functools.partial(_stored_inputs, images))
     stack = [logits]
     while stack:
         node = stack[-1]
@@ -113,14 +121,14 @@ def _serialize(onnx, images: Node, logits: Node, name: str):
         nodes.append(
             onnx.helper.make_node(
                 node.operator,
-                [names[other] for other in node.inputs],
+                [names[other] for other in inputs_of(node)],
                 [names[node]],
                 names[node],
                 **{key: _attribute(onnx, value) for key, value in node.attributes.items()},
             )
         )
     inputs, outputs = (
-        [onnx.helper.make_tensor_value_info(names[node], onnx.TensorProto.FLOAT, node.shape)]
+        [onnx.helper.make_tensor_value_info(names[node], onnx.TensorProto.FLOAT, _sides(node))]
         for node in (images, logits)
     )
     graph = onnx.helper.make_graph(nodes, name, inputs, outputs, weights)
@@ -130,6 +138,24 @@ def _serialize(onnx, images: Node, logits: Node, name: str):
     )
     onnx.checker.check_model(made)
     return made
+
+
+def _stored_inputs(images, node):
+    """A node's inputs in the file, where codes are integers and shapes leave the number of images open."""
+    if node.operator == "Codes":
+        return (look_up(node.value),)
+    if node.operator == "Reshape":
+        x, shape = node.inputs
+        return x, constant(np.where(shape.value % ANY_BATCH, shape.value, -1))
+    if node.operator == "Expand" and node.shape[0] == ANY_BATCH:
+        batch = Node("Shape", (images,), (1,), {"start": 0, "end": 1})
+        sides = Node("Concat", (batch, integers(node.shape[1:])), (len(node.shape),), {"axis": 0})
+        return node.inputs[0], sides
+    return node.inputs
+
+
+def _sides(node):
+    return ["batch" if side == ANY_BATCH else side for side in node.shape]
 
 
 def _attribute(onnx, value):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shiftaddvit_jax.checkpoints.to_onnx.nodes import (
+    ANY_BATCH,
     Node,
     constant,
     convolve,
@@ -103,7 +104,8 @@ def _node(expression: Expression, *inputs: Node) -> Node:
         axes = params["broadcast_dimensions"]
         ones[list(axes)[len(axes) - len(inputs[0].shape) :]] = inputs[0].shape
         return reshape(inputs[0], tuple(int(side) for side in ones))
-    if all(node.value is not None for node in inputs) and not expression.value.multiple_results:
+    constants = all(node.value is not None for node in inputs) and ANY_BATCH not in shape
+    if constants and not expression.value.multiple_results:
         arrays = (
             np.broadcast_to(np.asarray(node.value), other.shape)
             for node, other in zip(inputs, expression.inputs, strict=True)
