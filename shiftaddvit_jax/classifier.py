@@ -11,12 +11,13 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt8
 from PIL import Image
 
-from shiftaddvit_jax.checkpoints.source import Source, open_source
+from shiftaddvit_jax.checkpoints import Source, open_source, push_to_hub, save_pretrained
 from shiftaddvit_jax.data.images import SUFFIXES
 from shiftaddvit_jax.data.preprocessing import preprocess
 from shiftaddvit_jax.data.stream import Prepared, prepare_all
 from shiftaddvit_jax.ops.implementation.custom_call import unavailable
 from shiftaddvit_jax.pack import inference_variables
+from shiftaddvit_jax.validation import check_head
 
 OneImage = UInt8[np.ndarray, "height width 3"] | str | Path | bytes | BinaryIO | Image.Image
 MAX_BATCH = 32
@@ -54,6 +55,7 @@ class Classifier:
     def __init__(self, source: Source, max_batch: int = MAX_BATCH) -> None:
         if max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, got {max_batch}")
+        check_head(source.model)
         self.source = source
         self.max_batch = max_batch
         self.model, self.variables = source.model, source.variables
@@ -106,6 +108,8 @@ class Classifier:
 
         What can't be read has an ``error``, and NaN for its probabilities.
         """
+        if not self.model.num_classes:
+            raise ValueError("the model has no head, so no classes; `shiftaddvit_jax.features` takes images")
         batch_size = batch_size or self.max_batch
         prepared = iter(prepare_all(images, self.preprocessing, ahead=2 * batch_size))
         while batch := list(islice(prepared, batch_size)):
@@ -150,6 +154,14 @@ class Classifier:
             if size >= last:
                 return
             size *= 2
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model as the Hub has it; see `shiftaddvit_jax.checkpoints.save_pretrained`."""
+        save_pretrained(self.source, folder)
+
+    def push_to_hub(self, repo_id: str, **settings: Any) -> str:
+        """Upload the model to the Hub; see `shiftaddvit_jax.checkpoints.push_to_hub`."""
+        return push_to_hub(self.source, repo_id, **settings)
 
     @cached_property
     def _inference_variables(self) -> PyTree:

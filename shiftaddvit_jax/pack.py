@@ -109,6 +109,16 @@ def packed_shapes(model: nn.Module) -> PyTree:
     return {**variables, "params": unflatten_dict(flat)}
 
 
+def pack_dense(model: nn.Module, params: PyTree) -> PyTree:
+    """The parameters of some of ``model``'s dense layers and convolutions, packed as `pack` does it."""
+    flat = flatten_dict(params)
+    _, multiplying, _ = _layers_and_shapes(model)
+    for path, layer in multiplying.items():
+        if (*path, "kernel") in flat:
+            _replace_weight(flat, path, _pack_factor(layer, flat[(*path, "kernel")]))
+    return unflatten_dict(flat)
+
+
 def _pack(model, variables):
     """The packed variables, and for each shift layer: weights that moved, all weights, largest move."""
     flat, moved = flatten_dict(variables["params"]), []

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 from jaxtyping import Array, Float
 
@@ -14,6 +15,15 @@ def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
     near = difflib.get_close_matches(str(value), known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
     raise ValueError(f"unknown {what} {value!r}; {hint}")
+
+
+def check_head(model: Any) -> None:
+    """Raise a ``ValueError`` unless ``model`` has a head, and so classes."""
+    if not model.num_classes:
+        raise ValueError(
+            f"this {model.variant} has no head, and so no classes; give num_classes, or a head by "
+            "shiftaddvit_jax.replace_head(model, variables, num_classes)"
+        )
 
 
 def check_images(images: Float[Array, "batch height width 3"]) -> None:

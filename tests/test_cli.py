@@ -325,7 +325,7 @@ def test_an_unknown_model_is_refused(capsys):
 def test_pretrained_weights_become_a_reparameterized_checkpoint(tmp_path, capsys):
     model = sav.create_model("pvt_v2_nano", num_classes=10)
     variables = sav.init_variables(model, jax.random.key(0))
-    sav.save_safetensors(variables, tmp_path / "weights.safetensors")
+    sav.save_safetensors(model, variables, tmp_path / "weights.safetensors")
     command = ["reparameterize", "--pretrained", str(tmp_path / "weights.safetensors"), "--num-classes", "10"]
     command += ["--model", "pvt_v2_nano", "--attention", "linear", "--output", str(tmp_path / "student")]
     assert main(command) == 0

@@ -187,8 +187,7 @@ def check_config(config: Mapping[str, Any], model: nn.Module, where: str | Path)
     if config.get("model_type") not in _TRANSFORMERS:
         return
     _, fields = _TRANSFORMERS[config["model_type"]]
-    row = {field.column: getattr(model, field.column, None) for field in fields.values() if field.column}
-    row |= {"hidden": 4 * getattr(model, "embed_dim", 0), "linear": getattr(model, "mlp_relu", False)}
+    row = _row_of(model, fields)
     if _differing(config, fields, row):
         _refuse(config, fields, row, "the model has", where)
     epsilon, mine = _epsilon(config), model.layer_norm_eps
@@ -201,6 +200,44 @@ def check_config(config: Mapping[str, Any], model: nn.Module, where: str | Path)
             f"{where}: layer_norm_eps is {epsilon:g}, and the model has {had}; "
             f"create_model(..., layer_norm_eps={epsilon:g})"
         )
+
+
+def transformers_config(model: nn.Module, class_names: Sequence[str]) -> dict[str, Any] | None:
+    """The ``config.json`` of the model of transformers that computes the same; None if it has none.
+
+    It has dense models with their variant's own attention and one epsilon for all LayerNorms. Its ViT serves
+    for DeiT without a distillation token, too.
+    """
+    is_vit = isinstance(model, vit.VisionTransformer)
+    families: dict[tuple[type[nn.Module], bool], tuple[str, str]] = {
+        (vit.VisionTransformer, False): ("vit", "ViTForImageClassification"),
+        (vit.VisionTransformer, True): ("deit", "DeiTForImageClassificationWithTeacher"),
+        (pvt.PyramidVisionTransformer, False): ("pvt", "PvtForImageClassification"),
+        (pvt_v2.PyramidVisionTransformerV2, False): ("pvt_v2", "PvtV2ForImageClassification"),
+    }
+    kind, architecture = families[type(model), getattr(model, "distilled", False)]
+    epsilon = model.layer_norm_eps or (1e-6 if is_vit else None)
+    original = {**pvt.VARIANTS, **pvt_v2.VARIANTS, **vit.VARIANTS}[model.variant]["attention"]
+    if {*model.mlp, *model.projections} != {"dense"} or model.attention != original or epsilon is None:
+        return None
+    _, fields = _TRANSFORMERS[kind]
+    row = _row_of(model, fields)
+    labels = {str(index): name for index, name in enumerate(class_names)}
+    return {
+        "model_type": kind,
+        "architectures": [architecture],
+        **{name: _allowed(field, row)[0] for name, field in fields.items()},
+        "image_size": model.image_size,
+        "layer_norm_eps": epsilon,
+        "id2label": labels,
+        "label2id": {name: int(index) for index, name in labels.items()},
+    }
+
+
+def _row_of(model, fields):
+    """What ``model`` has in the columns of ``fields``."""
+    row = {field.column: getattr(model, field.column, None) for field in fields.values() if field.column}
+    return row | {"hidden": 4 * getattr(model, "embed_dim", 0), "linear": getattr(model, "mlp_relu", False)}
 
 
 def _differing(config, fields, row):

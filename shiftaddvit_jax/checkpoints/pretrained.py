@@ -36,13 +36,14 @@ from shiftaddvit_jax.checkpoints.weights import (
 from shiftaddvit_jax.files import whole_file
 from shiftaddvit_jax.models.position import resize_position_embeddings
 from shiftaddvit_jax.models.pyramid import SIDES
-from shiftaddvit_jax.models.variables import init_named, variable_shapes
+from shiftaddvit_jax.models.variables import HEADS, init_named, variable_shapes
 from shiftaddvit_jax.models.vit import PATCH_SIZE, VisionTransformer
+from shiftaddvit_jax.nn.kernels import is_packed
+from shiftaddvit_jax.pack import shift_layers
 
 logger = logging.getLogger(__name__)
 
 SOFTMAX_ATTENTION = ("msa", "sra", "linear_sra")
-HEADS = ("head", "head_dist")
 # What DistributedDataParallel, torch.compile and classes around a model put before its names.
 _PREFIX = re.compile(r"([A-Za-z_]\w*[./])*")
 
@@ -59,7 +60,8 @@ def load_pretrained(
 
     The names of the tensors tell the source, whatever prefix they share (``module.``, ``backbone.``, ...).
     Position embeddings of another image size are interpolated to the model's. A head for another number of
-    classes is drawn anew, and so is one that the checkpoint lacks, with a warning.
+    classes is drawn anew, and so is one that the checkpoint lacks, with a warning. A model without a head
+    leaves the checkpoint's alone.
 
     Transformers' DeiT without a teacher has a distillation token but one head alone. The model's two heads
     become twice that head and zero: the logits are the same.
@@ -136,6 +138,11 @@ def import_weights(
     leaves: dict[str, Any] = flatten_dict(variable_shapes(model)["params"], sep="/")
     shapes = {name: leaf.shape for name, leaf in leaves.items()}
     tensors = _join_heads(_double_head(tensors), model, layout, file)
+    if not model.num_classes:
+        heads = {
+            key for head in HEADS for leaf in ("kernel", "bias") for key in layout.tensors(f"{head}/{leaf}")
+        }
+        tensors = {key: tensor for key, tensor in tensors.items() if key not in heads}
     expected = _expected(shapes, layout)
     check_architecture(tensors, expected, model, layout, file)
     for name in expected.keys() & tensors.keys():
@@ -156,15 +163,29 @@ def import_weights(
     return {"params": jax.tree.map(jax.numpy.asarray, unflatten_dict(params, sep="/"))}
 
 
-def save_safetensors(variables: PyTree, path: str | Path) -> None:
-    """Write a dense model's parameters whole or not at all, as ``.safetensors`` with transformers' names.
+def save_safetensors(model: nn.Module, variables: PyTree, path: str | Path) -> None:
+    """Write a model's parameters whole or not at all, as ``.safetensors`` with transformers' names.
 
-    Weights alone: the numbers of layers and heads are in no tensor, so other tools need their own config.
+    Transformers' models with these weights have the model's logits: those of shift layers are written as the
+    powers of two that the model computes with. Weights alone: the numbers of layers and heads are in no
+    tensor, so other tools need their own config.
+
+    Args:
+      model: of dense and shift layers, with softmax attention.
+      variables: its variables, not packed.
+      path: where the file goes.
 
     Raises:
-      ValueError: parameters that transformers' models do not have, or a path that cannot be written.
+      ValueError: mixtures of experts, other attentions, quantized activations, or parameters that
+        transformers' models do not have; packed variables; or a path that cannot be written.
     """
-    params = {name: np.asarray(leaf) for name, leaf in flatten_dict(variables["params"], sep="/").items()}
+    _check_writable(model, variables)
+    flat: dict[tuple[str, ...], Any] = flatten_dict(variables["params"])
+    if "shift" in {*model.mlp, *model.projections}:
+        for layer, shift in shift_layers(model).items():
+            params = {"kernel": flat[(*layer, "kernel")]}
+            flat[(*layer, "kernel")] = shift.apply({"params": params}, method="weight")
+    params = {"/".join(path): np.asarray(leaf) for path, leaf in flat.items()}
     lacking = [[name for name in params if not layout.tensors(name)] for layout in TRANSFORMERS]
     layout, foreign = min(zip(TRANSFORMERS, lacking, strict=True), key=lambda pair: len(pair[1]))
     foreign += [name for name in variables if name != "params"]
@@ -182,6 +203,23 @@ def save_safetensors(variables: PyTree, path: str | Path) -> None:
             save_file(tensors, temporary, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be written: {first_line(error)}") from None
+
+
+def _check_writable(model, variables):
+    kinds = {*model.mlp, *model.projections}
+    foreign = [
+        f"attention {kind}" for kind in dict.fromkeys(model.attention) if kind not in SOFTMAX_ATTENTION
+    ]
+    foreign += ["mixtures of experts (moe)"] if "moe" in kinds else []
+    activations = model.primitives.activations
+    foreign += [f"{activations} activations"] if "shift" in kinds and activations != "float" else []
+    if foreign:
+        raise ValueError(
+            f"transformers has no {', '.join(foreign)}, as this {model.variant} has; only dense and shift "
+            "layers with softmax attention can be written, and save_model writes every model"
+        )
+    if is_packed(variables["params"]):
+        raise ValueError("the variables are packed; write those that they were packed from")
 
 
 def _check_dense(model):

@@ -19,6 +19,7 @@ from shiftaddvit_jax.checkpoints.configs import (
 from shiftaddvit_jax.checkpoints.preprocessing import from_timm, from_transformers
 from shiftaddvit_jax.checkpoints.pretrained import import_weights, read_config, read_weights
 from shiftaddvit_jax.checkpoints.store import DESCRIPTION, load_model
+from shiftaddvit_jax.checkpoints.weights import find_weights
 from shiftaddvit_jax.models import Preprocessing, create_model, model_preprocessing
 
 
@@ -90,8 +91,10 @@ def describe_source(source: Source) -> dict[str, Any]:
 
 
 def _open_others(source, variant, asked):
-    weights = read_weights(source)
-    file = weights.file
+    file = find_weights(source)
+    if is_portable(file.parent):  # downloaded
+        return _open_ours(file.parent)
+    weights = read_weights(file)
     config = file.parent / "config.json"
     described, preprocessing = _read_configs(file)
     notes = []
@@ -169,6 +172,8 @@ def _read_configs(file):
         preprocessing = from_transformers(found)
     if config is None:
         return None, preprocessing
+    if "preprocessing" in config:  # ours, and exact
+        preprocessing = Preprocessing.from_dict(config["preprocessing"])
     if "architecture" in config:
         pretrained = config.get("pretrained_cfg")
         if preprocessing is None and pretrained:

@@ -12,6 +12,8 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from shiftaddvit_jax.models.inspect import on_xla
 from shiftaddvit_jax.nn import ShiftDense
 
+# The parameters of a model's heads, by the names of their modules.
+HEADS = ("head", "head_dist")
 # These programs run once, so their compile time matters more than their run time.
 COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
 

@@ -14,6 +14,7 @@ from shiftaddvit_jax.data.sources import Examples
 from shiftaddvit_jax.models import Preprocessing, model_preprocessing
 from shiftaddvit_jax.nn.moe import routing_layers
 from shiftaddvit_jax.progress import track
+from shiftaddvit_jax.validation import check_head
 
 
 def evaluate(
@@ -30,8 +31,9 @@ def evaluate(
       are true classes) and ``shift_share`` (by MoE layer, the share of tokens on its shift expert).
 
     Raises:
-      ValueError: no examples.
+      ValueError: no examples, or a model without a head.
     """
+    check_head(model)
     if not len(examples):
         raise ValueError("there is nothing to evaluate: expected at least one image, got none")
     confusion = np.zeros((model.num_classes, model.num_classes), np.int64)

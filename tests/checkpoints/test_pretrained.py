@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import shiftaddvit_jax as sav
 from shiftaddvit_jax.checkpoints.layouts import LAYOUTS, export_parameter
+from shiftaddvit_jax.models.variables import variable_shapes
 from shiftaddvit_jax.nn import Block
 
 CLASSES = 7
@@ -380,19 +381,66 @@ def test_names_of_timm_and_the_authors(imported, tmp_path, source, suffix):
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "deit_without_teacher"])
 def test_save_safetensors_writes_what_transformers_wrote(imported, tmp_path, case):
-    original, folder, _, variables = imported(case)
-    sav.save_safetensors(variables, tmp_path / "model.safetensors")
+    original, folder, model, variables = imported(case)
+    sav.save_safetensors(model, variables, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     again = type(original).from_pretrained(tmp_path)
     for name, tensor in original.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
-def test_save_safetensors_refuses_what_is_not_dense(tmp_path):
-    model = sav.create_model("deit_tiny", num_classes=3, image_size=32, mlp="moe").clone(**VIT)
-    with pytest.raises(ValueError, match=r"no block1/mlp/fc1/dense/bias.*only dense"):
-        sav.save_safetensors(sav.init_variables(model, jax.random.key(0)), tmp_path / "model.safetensors")
+@pytest.mark.parametrize("case", ["pvt_v2", "vit"])
+def test_a_shift_model_has_its_logits_in_transformers(imported, tmp_path, case):
+    original, folder, dense, variables = imported(case)
+    # With the dense model's weights, none is a power of two before it is rounded.
+    stages = len(dense.attention)
+    model = dense.clone(mlp=("shift",) * stages, projections=("shift",) + ("dense",) * (stages - 1))
+    sav.save_safetensors(model, variables, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    images = random_images(64)
+    expected = jax.jit(model.apply)(variables, images)
+    found, _ = run_torch(type(original).from_pretrained(tmp_path).eval(), images)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    unrounded, _ = run_torch(original, images)
+    assert np.abs(unrounded - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        ({"mlp": "moe"}, r"no mixtures of experts \(moe\), as this deit_tiny has; only dense and shift"),
+        ({"attention": "hamming_linear"}, "no attention hamming_linear, as this deit_tiny has"),
+        ({"mlp": "shift", "activations": "int8"}, "no int8 activations, as this deit_tiny has"),
+    ],
+    ids=str,
+)
+def test_save_safetensors_refuses_what_transformers_has_not(tmp_path, kinds, message):
+    model = sav.create_model("deit_tiny", num_classes=3, image_size=32, **kinds).clone(**VIT)
+    with pytest.raises(ValueError, match=message):
+        sav.save_safetensors(model, variable_shapes(model), tmp_path / "model.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_save_safetensors_refuses_packed_variables(imported, tmp_path):
+    _, _, model, variables = imported("vit")
+    with pytest.raises(ValueError, match="are packed; write those that they were packed from"):
+        sav.save_safetensors(model, sav.pack(model, variables), tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("case", ["pvt_v2", "pvt", "deit_with_teacher", "deit_without_teacher"])
+def test_a_model_without_a_head_leaves_the_heads_of_weights_alone(imported, tmp_path, case, caplog):
+    _, folder, model, variables = imported(case)
+    headless, expected = sav.replace_head(model, variables, 0)
+    with caplog.at_level(logging.WARNING):
+        loaded = sav.load_pretrained(headless, folder, strict=True)
+        jax.tree.map(np.testing.assert_array_equal, loaded, expected)
+        assert not caplog.text
+        # And the other way round.
+        sav.save_safetensors(headless, expected, tmp_path / "model.safetensors")
+        again = sav.load_pretrained(model, tmp_path / "model.safetensors")
+    assert "has no head: head/bias, head/kernel" in caplog.text
+    jax.tree.map(np.testing.assert_array_equal, sav.replace_head(model, again, 0)[1], expected)
+    assert again["params"]["head"]["kernel"].shape[-1] == CLASSES
 
 
 def test_another_number_of_classes_draws_the_head_anew(imported, caplog):
