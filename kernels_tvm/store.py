@@ -131,6 +131,18 @@ def save_entry(write: Callable[[str], object], path: Path) -> None:
             file.write(hashlib.sha256(temporary.read_bytes()).digest())
 
 
+def adopt(path: Path) -> None:
+    """Keep a copy of an entry that was made elsewhere, unless the cache has it.
+
+    Raises:
+      OSError: the folder can't be written.
+    """
+    kept = cache_folder() / path.name
+    if read_entry(kept) is None:
+        with replacing(kept) as temporary:
+            shutil.copyfile(path, temporary)
+
+
 @contextmanager
 def replacing(path: Path) -> Generator[Path]:
     """A temporary path, whose file takes the place of ``path`` at the end and is deleted after an error.

@@ -190,6 +190,9 @@ def open_bundle(folder: Path) -> tuple[nn.Module, PyTree, dict[str, Any], Callab
     check_digests(folder, files)
     model, variables, about = read_portable(folder)
     notes = _provide(folder, manifest.get("kernels"))
+    if jax.default_backend() == "gpu":
+        for path in (folder / "kernels").glob(f"{CUDA}*/*.so"):
+            store.adopt(path)
     calls = manifest.get("program", {}).get("calls", [])
     program = None
     if (
