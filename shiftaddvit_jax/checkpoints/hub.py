@@ -47,7 +47,7 @@ def save_pretrained(source: Source, folder: str | Path) -> None:
         if config is not None:
             write_json(temporary / CONFIG, config | {"preprocessing": about["preprocessing"]})
             plain = unpack(model, variables) if is_packed(variables["params"]) else variables
-            save_safetensors(plain, temporary / WEIGHTS)
+            save_safetensors(model, plain, temporary / WEIGHTS)
         else:
             write_portable(temporary, model, variables, about)
         write_json(temporary / "preprocessor_config.json", to_transformers(source.preprocessing))
