@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from shiftaddvit_jax.checkpoints import (
         export_bundle,
+        list_pretrained,
         load_model,
         load_pretrained,
         open_source,
@@ -40,6 +41,7 @@ __all__ = [
     "init_variables",
     "learn_hashes",
     "list_models",
+    "list_pretrained",
     "load_model",
     "load_pretrained",
     "open_source",
@@ -61,6 +63,7 @@ _MODULE_OF = {
     **dict.fromkeys(
         (
             "export_bundle",
+            "list_pretrained",
             "load_model",
             "load_pretrained",
             "open_source",

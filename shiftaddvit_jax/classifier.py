@@ -108,6 +108,8 @@ class Classifier:
 
         What can't be read has an ``error``, and NaN for its probabilities.
         """
+        if not self.model.num_classes:
+            raise ValueError("the model has no head, so no classes; `shiftaddvit_jax.features` takes images")
         batch_size = batch_size or self.max_batch
         prepared = iter(prepare_all(images, self.preprocessing, ahead=2 * batch_size))
         while batch := list(islice(prepared, batch_size)):

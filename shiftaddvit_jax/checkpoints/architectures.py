@@ -24,6 +24,7 @@ _FEATURES = {
     r"relative_position|rel_pos": "relative positions, as BEiT and Swin",
     r"\.attn\.(q_proj|k_proj|v_proj)\.": "separate projections of queries, keys and values, as EVA",
     r"\.attn\.[qv]_bias$": "biases of queries and values alone, as BEiT",
+    r"(^|\.)detection_tokens$": "detection tokens, as YOLOS",
     r"(^|\.)attn_pool\.|(^|/)MAPHead_\d": "pooling by attention, as SigLIP",
     r"(^|\.)patch_embed\.(backbone|proj\.\d)|(^|/)conv_root/": "a convolutional stem, as hybrid ViTs",
     r"/encoderblock(_0/MlpBlock_0)?/|^((params|img)/)*pos_embedding$": "the parts of big_vision's ViTs",
@@ -62,7 +63,9 @@ def check_architecture(
             f"{file} has {foreign}: not the architecture of {model.variant}, which has none; load weights "
             "without it"
         )
-    biases = [name for name in expected if re.search(r"(qkv|query|key|attn\.q|attn\.kv)[./]bias$", name)]
+    biases = [
+        name for name in expected if re.search(r"(qkv|query|key|q_proj|attn\.q|attn\.kv)[./]bias$", name)
+    ]
     if biases and not any(name in tensors for name in biases):
         raise ValueError(
             f"{file} has no biases of queries, keys and values ({biases[0]}), as timm's qkv_bias=False: not "
@@ -70,6 +73,13 @@ def check_architecture(
         )
     if isinstance(model, VisionTransformer):
         _check_distillation(tensors, model, layout, file)
+        for module, what in (("cls_token", "class token"), ("pos_embed", "position embeddings")):
+            (name,) = layout.tensors(module)
+            if name not in tensors:
+                raise ValueError(
+                    f"{file} has no {what} ({name}): not the architecture of {model.variant}; load weights "
+                    "with it"
+                )
     _check_patches(tensors, model, layout, expected, file)
 
 

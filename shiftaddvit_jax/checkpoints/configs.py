@@ -209,12 +209,13 @@ def transformers_config(model: nn.Module, class_names: Sequence[str]) -> dict[st
     for DeiT without a distillation token, too.
     """
     is_vit = isinstance(model, vit.VisionTransformer)
-    kind, architecture = {
+    families: dict[tuple[type[nn.Module], bool], tuple[str, str]] = {
         (vit.VisionTransformer, False): ("vit", "ViTForImageClassification"),
         (vit.VisionTransformer, True): ("deit", "DeiTForImageClassificationWithTeacher"),
         (pvt.PyramidVisionTransformer, False): ("pvt", "PvtForImageClassification"),
         (pvt_v2.PyramidVisionTransformerV2, False): ("pvt_v2", "PvtV2ForImageClassification"),
-    }[type(model), getattr(model, "distilled", False)]
+    }
+    kind, architecture = families[type(model), getattr(model, "distilled", False)]
     epsilon = model.layer_norm_eps or (1e-6 if is_vit else None)
     original = {**pvt.VARIANTS, **pvt_v2.VARIANTS, **vit.VARIANTS}[model.variant]["attention"]
     if {*model.mlp, *model.projections} != {"dense"} or model.attention != original or epsilon is None:

@@ -92,7 +92,7 @@ def push_to_hub(
             )
         except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
             raise ValueError(f"{repo_id} can't be uploaded: {first_line(error)}") from None
-    return str(commit.commit_url)
+    return commit.commit_url
 
 
 def model_card(source: Source) -> str:

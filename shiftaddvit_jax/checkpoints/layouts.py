@@ -93,32 +93,43 @@ def _within(ours: str, theirs: str, names: Names, separator: str = ".") -> Names
     }
 
 
-def _transformers_vit(prefix: str, **heads: str) -> Layout:
-    block = {
-        "norm1": "layernorm_before",
-        "attn/qkv": tuple(f"attention.attention.{part}" for part in ("query", "key", "value")),
-        "attn/proj": "attention.output.dense",
-        "norm2": "layernorm_after",
-        "mlp/fc1": "intermediate.dense",
-        "mlp/fc2": "output.dense",
-    }
+_TRANSFORMERS_VIT_BLOCK = {
+    "norm1": "layernorm_before",
+    "attn/qkv": tuple(f"attention.attention.{part}" for part in ("query", "key", "value")),
+    "attn/proj": "attention.output.dense",
+    "norm2": "layernorm_after",
+    "mlp/fc1": "intermediate.dense",
+    "mlp/fc2": "output.dense",
+}
+# What they have been called since transformers 5 until `save_pretrained` gives them their old names.
+_TRANSFORMERS_VIT_BLOCK_5 = {
+    "norm1": "layernorm_before",
+    "attn/qkv": tuple(f"attention.{part}_proj" for part in "qkv"),
+    "attn/proj": "attention.o_proj",
+    "norm2": "layernorm_after",
+    "mlp/fc1": "mlp.fc1",
+    "mlp/fc2": "mlp.fc2",
+}
+
+
+def _transformers_vit(source: str, prefix: str, blocks: str, block: Names, **heads: str) -> Layout:
     names = {
         "cls_token": f"{prefix}.embeddings.cls_token",
         "pos_embed": f"{prefix}.embeddings.position_embeddings",
         "patch_embed": f"{prefix}.embeddings.patch_embeddings.projection",
-        **_within("block{B}", prefix + ".encoder.layer.{b}", block),
+        **_within("block{B}", f"{prefix}.{blocks}.{{b}}", block),
         "norm": f"{prefix}.layernorm",
         **heads,
     }
-    return Layout("transformers", VisionTransformer, f"{prefix}.embeddings.cls_token", names)
+    query = block["attn/qkv"][0]
+    return Layout(source, VisionTransformer, f"{prefix}.{blocks}.0.{query}.weight", names)
 
 
-_TRANSFORMERS_DEIT = _transformers_vit(
-    "deit",
-    dist_token="deit.embeddings.distillation_token",
-    head="cls_classifier",
-    head_dist="distillation_classifier",
-)
+_DEIT_HEADS = {
+    "dist_token": "deit.embeddings.distillation_token",
+    "head": "cls_classifier",
+    "head_dist": "distillation_classifier",
+}
 
 _TRANSFORMERS_PVT_BLOCK = {
     "norm1": "layer_norm_1",
@@ -237,8 +248,8 @@ _GOOGLE_VIT = {
 }
 
 TRANSFORMERS = (
-    _transformers_vit("vit", head="classifier"),
-    _TRANSFORMERS_DEIT,
+    _transformers_vit("transformers", "vit", "encoder.layer", _TRANSFORMERS_VIT_BLOCK, head="classifier"),
+    _transformers_vit("transformers", "deit", "encoder.layer", _TRANSFORMERS_VIT_BLOCK, **_DEIT_HEADS),
     Layout(
         "transformers",
         PyramidVisionTransformer,
@@ -252,8 +263,15 @@ TRANSFORMERS = (
         _TRANSFORMERS_PVT_V2,
     ),
 )
+# What `torch.save(model.state_dict())` writes.
+_IN_MEMORY = "transformers 5, in memory"
+TRANSFORMERS_IN_MEMORY = (
+    _transformers_vit(_IN_MEMORY, "vit", "layers", _TRANSFORMERS_VIT_BLOCK_5, head="classifier"),
+    _transformers_vit(_IN_MEMORY, "deit", "layers", _TRANSFORMERS_VIT_BLOCK_5, **_DEIT_HEADS),
+)
 LAYOUTS = (
     *TRANSFORMERS,
+    *TRANSFORMERS_IN_MEMORY,
     Layout("timm or the authors", VisionTransformer, "blocks.0.attn.qkv.weight", _TIMM_VIT),
     Layout("timm", PyramidVisionTransformerV2, "stages.0.blocks.0.attn.kv.weight", _TIMM_PVT_V2),
     Layout("the authors", PyramidVisionTransformer, "pos_embed1", _AUTHORS_PVT),
@@ -262,11 +280,3 @@ LAYOUTS = (
         "Google", VisionTransformer, "Transformer/encoderblock_0/LayerNorm_0/scale", _GOOGLE_VIT, flax=True
     ),
 )
-# What transformers' models without a head are called inside those with one, and what only they have: a DeiT
-# has all that a ViT has.
-HEADLESS = {
-    "deit": "embeddings.distillation_token",
-    "vit": "embeddings.cls_token",
-    "pvt": "encoder.patch_embeddings.0.projection.weight",
-    "pvt_v2": "encoder.layers.0.patch_embedding.proj.weight",
-}

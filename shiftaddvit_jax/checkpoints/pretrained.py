@@ -19,9 +19,9 @@ from safetensors.numpy import save_file
 from shiftaddvit_jax.checkpoints.architectures import check_architecture, foreign_feature
 from shiftaddvit_jax.checkpoints.configs import check_config
 from shiftaddvit_jax.checkpoints.layouts import (
-    HEADLESS,
     LAYOUTS,
     TRANSFORMERS,
+    TRANSFORMERS_IN_MEMORY,
     Layout,
     export_parameter,
     import_parameter,
@@ -37,7 +37,7 @@ from shiftaddvit_jax.files import whole_file
 from shiftaddvit_jax.models.position import resize_position_embeddings
 from shiftaddvit_jax.models.pyramid import SIDES
 from shiftaddvit_jax.models.variables import HEADS, init_named, variable_shapes
-from shiftaddvit_jax.models.vit import PATCH_SIZE
+from shiftaddvit_jax.models.vit import PATCH_SIZE, VisionTransformer
 from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.pack import shift_layers
 
@@ -239,10 +239,12 @@ def _recognise(tensors: dict[str, np.ndarray], file: Path) -> tuple[Layout, dict
     for layout in LAYOUTS:
         for prefix in _prefixes(layout.marker, tensors):
             found.setdefault(prefix, layout)
-    bases = {layout.marker.partition(".")[0]: layout for layout in TRANSFORMERS}
-    for name, marker in {} if found else HEADLESS.items():
-        for prefix in _prefixes(marker, tensors):
-            found.setdefault(prefix, bases[name])
+    # Transformers' models without a head lack what those with one call them.
+    for layout in () if found else (*TRANSFORMERS, *TRANSFORMERS_IN_MEMORY):
+        for prefix in _prefixes(layout.marker.partition(".")[2], tensors):
+            distilled = f"{prefix}embeddings.distillation_token" in tensors
+            if layout.model is not VisionTransformer or distilled == ("dist_token" in layout.names):
+                found.setdefault(prefix, layout)
     if not found:
         foreign = foreign_feature(tensors)
         shown = ", ".join(printable(name) for name in sorted(tensors)[:3])

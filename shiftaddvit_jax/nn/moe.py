@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from shiftaddvit_jax.nn.dense import Dense
 from shiftaddvit_jax.nn.plan import mixture_kernel
@@ -84,24 +84,47 @@ class MoEDense(nn.Module):
         self._report(clean, chosen)
 
         if train:
-            outputs = jnp.stack([dense(tokens), shift(tokens)], axis=1)
-            gates = probabilities * jnp.sum(jax.nn.one_hot(chosen, len(EXPERTS), dtype=jnp.float32), axis=1)
-            y = jnp.sum(gates[..., None].astype(outputs.dtype) * outputs, axis=1)
+            y = self.compute_all(tokens, probabilities, chosen, dense, shift)
         elif (kernel := mixture_kernel(self, tokens)) is not None:
             y = kernel(tokens, self.variables["params"])
         else:
-            weight = shift.weight()
-            dense_expert, dense_variables = dense.clone(parent=None), dense.variables
-            experts: list[Callable[[Array], Any]] = [
-                lambda rows: dense_expert.apply(dense_variables, rows),
-                lambda rows: shift.project(rows, weight),
-            ]
-            outputs = dispatch(jnp.repeat(tokens, self.top_k, axis=0), chosen.reshape(-1), experts).reshape(
-                -1, self.top_k, self.features
-            )
-            gates = jnp.take_along_axis(probabilities, chosen, axis=1)
-            y = jnp.sum(gates[..., None].astype(outputs.dtype) * outputs, axis=1)
+            y = self.compute_chosen(tokens, probabilities, chosen, dense, shift)
         return y.reshape(*x.shape[:-1], self.features)
+
+    def compute_all(
+        self,
+        tokens: Float[Array, "tokens inputs"],
+        probabilities: Float[Array, "tokens experts"],
+        chosen: Int[Array, "tokens top_k"],
+        dense: Dense,
+        shift: ShiftDense,
+    ) -> Float[Array, "tokens outputs"]:
+        """The chosen experts' weighed sum, where both experts compute all tokens."""
+        gates = probabilities * jnp.sum(jax.nn.one_hot(chosen, len(EXPERTS), dtype=jnp.float32), axis=1)
+        by_dense, by_shift = dense(tokens), shift(tokens)
+        gates = gates.astype(by_dense.dtype)
+        return gates[:, :1] * by_dense + gates[:, 1:] * by_shift
+
+    def compute_chosen(
+        self,
+        tokens: Float[Array, "tokens inputs"],
+        probabilities: Float[Array, "tokens experts"],
+        chosen: Int[Array, "tokens top_k"],
+        dense: Dense,
+        shift: ShiftDense,
+    ) -> Float[Array, "tokens outputs"]:
+        """The chosen experts' weighed sum, where a token's chosen experts alone compute it."""
+        weight = shift.weight()
+        dense_expert, dense_variables = dense.clone(parent=None), dense.variables
+        experts: list[Callable[[Array], Any]] = [
+            lambda rows: dense_expert.apply(dense_variables, rows),
+            lambda rows: shift.project(rows, weight),
+        ]
+        outputs = dispatch(jnp.repeat(tokens, self.top_k, axis=0), chosen.reshape(-1), experts).reshape(
+            -1, self.top_k, self.features
+        )
+        gates = jnp.take_along_axis(probabilities, chosen, axis=1)
+        return jnp.sum(gates[..., None].astype(outputs.dtype) * outputs, axis=1)
 
     @property
     def primitives(self) -> Primitives:

@@ -123,6 +123,13 @@ def unpack_weight(
     packed: PackedWeight, inputs: int, outputs: int, xp: ModuleType = jnp
 ) -> Float[Array | np.ndarray, "inputs outputs"]:
     """The weight that `pack_weight` packed, float32, an array of ``xp``."""
+    return (_unpack if xp is np else _unpack_compiled)(packed, inputs, outputs, xp)
+
+
+def _unpack(packed, inputs, outputs, xp):
     code, negative = (part.astype(xp.int32) for part in read_tiles(packed.codes, inputs, outputs, xp))
     sign = xp.where(code == 0, 0, 1 - 2 * negative).astype(xp.float32)
     return xp.ldexp(sign, code - 1 + packed.exponent[:outputs].astype(xp.int32))
+
+
+_unpack_compiled = jax.jit(_unpack, static_argnames=("inputs", "outputs", "xp"))

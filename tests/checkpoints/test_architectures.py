@@ -182,7 +182,7 @@ BARE = {
 
 
 @pytest.mark.parametrize("name", BARE)
-def test_transformers_models_saved_without_a_head_are_read(tmp_path, name, caplog):
+def test_transformers_models_are_read_without_a_head_and_as_they_are_in_memory(tmp_path, name, caplog):
     model, _ = make(name)
     bare, config, whole = BARE[name]
     sizes = {
@@ -199,6 +199,12 @@ def test_transformers_models_saved_without_a_head_are_read(tmp_path, name, caplo
     complete.base_model.load_state_dict({k: v for k, v in original.state_dict().items() if k in names})
     complete.save_pretrained(tmp_path / "whole")
     found = sav.load_pretrained(model, tmp_path / "bare")["params"]
+    torch.save(original.state_dict(), tmp_path / "state.pth")
+    in_memory = sav.load_pretrained(model, tmp_path / "state.pth")["params"]
+    assert_equal(in_memory, found)
+    torch.save(complete.state_dict(), tmp_path / "state.pth")
+    in_memory = sav.load_pretrained(model, tmp_path / "state.pth")
+    assert_equal(in_memory, sav.load_pretrained(model, tmp_path / "whole"))
     expected = sav.load_pretrained(model, tmp_path / "whole")["params"]
     assert "has no head" in caplog.text
     assert_equal(*({k: v for k, v in params.items() if "head" not in k} for params in (found, expected)))
@@ -294,6 +300,15 @@ def test_a_model_of_another_kind_is_told_by_what_it_has(vit, refused):
     model, _, _ = vit
     tensors = {"blocks.0.attn.q_proj.weight": np.zeros(1, np.float32), "rope.freqs": np.zeros(1, np.float32)}
     refused("is no PVT, .*: it has rotary position embeddings", model, tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("cls_token", "class token"), ("pos_embed", "position embeddings")]
+)
+def test_tokens_that_are_lacking_are_told(vit, refused, name, what):
+    model, _, tensors = vit
+    message = rf"has no {what} \({name}\): not the architecture of deit_tiny"
+    refused(message, model, {key: tensor for key, tensor in tensors.items() if key != name})
 
 
 def test_biases_that_are_lacking_are_told(vit, refused):

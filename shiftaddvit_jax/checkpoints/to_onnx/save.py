@@ -1,0 +1,162 @@
+"""A model's file."""
+
+import functools
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from shiftaddvit_jax.checkpoints.to_onnx.nodes import (
+    ANY_BATCH,
+    CHANNELS_LAST,
+    Node,
+    constant,
+    integers,
+    transpose,
+)
+from shiftaddvit_jax.checkpoints.to_onnx.trace import trace
+from shiftaddvit_jax.checkpoints.to_onnx.translations import translate
+from shiftaddvit_jax.checkpoints.to_onnx.weights import look_up
+from shiftaddvit_jax.files import whole_file
+from shiftaddvit_jax.models.inspect import on_xla
+from shiftaddvit_jax.nn import MoEDense
+from shiftaddvit_jax.optional import require
+
+OPSET, IR_VERSION = 20, 9  # the first with Gelu, and the format that came with it
+
+
+def save_onnx(model: nn.Module, variables: PyTree, path: str | Path, *, batch: int | None = None) -> None:
+    """Write a model with its variables as an ONNX file, whole or not at all.
+
+    The file's input is ``images``, float32 [batch, 3, image_size, image_size], channels first as in other
+    runtimes; its output is ``logits``, float32 [batch, num_classes]. With ``batch=None`` the file takes any
+    number of images. It computes what the model does on XLA, with any kind of attention and linear layer.
+
+    The weights of shift layers are integers in the file: codes of at most 5 bits (8 if ``weight_bits`` is
+    above 5) and a table of each code's power of two, where Gather looks it up. That is exact in every
+    runtime, and ONNX Runtime and OpenVINO do it once, when they load the file. All else is float32.
+
+    What the kernels of this package save, the file does not: a runtime multiplies by the powers of two and by
+    the binary codes, and both experts of a mixture compute all tokens, of which the router's choice keeps
+    one.
+
+    Args:
+      model: any of `create_model`, in float32.
+      variables: its variables, packed or not.
+      path: where the file goes.
+      batch: number of images in the input, None for any; a runtime may be faster with one number.
+
+    Raises:
+      ValueError: a model in another dtype, any number of images with the threshold "tensor", an operation
+      that is not translated, onnx not installed, or a path
+        that cannot be written.
+    """
+    require("peers", "writing ONNX", "onnx")
+    import onnx
+
+    _check_settings(model, batch)
+    size, count = model.image_size, ANY_BATCH if batch is None else batch
+    shape = jax.ShapeDtypeStruct((count, size, size, 3), jnp.float32)
+    # With JAX arrays, the trace has the same equations as the traces to look for.
+    variables = jax.tree.map(jnp.asarray, variables)
+    with nn.intercept_methods(_compute_all):
+        graph = trace(functools.partial(on_xla(model).apply, variables), shape)
+    images = Node("Input", (), (count, 3, size, size))
+    logits = translate(graph, transpose(images, CHANNELS_LAST))
+    try:
+        with whole_file(path) as temporary:
+            onnx.save_model(_serialize(onnx, images, logits, model.variant), str(temporary))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _check_settings(model, batch):
+    settings = model.primitives
+    if settings.precision != "float32" or settings.dtype not in (None, jnp.float32):
+        raise ValueError(
+            "an ONNX file computes in float32, and this model does not; create the model without dtype and "
+            "precision, its variables stay the same"
+        )
+    if batch is None and settings.threshold == "tensor":
+        raise ValueError("the threshold 'tensor' is a mean over all images of a batch; say how many: batch=1")
+
+
+def _compute_all(call, arguments, keywords, context):
+    """Both experts compute all tokens: ONNX has no dispatch."""
+    if isinstance(context.module, MoEDense) and context.method_name == "compute_chosen":
+        return context.module.compute_all(*arguments, **keywords)
+    return call(*arguments, **keywords)
+
+
+def _serialize(onnx, images: Node, logits: Node, name: str):
+    """The nodes on which ``logits`` depends as an ONNX model, each constant once."""
+    names = {images: "images"}
+    nodes, weights, known = [], [], {}
+    inputs_of = functools.cache(functools.partial(_stored_inputs, images))
+    stack = [logits]
+    while stack:
+        node = stack[-1]
+        waiting = [other for other in inputs_of(node) if other not in names]
+        if waiting:
+            stack += waiting
+            continue
+        stack.pop()
+        if node in names:
+            continue
+        if node.operator == "Codes":
+            names[node] = names[inputs_of(node)[0]]
+            continue
+        if node.value is not None:
+            key = (node.value.tobytes(), node.shape, node.value.dtype)
+            if key not in known:
+                known[key] = f"constant{len(known)}"
+                array = np.ascontiguousarray(node.value).reshape(node.shape)
+                weights.append(onnx.numpy_helper.from_array(array, known[key]))
+            names[node] = known[key]
+            continue
+        names[node] = "logits" if node is logits else f"{node.operator.lower()}{len(nodes)}"
+        nodes.append(
+            onnx.helper.make_node(
+                node.operator,
+                [names[other] for other in inputs_of(node)],
+                [names[node]],
+                names[node],
+                **{key: _attribute(onnx, value) for key, value in node.attributes.items()},
+            )
+        )
+    inputs, outputs = (
+        [onnx.helper.make_tensor_value_info(names[node], onnx.TensorProto.FLOAT, _sides(node))]
+        for node in (images, logits)
+    )
+    graph = onnx.helper.make_graph(nodes, name, inputs, outputs, weights)
+    opsets = [onnx.helper.make_opsetid("", OPSET)]
+    made = onnx.helper.make_model(
+        graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="shiftaddvit_jax"
+    )
+    onnx.checker.check_model(made)
+    return made
+
+
+def _stored_inputs(images, node):
+    """A node's inputs in the file, where codes are integers and shapes leave the number of images open."""
+    if node.operator == "Codes":
+        return (look_up(node.value),)
+    if node.operator == "Reshape":
+        x, shape = node.inputs
+        return x, constant(np.where(shape.value % ANY_BATCH, shape.value, -1))
+    if node.operator == "Expand" and node.shape[0] == ANY_BATCH:
+        batch = Node("Shape", (images,), (1,), {"start": 0, "end": 1})
+        sides = Node("Concat", (batch, integers(node.shape[1:])), (len(node.shape),), {"axis": 0})
+        return node.inputs[0], sides
+    return node.inputs
+
+
+def _sides(node):
+    return ["batch" if side == ANY_BATCH else side for side in node.shape]
+
+
+def _attribute(onnx, value):
+    return onnx.helper.np_dtype_to_tensor_dtype(value) if isinstance(value, np.dtype) else value
