@@ -1,14 +1,17 @@
 """Models as modules of Flax NNX."""
 
+from typing import TYPE_CHECKING
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from flax.nnx.bridge.variables import linen_vars_to_nnx_attrs
 from jaxtyping import PyTree
 
+if TYPE_CHECKING:
+    from flax import nnx
 
-def to_nnx(model: nn.Module, variables: PyTree, rngs: nnx.Rngs | None = None) -> nnx.bridge.ToNNX:
+
+def to_nnx(model: nn.Module, variables: PyTree, rngs: "nnx.Rngs | None" = None) -> "nnx.bridge.ToNNX":
     """A module of Flax NNX that computes what ``model`` does, and holds ``variables``.
 
     Called with images, and ``train`` if need be, it returns the logits of ``model.apply``; its ``features``
@@ -37,6 +40,9 @@ def to_nnx(model: nn.Module, variables: PyTree, rngs: nnx.Rngs | None = None) ->
       rngs: the streams ``dropout`` and ``router``, for calls with ``train=True``; a call may bring its own
         as ``rngs``.
     """
+    from flax import nnx  # which imports Optax
+    from flax.nnx.bridge.variables import linen_vars_to_nnx_attrs
+
     module = nnx.bridge.ToNNX(model, rngs)
     for name, value in linen_vars_to_nnx_attrs(jax.tree.map(jnp.asarray, variables)).items():
         setattr(module, name, nnx.data(value))

@@ -121,6 +121,18 @@ def test_a_model_without_a_head_needs_no_kernel_of_a_head():
     assert {kernel.name for kernel in kernels_of(model)} == {"patch_embed", "mlp"}
 
 
+def test_weights_without_a_head_are_a_source_and_become_a_classifier_with_a_new_one(tmp_path):
+    model = sav.create_model("deit_tiny", num_classes=0, image_size=32)
+    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), variable_shapes(model))
+    sav.save_pretrained(Source("tiny", model, variables, model_preprocessing(model), ()), tmp_path / "model")
+    opened = sav.open_source(tmp_path / "model")
+    assert (opened.model.num_classes, opened.class_names, opened.notes) == (0, (), ())
+    with pytest.raises(ValueError, match="has no head, and so no classes; give num_classes"):
+        sav.from_pretrained(tmp_path / "model")
+    classifier = sav.from_pretrained(tmp_path / "model", num_classes=2)
+    assert classifier.variables["params"]["head"]["kernel"].shape == (192, 2)
+
+
 def test_what_needs_classes_refuses_a_model_without_a_head():
     model = sav.create_model("pvt_v2_nano", num_classes=0)
     source = Source("nano", model, {}, model_preprocessing(model), ())

@@ -203,6 +203,8 @@ def _image_size(model, preprocessing, described_size, asked_size, file):
 
 def _class_names(names, classes):
     """``names`` if there is one for each class, else ImageNet's or numbers; and a note on that."""
+    if not classes:
+        return (), ()
     if names is not None and len(names) == classes:
         return tuple(names), ()
     if classes == IMAGENET_CLASSES:
