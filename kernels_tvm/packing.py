@@ -13,7 +13,14 @@ weights of a tile are in
 - 32 bytes of codes: number i in the low half of byte i, number 32 + i in its high half. With 4 bits the
   highest bit of a half is the sign;
 - with 5 bits, 8 more bytes of signs: number i in bit i % 8 of byte i / 8.
+
+The functions take and return arrays of NumPy, or of what else is given as ``xp``, such as ``jax.numpy``.
 """
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
 
 TILE_INPUTS, TILE_OUTPUTS = 4, 16
 TILE_BYTES = {4: 32, 5: 40}
@@ -29,3 +36,59 @@ def blocked_shape(inputs: int, outputs: int) -> tuple[int, int, int]:
 def packed_shape(inputs: int, outputs: int, bits: int) -> tuple[int, int, int]:
     """The shape of a power-of-two weight's bytes."""
     return -(-outputs // TILE_OUTPUTS), -(-inputs // TILE_INPUTS), TILE_BYTES[bits]
+
+
+def bits_of(tiles: Any) -> int:
+    """Bits of a weight, 4 or 5, in tiles [outputs / 16, inputs / 4, tile bytes]."""
+    return next(bits for bits, size in TILE_BYTES.items() if size == tiles.shape[-1])
+
+
+def write_blocks(weight: Any, xp: ModuleType = np) -> Any:
+    """A dense weight [inputs, outputs], cut into blocks."""
+    blocks, inputs, size = blocked_shape(*weight.shape)
+    padded = xp.pad(weight, ((0, 0), (0, blocks * size - weight.shape[1])))
+    return padded.reshape(inputs, blocks, size).transpose(1, 0, 2)
+
+
+def read_blocks(blocks: Any, outputs: int) -> Any:
+    """The dense weight that `write_blocks` cut."""
+    return blocks.transpose(1, 0, 2).reshape(blocks.shape[1], -1)[:, :outputs]
+
+
+def write_tiles(codes: Any, negative: Any, bits: int, xp: ModuleType = np) -> Any:
+    """A power-of-two weight's tiles, uint8, from its codes and signs, both uint8 [inputs, outputs]."""
+    inputs, outputs = codes.shape
+    shape = packed_shape(inputs, outputs, bits)
+    codes, negative = (_to_tiles(part, shape, xp) for part in (codes, negative))
+    if bits == 4:
+        codes = codes | (negative << 3)
+    halves = codes[..., :SIGNS_OFFSET] | (codes[..., SIGNS_OFFSET:] << 4)
+    if bits == 4:
+        return halves
+    return xp.concatenate([halves, xp.packbits(negative, axis=-1, bitorder="little")], axis=-1)
+
+
+def read_tiles(tiles: Any, inputs: int, outputs: int, xp: ModuleType = np) -> tuple[Any, Any]:
+    """The codes and signs that `write_tiles` laid out, each uint8 [inputs, outputs]."""
+    halves = tiles[..., :SIGNS_OFFSET]
+    codes = xp.concatenate([halves & 15, halves >> 4], axis=-1)
+    if bits_of(tiles) == 4:
+        codes, negative = codes & 7, codes >> 3
+    else:
+        negative = xp.unpackbits(tiles[..., SIGNS_OFFSET:], axis=-1, bitorder="little")
+    codes, negative = (_from_tiles(part)[:inputs, :outputs] for part in (codes, negative))
+    return codes, negative
+
+
+def _to_tiles(part, shape, xp):
+    """[inputs, outputs] -> [output tiles, input tiles, 64], zero-padded."""
+    rows, columns = shape[1] * TILE_INPUTS, shape[0] * TILE_OUTPUTS
+    part = xp.pad(part, ((0, rows - part.shape[0]), (0, columns - part.shape[1])))
+    part = part.reshape(shape[1], TILE_INPUTS, shape[0], TILE_OUTPUTS).transpose(2, 0, 3, 1)
+    return part.reshape(*shape[:2], TILE_INPUTS * TILE_OUTPUTS)
+
+
+def _from_tiles(part):
+    columns, rows = part.shape[:2]
+    part = part.reshape(columns, rows, TILE_OUTPUTS, TILE_INPUTS).transpose(1, 3, 0, 2)
+    return part.reshape(rows * TILE_INPUTS, columns * TILE_OUTPUTS)

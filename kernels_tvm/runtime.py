@@ -38,6 +38,23 @@ def load_function(path: Path) -> Callable:
     return start().load_module(path)["main"]
 
 
+LIBRARY = "libtvm_runtime.so"  # what kernels call: threads and workspaces
+_provided: list[Path] = []
+
+
+def provide_runtime(folder: Path) -> None:
+    """Have `start` take `LIBRARY` from ``folder`` where TVM is not installed."""
+    _provided.append(folder)
+
+
+def runtime_folder() -> Path | None:
+    """Where `LIBRARY` is: in the installed TVM, or else where it was provided; None if nowhere."""
+    spec = util.find_spec("tvm")
+    if spec is not None and spec.origin is not None:
+        return Path(spec.origin).parent / "lib"
+    return _provided[0] if _provided else None
+
+
 @once
 def start():
     """The package ``tvm_ffi``, with the part of TVM that kernels call; importing ``tvm`` later adds to it."""
@@ -48,11 +65,10 @@ def start():
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "100")
     with _without_torch():
         import tvm_ffi
-    # The kernels' threads and workspaces come from this library; the arguments are those of `tvm` itself.
-    spec = util.find_spec("tvm")
-    if spec is None or spec.origin is None:
+    folder = runtime_folder()
+    if folder is None:
         raise ModuleNotFoundError("No module named 'tvm'", name="tvm")
-    folder = Path(spec.origin).parent / "lib"
+    # The arguments are those of `tvm` itself.
     tvm_ffi.libinfo.load_lib_ctypes("tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=[folder])
     return tvm_ffi
 

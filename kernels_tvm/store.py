@@ -31,6 +31,19 @@ class Kernel(NamedTuple):
     name: str
     description: Any
 
+    @property
+    def key(self) -> str:
+        """Name and description as text: what a kernel computes, on whatever machine."""
+        return f"{self.name} {json.dumps(dataclasses.asdict(self.description), sort_keys=True)}"
+
+
+def runtime_version() -> str | None:
+    """The version of what compiled kernels are called through, None if it is not installed."""
+    try:
+        return metadata.version("apache-tvm-ffi")
+    except metadata.PackageNotFoundError:
+        return None
+
 
 def is_installed() -> bool:
     """Whether TVM can be imported."""
@@ -41,6 +54,11 @@ def cache_folder() -> Path:
     """Where compiled kernels are kept: $XDG_CACHE_HOME/shiftaddvit_jax/kernels, by default in ~/.cache."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "shiftaddvit_jax" / "kernels"
+
+
+def portable_name(key: str) -> str:
+    """A short name for a kernel's key, the same on every machine."""
+    return f"{key.split()[0]}-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
 
 
 def entry_name(side: str, kernel: Kernel, target, **facts) -> str:

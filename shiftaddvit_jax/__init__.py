@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shiftaddvit_jax.checkpoints import (
+        export_bundle,
+        list_pretrained,
         load_model,
         load_pretrained,
+        open_source,
+        push_to_hub,
         save_model,
         save_onnx,
+        save_pretrained,
         save_safetensors,
     )
-    from shiftaddvit_jax.models import create_model, init_variables, list_models
+    from shiftaddvit_jax.classifier import Classifier, from_pretrained
+    from shiftaddvit_jax.heads import replace_head
+    from shiftaddvit_jax.models import create_model, features, init_variables, list_models
     from shiftaddvit_jax.pack import pack
     from shiftaddvit_jax.reparameterize import (
         learn_hashes,
@@ -21,32 +28,58 @@ if TYPE_CHECKING:
         reparameterization_report,
         reparameterize,
     )
+    from shiftaddvit_jax.to_nnx import to_nnx
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Classifier",
     "create_model",
+    "export_bundle",
+    "features",
+    "from_pretrained",
     "init_variables",
     "learn_hashes",
     "list_models",
+    "list_pretrained",
     "load_model",
     "load_pretrained",
+    "open_source",
     "pack",
+    "push_to_hub",
     "redraw_features",
     "reparameterization_report",
     "reparameterize",
+    "replace_head",
     "save_model",
     "save_onnx",
+    "save_pretrained",
     "save_safetensors",
+    "to_nnx",
 ]
 
 # Each is imported when it is first asked for: `shiftaddvit --help` needs no JAX.
 _MODULE_OF = {
     **dict.fromkeys(
-        ("load_model", "load_pretrained", "save_model", "save_onnx", "save_safetensors"), "checkpoints"
+        (
+            "export_bundle",
+            "list_pretrained",
+            "load_model",
+            "load_pretrained",
+            "open_source",
+            "push_to_hub",
+            "save_model",
+            "save_onnx",
+            "save_pretrained",
+            "save_safetensors",
+        ),
+        "checkpoints",
     ),
-    **dict.fromkeys(("create_model", "init_variables", "list_models"), "models"),
+    **dict.fromkeys(("Classifier", "from_pretrained"), "classifier"),
+    **dict.fromkeys(("create_model", "features", "init_variables", "list_models"), "models"),
     "pack": "pack",
+    "replace_head": "heads",
+    "to_nnx": "to_nnx",
     **dict.fromkeys(
         ("learn_hashes", "redraw_features", "reparameterization_report", "reparameterize"), "reparameterize"
     ),
@@ -70,7 +103,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(types.ModuleType):
-    """A package whose `pack` and `reparameterize` stay functions when the modules of these names load."""
+    """A package whose `pack`, `reparameterize` and `to_nnx` stay functions when such modules load."""
 
     def __setattr__(self, name, value):
         if not (name in _MODULE_OF and isinstance(value, types.ModuleType)):

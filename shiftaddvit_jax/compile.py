@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kernels_tvm.cpu.library import load
+from kernels_tvm.cpu.library import build, kernel_target, load
+from kernels_tvm.cpu.targets import Target
 from kernels_tvm.cpu.tuning import count_trials, save_record, tune
 from kernels_tvm.gpu.targets import GpuTarget
 from kernels_tvm.store import PACKAGES, Kernel, can_link, is_installed
@@ -45,6 +46,26 @@ def compile_kernels(kernels: Collection[Kernel]) -> None:
     """Compile kernels into the cache, with a progress bar; kernels that are in the cache are loaded."""
     for kernel in track(kernels, "compiling", len(kernels)):
         load(kernel)
+
+
+def compile_kernel_library(kernel: Kernel, target: Target, threads: int, path: Path) -> None:
+    """Compile a CPU kernel into a library for another machine.
+
+    Args:
+      kernel: what is compiled.
+      target: for what kind of CPU, with the tile sizes on record for it.
+      threads: how many share its work.
+      path: the library.
+
+    Raises:
+      ValueError: it can't be linked here, such as for another processor architecture.
+    """
+    built = build(kernel, kernel_target(kernel, target), threads)
+    try:
+        built.export_library(str(path))
+    except RuntimeError as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
+        raise ValueError(f"{kernel.name} can't be linked for {target.name} here: {reason}") from None
 
 
 def export_kernels(model: nn.Module, target: GpuTarget, folder: Path) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Files and folders that are written whole or not at all; every floor may use them."""
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,31 @@ def write_json(file: str | Path, value: Any) -> None:
     """Write ``value`` as JSON, whole or not at all."""
     with whole_file(file) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """The SHA-256 digest of every file in ``folder``, by its path in there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+
+
+def check_digests(folder: Path, digests: Mapping[str, str]) -> None:
+    """Raise a ``ValueError`` that names the first file of ``folder`` that is missing or not what it was."""
+    for name, digest in digests.items():
+        path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{folder} lists {name}, which is outside of it")
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: {folder} is not whole; copy or download it again")
+        if _digest(path) != digest:
+            raise ValueError(
+                f"{path} is damaged: its digest is not the one on record; copy or download it again"
+            )
+
+
+def _digest(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_latencies(file: str | Path) -> dict[str, tuple[float, ...]]:

@@ -8,15 +8,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
-from shiftaddvit_jax.models.variables import variable_shapes
+from shiftaddvit_jax.models.variables import COMPILE_QUICKLY, variable_shapes
 from shiftaddvit_jax.nn import Conv, Dense, ShiftDense
 from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.nn.linear import multiplies_in_bfloat16
-from shiftaddvit_jax.ops import pack_weight, unpack_weight
-from shiftaddvit_jax.ops.packing import block_weight, packed_bits, packed_weight_shape
+from shiftaddvit_jax.ops import PackedWeight, pack_weight, unpack_weight
+from shiftaddvit_jax.ops.packing import block_weight, packed_bits, packed_weight_shape, unblock_weight
 
 
 def pack(model: nn.Module, variables: PyTree) -> PyTree:
@@ -51,6 +52,48 @@ def pack(model: nn.Module, variables: PyTree) -> PyTree:
     return packed
 
 
+def unpack(model: nn.Module, variables: PyTree) -> PyTree:
+    """``variables`` as they were before `pack`, but for what packing rounded.
+
+    Raises:
+      ValueError: variables that are not packed.
+    """
+    if not is_packed(variables["params"]):
+        raise ValueError("the variables are not packed")
+    flat: dict[tuple[str, ...], Any] = flatten_dict(variables["params"])
+    layers, multiplying, whole = _layers_and_shapes(model)
+    shapes: dict[tuple[str, ...], Any] = flatten_dict(whole["params"])
+    for path in layers:
+        codes, exponent = (np.asarray(flat.pop((*path, name))) for name in PackedWeight._fields)
+        inputs, outputs = shapes[(*path, "kernel")].shape
+        flat[(*path, "kernel")] = unpack_weight(PackedWeight(codes, exponent), inputs, outputs, np)
+    for path in multiplying:
+        shape = shapes[(*path, "kernel")].shape
+        if (*path, "blocks") in flat:
+            blocks = np.asarray(flat.pop((*path, "blocks")))
+            flat[(*path, "kernel")] = unblock_weight(blocks, shape[-1]).reshape(shape)
+        flat[(*path, "kernel")] = np.asarray(flat[(*path, "kernel")], np.float32)
+    return {**variables, "params": jax.device_put(unflatten_dict(flat))}
+
+
+def inference_variables(model: nn.Module, variables: PyTree, for_kernels: bool) -> PyTree:
+    """``variables`` in the form in which inference is fastest: packed for kernels, as they were for XLA.
+
+    Weights of more than 5 bits, or that are no single powers of two, have no packed form and stay the same.
+    """
+    packed = is_packed(variables["params"])
+    if packed == for_kernels:
+        return variables
+    if packed:
+        return unpack(model, variables)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what packing loses is `shiftaddvit pack`'s to say
+            return pack(model, variables)
+    except ValueError:
+        return variables
+
+
 def packed_shapes(model: nn.Module) -> PyTree:
     """The shapes and dtypes of `pack`'s result for a model."""
     layers, multiplying, variables = _layers_and_shapes(model)
@@ -66,29 +109,51 @@ def packed_shapes(model: nn.Module) -> PyTree:
     return {**variables, "params": unflatten_dict(flat)}
 
 
+def pack_dense(model: nn.Module, params: PyTree) -> PyTree:
+    """The parameters of some of ``model``'s dense layers and convolutions, packed as `pack` does it."""
+    flat = flatten_dict(params)
+    _, multiplying, _ = _layers_and_shapes(model)
+    for path, layer in multiplying.items():
+        if (*path, "kernel") in flat:
+            _replace_weight(flat, path, _pack_factor(layer, flat[(*path, "kernel")]))
+    return unflatten_dict(flat)
+
+
 def _pack(model, variables):
     """The packed variables, and for each shift layer: weights that moved, all weights, largest move."""
     flat, moved = flatten_dict(variables["params"]), []
     layers, multiplying, _ = _layers_and_shapes(model)
     for path, layer in layers.items():
         _check_packable(path, layer)
-        weight = layer.apply({"params": _subtree(flat, path)}, method="weight")
-        packed = pack_weight(weight, packed_bits(model.primitives.activations))
-        error = jnp.abs(unpack_weight(packed, *weight.shape) - weight)
-        largest = jnp.maximum(jnp.max(jnp.abs(weight)), jnp.finfo(jnp.float32).tiny)
-        moved.append((jnp.sum(error > 0), weight.size, jnp.max(error) / largest))
+
+    # One small program; the rest is NumPy's, which has nothing to compile for each layer.
+    @partial(jax.jit, compiler_options=COMPILE_QUICKLY)
+    def rounded(weights):
+        return {
+            path: layers[path].apply({"params": params}, method="weight") for path, params in weights.items()
+        }
+
+    weights = rounded({path: _subtree(flat, path) for path in layers})
+    bits = packed_bits(model.primitives.activations)
+    for path, weight in weights.items():
+        weight = np.asarray(weight)
+        packed = pack_weight(weight, bits, np)
+        inputs, outputs = weight.shape
+        error = np.abs(unpack_weight(packed, inputs, outputs, np) - weight)
+        largest = max(np.max(np.abs(weight)), np.finfo(np.float32).tiny)
+        moved.append((np.sum(error > 0), weight.size, np.max(error) / largest))
         _replace_weight(flat, path, packed._asdict())
     for path, layer in multiplying.items():
-        _replace_weight(flat, path, _pack_factor(layer, flat[(*path, "kernel")]))
-    return {**variables, "params": unflatten_dict(flat)}, moved
+        _replace_weight(flat, path, _pack_factor(layer, np.asarray(flat[(*path, "kernel")]), np))
+    return {**variables, "params": jax.device_put(unflatten_dict(flat))}, moved
 
 
-def _pack_factor(layer, kernel):
+def _pack_factor(layer, kernel, xp=jnp):
     """The packed weight of a multiplying layer, by its parameter's name."""
     if multiplies_in_bfloat16(layer):
         kernel = kernel.astype(jnp.bfloat16)
     if isinstance(layer, (Conv, Dense)):
-        return {"blocks": block_weight(kernel.reshape(-1, kernel.shape[-1]))}
+        return {"blocks": block_weight(kernel.reshape(-1, kernel.shape[-1]), xp)}
     return {"kernel": kernel}
 
 

@@ -124,9 +124,12 @@ def redraw_features(variables: PyTree, key: PRNGKeyArray) -> PyTree:
     return {**variables, "features": jax.tree.unflatten(structure, drawn)}
 
 
-def check_variables(model: nn.Module, variables: PyTree) -> None:
-    """Raise a ``ValueError`` that names the parameters in which ``variables`` differs from ``model``'s."""
-    expected = _flat_shapes(variable_shapes(model))
+def check_variables(model: nn.Module, variables: PyTree, shapes: PyTree | None = None) -> None:
+    """Raise a ``ValueError`` that names the parameters in which ``variables`` differs from ``model``'s.
+
+    ``shapes`` are those that are expected, by default of variables that are not packed.
+    """
+    expected = _flat_shapes(variable_shapes(model) if shapes is None else shapes)
     found = _flat_shapes(variables)
     differences = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
     differences += [f"{name} is unexpected" for name in sorted(found.keys() - expected.keys())]

@@ -13,7 +13,8 @@ from jaxtyping import Float, PyTree, UInt8
 
 from shiftaddvit_jax.checkpoints import load_model
 from shiftaddvit_jax.data import decode_file, load_dataset
-from shiftaddvit_jax.data.pipeline import normalize, resize
+from shiftaddvit_jax.data.preprocessing import crop, normalize_as
+from shiftaddvit_jax.models import Preprocessing, model_preprocessing
 from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.pack import pack
 
@@ -47,6 +48,12 @@ class Subject:
         """Its accuracy on held-out images, a share; None if unknown."""
         return (self.description or {}).get("top1")
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The pixels that it expects: those saved with it, or its variant's."""
+        saved = (self.description or {}).get("preprocessing")
+        return Preprocessing.from_dict(saved) if saved else model_preprocessing(self.model)
+
     def for_inference(self) -> tuple[nn.Module, PyTree]:
         """Model and variables as inference runs them fastest: shift layers packed."""
         shifts = {*self.model.mlp, *self.model.projections} & {"shift", "moe"}
@@ -67,19 +74,27 @@ def load_subject(folder: str | Path) -> Subject:
     if not (folder / "model.json").is_file() and (folder / "model" / "model.json").is_file():
         folder = folder / "model"
     model, variables, description = load_model(folder)
-    run, config, history = folder.parent, None, ()
-    if folder.name == "model" and (run / "config.json").is_file():
-        config = json.loads((run / "config.json").read_text())["data"]
-        if (run / "history.json").is_file():
-            history = json.loads((run / "history.json").read_text())
+    run, data, history = folder.parent, training_data(folder), ()
+    if data is not None and (run / "history.json").is_file():
+        history = json.loads((run / "history.json").read_text())
     return Subject(
         run.name if folder.name == "model" else folder.name,
         model,
         variables,
         description=description,
         history=history,
-        data=config and (config["source"], config["path"]),
+        data=data,
     )
+
+
+def training_data(folder: str | Path) -> tuple[str, str] | None:
+    """``source`` and ``path`` of the data that the model in a run was trained on; None if unknown."""
+    folder = Path(folder).absolute()
+    run = folder.parent if folder.name == "model" else folder
+    if not (run / "model" / "model.json").is_file() or not (run / "config.json").is_file():
+        return None
+    config = json.loads((run / "config.json").read_text())["data"]
+    return config["source"], config["path"]
 
 
 def distinct_names(subjects: Sequence[Subject]) -> list[Subject]:
@@ -98,17 +113,16 @@ def example_pixels(subject: Subject, count: int, files: Sequence[str | Path] = (
     Raises:
       ValueError: no files for a subject of unknown data, or files that are no images.
     """
-    side = subject.model.image_size
     if files:
-        return np.stack([resize(decode_file(file), side) for file in files])
+        return np.stack([crop(decode_file(file), subject.preprocessing) for file in files])
     if subject.data is None:
         raise ValueError(f"{subject.name} does not say what it was trained on; give images with --images")
     examples = load_dataset(*subject.data).test
     first = {int(label): index for index, label in reversed(list(enumerate(examples.labels)))}
     chosen = [first[label] for label in sorted(first)][:count]
-    return np.stack([resize(examples[index]["image"], side) for index in chosen])
+    return np.stack([crop(examples[index]["image"], subject.preprocessing) for index in chosen])
 
 
-def as_inputs(pixels: Pixels) -> Float[np.ndarray, "batch side side 3"]:
-    """``pixels`` as a model takes them."""
-    return normalize(pixels)
+def as_inputs(subject: Subject, pixels: Pixels) -> Float[np.ndarray, "batch side side 3"]:
+    """``pixels`` as the subject's model takes them."""
+    return normalize_as(pixels, subject.preprocessing)

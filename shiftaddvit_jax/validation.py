@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 from jaxtyping import Array, Float
 
@@ -16,7 +17,23 @@ def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
     raise ValueError(f"unknown {what} {value!r}; {hint}")
 
 
+def check_head(model: Any) -> None:
+    """Raise a ``ValueError`` unless ``model`` has a head, and so classes."""
+    if not model.num_classes:
+        raise ValueError(
+            f"this {model.variant} has no head, and so no classes; give num_classes, or a head by "
+            "shiftaddvit_jax.replace_head(model, variables, num_classes)"
+        )
+
+
 def check_images(images: Float[Array, "batch height width 3"]) -> None:
-    """Raise a ``ValueError`` unless ``images`` is a batch of images with three channels."""
+    """Raise a ``ValueError`` unless ``images`` is a batch of floating-point images with three channels."""
+    import jax.numpy as jnp  # a second, which help does not wait for
+
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"images must be [batch, height, width, 3], got shape {images.shape}")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images must be floating-point numbers, got {images.dtype}; make each of them with "
+            "shiftaddvit_jax.data.preprocess(image, shiftaddvit_jax.models.model_preprocessing(model))"
+        )

@@ -1,17 +1,20 @@
-"""CPU kernels by name and description: compiled once, then loaded from the cache, see `kernels_tvm.store`."""
+"""CPU kernels by name and description: compiled once, then loaded from the cache, see `kernels_tvm.store`.
+
+Kernels that came with a model, see `provide`, take the cache's place: they need no compiler.
+"""
 
 import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from kernels_tvm import store
 from kernels_tvm.cpu.targets import TARGETS, Target, host_target, thread_count
-from kernels_tvm.runtime import once, start
+from kernels_tvm.runtime import load_function, once, start
 from kernels_tvm.store import Kernel, load_or_build
 
 
@@ -54,27 +57,22 @@ def needed_target() -> Target:
     return target
 
 
-def kernel_key(kernel: Kernel) -> str:
-    """The key of a kernel in a file of records."""
-    return f"{kernel.name} {json.dumps(dataclasses.asdict(kernel.description), sort_keys=True)}"
-
-
 def user_records(target: Target) -> Path:
     """The file of the user's tuned tile sizes: in $XDG_DATA_HOME, by default in ~/.local/share."""
     root = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(root) / "shiftaddvit_jax" / "records" / f"{target.name}.json"
 
 
-def kernel_target(kernel: Kernel) -> Target:
-    """The machine's target with the tile sizes on record for a kernel: the user's, or else the package's.
+def kernel_target(kernel: Kernel, target: Target | None = None) -> Target:
+    """A target, by default the machine's, with a kernel's tile sizes on record: the user's, or else ours.
 
     Raises:
       ValueError: this machine's CPU is not among the targets.
     """
-    target = needed_target()
+    target = target or needed_target()
     shipped = Path(__file__).parent / "records" / f"{target.name}.json"
     for path in (user_records(target), shipped):
-        facts = _records(path).get(kernel_key(kernel))
+        facts = _records(path).get(kernel.key)
         if facts is not None:
             changed: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()
@@ -107,13 +105,41 @@ def entry_name(kernel: Kernel, target: Target, threads: int) -> str:
     return store.entry_name("cpu", kernel, target, threads=threads)
 
 
+_provided: dict[str, Path] = {}
+
+
+def provide(libraries: Mapping[str, Path], threads: int) -> None:
+    """Have `load` take kernels from libraries that were compiled elsewhere, for this machine's kind of CPU.
+
+    Args:
+      libraries: a library by each kernel's key; one that is provided already stays.
+      threads: for how many they were compiled.
+    """
+    os.environ.setdefault("TVM_NUM_THREADS", str(threads))
+    for key, path in libraries.items():
+        _provided.setdefault(key, path)
+
+
+def is_provided(key: str | None = None) -> bool:
+    """Whether the kernel with this key, or by default any, came with a model."""
+    return bool(_provided) if key is None else key in _provided
+
+
+@once
+def load_provided(key: str):
+    """The function of the provided kernel with this key."""
+    return load_function(_provided[key])
+
+
 @once
 def load(kernel: Kernel):
-    """The kernel's function for this machine, compiled now unless the cache has it.
+    """The kernel's function for this machine: a provided one, or one from the cache, or else compiled now.
 
     Raises:
       ValueError: this machine's CPU is not among the targets.
     """
+    if is_provided(kernel.key):
+        return load_provided(kernel.key)
     target, threads = kernel_target(kernel), thread_count()
     # TVM itself takes half of the CPUs, even on machines without hyper-threads.
     os.environ.setdefault("TVM_NUM_THREADS", str(threads))

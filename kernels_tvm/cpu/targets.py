@@ -132,7 +132,7 @@ def host_target() -> Target | None:
     Raises:
       ValueError: SHIFTADDVIT_TARGET names an unknown target, or one that this machine does not run.
     """
-    running = [target for target in TARGETS if _runs(target)]
+    running = [target for target in TARGETS if runs_here(target)]
     wanted = os.environ.get("SHIFTADDVIT_TARGET")
     if wanted is None:
         return running[0] if running else None
@@ -145,7 +145,8 @@ def host_target() -> Target | None:
     return target
 
 
-def _runs(target: Target) -> bool:
+def runs_here(target: Target) -> bool:
+    """Whether this machine's CPU and system run the target's code."""
     if target.machine != platform.machine() or not target.features <= _cpu_features():
         return False
     return target.dot != "amx" or _may_use_amx()

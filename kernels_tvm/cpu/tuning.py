@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kernels_tvm.cpu.library import build, kernel_key, kernel_target, needed_target, user_records
+from kernels_tvm.cpu.library import build, kernel_target, needed_target, user_records
 from kernels_tvm.cpu.targets import Target, thread_count
 from kernels_tvm.store import Kernel, replacing
 
@@ -84,7 +84,7 @@ def save_record(kernel: Kernel, facts: dict) -> Path:
     """Write the facts that `tune` found to the user's records, which `library.load` reads."""
     path = user_records(needed_target())
     records = json.loads(path.read_text()) if path.is_file() else {}
-    records[kernel_key(kernel)] = facts
+    records[kernel.key] = facts
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(records, indent=1, sort_keys=True))
     return path
@@ -94,7 +94,7 @@ def _facts(kernel, target) -> Iterator[tuple[str, tuple]]:
     """The facts that the kernel's schedule reads, and the values to try for each."""
     if kernel.name not in TILED:
         return
-    int8 = '"activations": "int8"' in kernel_key(kernel)
+    int8 = '"activations": "int8"' in kernel.key
     for name, values in CHOICES[target.name].items():
         if (kernel.name == "mlp" or name not in ONLY_MLP) and (int8 or name != "int8_tile"):
             yield name, values

@@ -178,7 +178,7 @@ def _peer_tasks(kind, model, peers, batch, folder):
             task = {"runtime": "openvino", "file": file, "precision": precision}
             tasks[f"OpenVINO {kind}, {precision}"] = task
     if "torch" in peers:
-        save_safetensors(variables, weights)
+        save_safetensors(model, variables, weights)
         config = {
             "image_size": model.image_size,
             "num_labels": model.num_classes,

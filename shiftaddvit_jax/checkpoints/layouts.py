@@ -2,8 +2,8 @@
 
 A table maps our names to theirs, as in ``{"stage{S}/block{B}/attn/kv": ("...key", "...value")}``. {S} and {B}
 count stages and blocks from 1, {s} and {b} from 0. If several of their modules are one of ours, our outputs
-are theirs, one module after the other. Our ``kernel`` or ``scale`` is their ``weight``, our ``bias`` their
-``bias``.
+are theirs, one module after the other. Our ``kernel`` or ``scale`` is PyTorch's ``weight``, our ``bias`` its
+``bias``; Flax's are named as ours.
 """
 
 import re
@@ -17,6 +17,9 @@ from shiftaddvit_jax.models import PyramidVisionTransformer, PyramidVisionTransf
 
 Names = Mapping[str, str | tuple[str, ...]]
 
+# PyTorch's names for Flax's.
+_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+
 
 class Layout(NamedTuple):
     """One source's names for one family.
@@ -26,12 +29,14 @@ class Layout(NamedTuple):
       model: the family.
       marker: a tensor that only checkpoints of this layout have.
       names: the table.
+      flax: whether their arrays are Flax's, as ours are, or PyTorch's.
     """
 
     source: str
     model: type[nn.Module]
     marker: str
     names: Names
+    flax: bool = False
 
     def modules(self, module: str) -> tuple[str, ...]:
         """Their names for our module or lone parameter ``module``; none if the table lacks it."""
@@ -48,9 +53,9 @@ class Layout(NamedTuple):
     def tensors(self, name: str) -> tuple[str, ...]:
         """Their names for our parameter ``name``, ``module/.../leaf``; none if the table lacks it."""
         module, _, leaf = name.rpartition("/")
-        suffix = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}.get(leaf)
-        if suffix is None:
+        if leaf not in _LEAVES:
             return self.modules(name)
+        suffix = f"/{leaf}" if self.flax else f".{_LEAVES[leaf]}"
         return tuple(f"{theirs}{suffix}" for theirs in self.modules(module))
 
 
@@ -58,59 +63,73 @@ def export_parameter(name: str, value: np.ndarray, layout: Layout) -> dict[str, 
     """Our parameter as ``layout``'s tensors, by their names; none if the layout lacks it."""
     names = layout.tensors(name)
     leaf = name.rpartition("/")[2]
-    if leaf == "kernel" and value.ndim == 3:  # depthwise [height, width, channels]
-        value = value[:, :, None]
-    if leaf == "kernel":
+    if leaf == "kernel" and not layout.flax:
+        if value.ndim == 3:  # depthwise [height, width, channels]
+            value = value[:, :, None]
         value = np.transpose(value, (*range(value.ndim - 1, value.ndim - 3, -1), *range(value.ndim - 2)))
     elif leaf in ("pos_embed", "cls_token", "dist_token"):
         value = value.reshape(1, -1, value.shape[-1])
-    return dict(zip(names, np.split(value, len(names)), strict=True)) if names else {}
+    axis = -1 if layout.flax else 0
+    return dict(zip(names, np.split(value, len(names), axis), strict=True)) if names else {}
 
 
-def import_parameter(name: str, shape: tuple[int, ...], tensors: list[np.ndarray]) -> np.ndarray:
+def import_parameter(
+    name: str, shape: tuple[int, ...], tensors: list[np.ndarray], layout: Layout
+) -> np.ndarray:
     """The inverse of `export_parameter`: our parameter of this shape from their ``tensors``, in order."""
-    value = np.concatenate(tensors)
-    if name.endswith("/kernel"):
+    value = np.concatenate(tensors, axis=-1 if layout.flax else 0)
+    if name.endswith("/kernel") and not layout.flax:
         value = np.transpose(value, (*range(2, value.ndim), 1, 0))
     return value.reshape(shape)
 
 
-def _within(ours: str, theirs: str, names: Names) -> Names:
+def _within(ours: str, theirs: str, names: Names, separator: str = ".") -> Names:
     """``names`` inside our module ``ours`` and their module ``theirs``."""
     return {
         f"{ours}/{name}": tuple(
-            f"{theirs}.{other}" for other in ((others,) if isinstance(others, str) else others)
+            f"{theirs}{separator}{other}" for other in ((others,) if isinstance(others, str) else others)
         )
         for name, others in names.items()
     }
 
 
-def _transformers_vit(prefix: str, **heads: str) -> Layout:
-    block = {
-        "norm1": "layernorm_before",
-        "attn/qkv": tuple(f"attention.attention.{part}" for part in ("query", "key", "value")),
-        "attn/proj": "attention.output.dense",
-        "norm2": "layernorm_after",
-        "mlp/fc1": "intermediate.dense",
-        "mlp/fc2": "output.dense",
-    }
+_TRANSFORMERS_VIT_BLOCK = {
+    "norm1": "layernorm_before",
+    "attn/qkv": tuple(f"attention.attention.{part}" for part in ("query", "key", "value")),
+    "attn/proj": "attention.output.dense",
+    "norm2": "layernorm_after",
+    "mlp/fc1": "intermediate.dense",
+    "mlp/fc2": "output.dense",
+}
+# What they have been called since transformers 5 until `save_pretrained` gives them their old names.
+_TRANSFORMERS_VIT_BLOCK_5 = {
+    "norm1": "layernorm_before",
+    "attn/qkv": tuple(f"attention.{part}_proj" for part in "qkv"),
+    "attn/proj": "attention.o_proj",
+    "norm2": "layernorm_after",
+    "mlp/fc1": "mlp.fc1",
+    "mlp/fc2": "mlp.fc2",
+}
+
+
+def _transformers_vit(source: str, prefix: str, blocks: str, block: Names, **heads: str) -> Layout:
     names = {
         "cls_token": f"{prefix}.embeddings.cls_token",
         "pos_embed": f"{prefix}.embeddings.position_embeddings",
         "patch_embed": f"{prefix}.embeddings.patch_embeddings.projection",
-        **_within("block{B}", prefix + ".encoder.layer.{b}", block),
+        **_within("block{B}", f"{prefix}.{blocks}.{{b}}", block),
         "norm": f"{prefix}.layernorm",
         **heads,
     }
-    return Layout("transformers", VisionTransformer, f"{prefix}.embeddings.cls_token", names)
+    query = block["attn/qkv"][0]
+    return Layout(source, VisionTransformer, f"{prefix}.{blocks}.0.{query}.weight", names)
 
 
-_TRANSFORMERS_DEIT = _transformers_vit(
-    "deit",
-    dist_token="deit.embeddings.distillation_token",
-    head="cls_classifier",
-    head_dist="distillation_classifier",
-)
+_DEIT_HEADS = {
+    "dist_token": "deit.embeddings.distillation_token",
+    "head": "cls_classifier",
+    "head_dist": "distillation_classifier",
+}
 
 _TRANSFORMERS_PVT_BLOCK = {
     "norm1": "layer_norm_1",
@@ -209,9 +228,28 @@ _TIMM_VIT = {
     "head_dist": "head_dist",
 }
 
+# The first JAX code of ViT (https://github.com/google-research/vision_transformer), whose modules of a block
+# share one count.
+_GOOGLE_VIT_BLOCK = {
+    "norm1": "LayerNorm_0",
+    "attn/qkv": tuple(f"MultiHeadDotProductAttention_1/{part}" for part in ("query", "key", "value")),
+    "attn/proj": "MultiHeadDotProductAttention_1/out",
+    "norm2": "LayerNorm_2",
+    "mlp/fc1": "MlpBlock_3/Dense_0",
+    "mlp/fc2": "MlpBlock_3/Dense_1",
+}
+_GOOGLE_VIT = {
+    "cls_token": "cls",
+    "pos_embed": "Transformer/posembed_input/pos_embedding",
+    "patch_embed": "embedding",
+    **_within("block{B}", "Transformer/encoderblock_{b}", _GOOGLE_VIT_BLOCK, "/"),
+    "norm": "Transformer/encoder_norm",
+    "head": "head",
+}
+
 TRANSFORMERS = (
-    _transformers_vit("vit", head="classifier"),
-    _TRANSFORMERS_DEIT,
+    _transformers_vit("transformers", "vit", "encoder.layer", _TRANSFORMERS_VIT_BLOCK, head="classifier"),
+    _transformers_vit("transformers", "deit", "encoder.layer", _TRANSFORMERS_VIT_BLOCK, **_DEIT_HEADS),
     Layout(
         "transformers",
         PyramidVisionTransformer,
@@ -225,10 +263,20 @@ TRANSFORMERS = (
         _TRANSFORMERS_PVT_V2,
     ),
 )
+# What `torch.save(model.state_dict())` writes.
+_IN_MEMORY = "transformers 5, in memory"
+TRANSFORMERS_IN_MEMORY = (
+    _transformers_vit(_IN_MEMORY, "vit", "layers", _TRANSFORMERS_VIT_BLOCK_5, head="classifier"),
+    _transformers_vit(_IN_MEMORY, "deit", "layers", _TRANSFORMERS_VIT_BLOCK_5, **_DEIT_HEADS),
+)
 LAYOUTS = (
     *TRANSFORMERS,
+    *TRANSFORMERS_IN_MEMORY,
     Layout("timm or the authors", VisionTransformer, "blocks.0.attn.qkv.weight", _TIMM_VIT),
     Layout("timm", PyramidVisionTransformerV2, "stages.0.blocks.0.attn.kv.weight", _TIMM_PVT_V2),
     Layout("the authors", PyramidVisionTransformer, "pos_embed1", _AUTHORS_PVT),
     Layout("the authors", PyramidVisionTransformerV2, "block1.0.mlp.dwconv.dwconv.weight", _AUTHORS_PVT_V2),
+    Layout(
+        "Google", VisionTransformer, "Transformer/encoderblock_0/LayerNorm_0/scale", _GOOGLE_VIT, flax=True
+    ),
 )

@@ -72,6 +72,30 @@ def from_transformers(config: Mapping[str, Any]) -> Preprocessing:
     )
 
 
+def to_transformers(preprocessing: Preprocessing) -> dict[str, Any]:
+    """The ``preprocessor_config.json`` of transformers' image processor that makes the same pixels.
+
+    Where an odd number of pixels is cut off, transformers cuts as ``crop_rounding="down"``, whatever it is.
+    """
+    size, resize_to = preprocessing.size, preprocessing.resize_to
+    is_exact = preprocessing.resize == "exact"
+    return {
+        # Of the processors with all of these fields, the one whose size may be the shortest edge's.
+        "image_processor_type": "ViTImageProcessor" if is_exact else "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"height": resize_to, "width": resize_to} if is_exact else {"shortest_edge": resize_to},
+        "resample": {name: number for number, name in _FILTERS.items()}[preprocessing.interpolation],
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": preprocessing.rescale,
+        "do_normalize": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.deviation),
+        "do_flip_channel_order": preprocessing.channels == "bgr",
+    }
+
+
 def from_timm(config: Mapping[str, Any]) -> Preprocessing:
     """The preprocessing in timm's ``pretrained_cfg``; what it lacks has timm's defaults.
 

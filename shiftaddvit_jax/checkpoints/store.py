@@ -1,5 +1,10 @@
-"""A model in a folder: ``model.json`` says what it is, ``variables/`` holds its arrays (Orbax)."""
+"""A model in a folder: ``model.json`` says what it is, ``variables/`` holds its arrays (Orbax).
 
+``model.json`` has the model's arguments, the pixels that it expects, what else is known of it, and the
+digests of the files in ``variables/``.
+"""
+
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -7,8 +12,8 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import PyTree
 
-from shiftaddvit_jax.files import whole_folder, write_json
-from shiftaddvit_jax.models import create_model, model_arguments
+from shiftaddvit_jax.files import check_digests, file_digests, whole_folder, write_json
+from shiftaddvit_jax.models import create_model, model_arguments, model_preprocessing
 from shiftaddvit_jax.models.variables import variable_shapes
 from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.pack import packed_shapes
@@ -26,7 +31,8 @@ def save_model(
       path: the folder; an existing checkpoint is replaced.
       model: from `create_model` or `reparameterize`.
       variables: the model's variables, packed (see `shiftaddvit_jax.pack`) or not.
-      about: further facts in types that JSON can hold, such as ``class_names``.
+      about: further facts in types that JSON can hold, such as ``class_names``, and ``preprocessing`` where
+        it is not the one of the model's variant.
 
     Raises:
       ValueError: ``path`` exists and is not a checkpoint.
@@ -36,24 +42,29 @@ def save_model(
     path = Path(path).absolute()
     if path.exists() and not (path / DESCRIPTION).is_file():
         raise ValueError(f"{path} exists and is not a checkpoint; choose another folder")
-    description = {"model": model_arguments(model), **(about or {})}
+    pixels = dataclasses.asdict(model_preprocessing(model))
+    description = {"model": model_arguments(model), "preprocessing": pixels, **(about or {})}
     if is_packed(variables["params"]):
         description["packed"] = True
     with whole_folder(path) as temporary:
-        write_json(temporary / DESCRIPTION, description)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(temporary / "variables", variables)
+        description["digests"] = file_digests(temporary / "variables")
+        write_json(temporary / DESCRIPTION, description)
 
 
 def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Module, PyTree, dict[str, Any]]:
     """Model, variables and description from a folder that `save_model` wrote.
+
+    The description always has a ``preprocessing``: in folders of earlier versions, its variant's.
 
     Args:
       path: the folder.
       model: the model that is expected; by default the one that the folder describes.
 
     Raises:
-      ValueError: no such checkpoint, or parameters that are not the expected model's (with their names).
+      ValueError: no such checkpoint, files that are not what was written (with the first one's name), or
+        parameters that are not the expected model's (with their names).
     """
     import orbax.checkpoint as ocp
 
@@ -67,6 +78,8 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Mod
         ) from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}/model.json does not describe a model: {error}") from None
+    description.setdefault("preprocessing", dataclasses.asdict(model_preprocessing(saved)))
+    check_digests(path / "variables", description.pop("digests", {}))
     packed = description.get("packed", False)
     target = packed_shapes(saved) if packed else variable_shapes(saved)
     with ocp.StandardCheckpointer() as checkpointer:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import shiftaddvit_jax
-from shiftaddvit_jax.cli import analysis, bench, checkpoints, kernels, models, training
+from shiftaddvit_jax.cli import analysis, bench, checkpoints, kernels, models, predict, training
 from shiftaddvit_jax.command import Parser, run_command
 from shiftaddvit_jax.main import train
 
@@ -19,6 +19,8 @@ COMMANDS = (
     training.add_train,
     training.add_eval,
     models.add_models,
+    predict.add_info,
+    predict.add_predict,
     checkpoints.add_reparameterize,
     bench.add_bench,
     analysis.add_report,
@@ -26,9 +28,9 @@ COMMANDS = (
     analysis.add_plot,
     analysis.add_measure_latency,
     checkpoints.add_pack,
+    checkpoints.add_export,
     kernels.add_compile,
     kernels.add_tune,
-    training.add_predict,
 )
 
 

@@ -4,7 +4,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shiftaddvit_jax.command import Parser
 from shiftaddvit_jax.files import read_latencies
@@ -65,6 +65,20 @@ def add_subject(command: argparse.ArgumentParser, **settings) -> None:
     for name in ("attention", "mlp", "projections"):
         command.add_argument(f"--{name}", metavar="KIND", help="instead of the model's own")
     command.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")
+
+
+def add_source_settings(command: argparse.ArgumentParser) -> None:
+    """Add what weights of others may leave open."""
+    command.add_argument("--model", metavar="NAME", help="whose weights they are, where no config.json tells")
+    command.add_argument("--num-classes", type=int, metavar="N", help="default: the weights' own")
+    command.add_argument("--image-size", type=int, metavar="N", help="in pixels; default: the weights' own")
+    command.add_argument("--layer-norm-eps", type=float, metavar="X", help="default: the weights' own")
+
+
+def source_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `open_source` that a person gave."""
+    names = ("model", "num_classes", "image_size", "layer_norm_eps")
+    return {name: getattr(arguments, name) for name in names}
 
 
 def add_shift_share(command: argparse.ArgumentParser) -> None:

@@ -3,9 +3,17 @@
 import argparse
 import dataclasses
 import warnings
+from pathlib import Path
 
-from shiftaddvit_jax.cli.arguments import Commands, add_checkpoint, add_command, add_precision
-from shiftaddvit_jax.names import ATTENTION_KINDS, LINEAR_KINDS
+from shiftaddvit_jax.cli.arguments import (
+    Commands,
+    add_checkpoint,
+    add_command,
+    add_precision,
+    add_source_settings,
+    source_settings,
+)
+from shiftaddvit_jax.names import ATTENTION_KINDS, LINEAR_KINDS, PRECISIONS
 
 
 def add_reparameterize(commands: Commands) -> None:
@@ -19,10 +27,7 @@ def add_reparameterize(commands: Commands) -> None:
         help="instead of a checkpoint: weights of transformers, timm or the authors, a file, a folder, "
         "hf:ORG/NAME or timm:NAME",
     )
-    command.add_argument("--model", metavar="NAME", help="whose weights --pretrained are")
-    command.add_argument("--num-classes", type=int, default=1000, metavar="N", help="default: %(default)s")
-    command.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")
-    command.add_argument("--layer-norm-eps", type=float, metavar="X", help="default: the original authors'")
+    add_source_settings(command)
     command.add_argument("--output", required=True, metavar="DIR", help="where the new checkpoint goes")
     per_stage = "one kind, or one a stage separated by commas:"
     command.add_argument("--attention", metavar="KIND", help=f"{per_stage} {', '.join(ATTENTION_KINDS)}")
@@ -35,8 +40,8 @@ def reparameterize_checkpoint(arguments: argparse.Namespace) -> None:
     """Other attentions or linear layers for a checkpoint, or pretrained weights as a checkpoint."""
     import jax
 
-    from shiftaddvit_jax.checkpoints import load_model, load_pretrained, save_model
-    from shiftaddvit_jax.models import create_model
+    from shiftaddvit_jax.checkpoints import save_model
+    from shiftaddvit_jax.checkpoints.source import describe_source, open_source
     from shiftaddvit_jax.models.kinds import parse_kinds
     from shiftaddvit_jax.reparameterize import reparameterization_report, reparameterize
 
@@ -47,22 +52,15 @@ def reparameterize_checkpoint(arguments: argparse.Namespace) -> None:
     }
     if (arguments.pretrained is None) == (arguments.checkpoint is None):
         raise ValueError("give one of --checkpoint and --pretrained")
-    if arguments.checkpoint is not None:
-        if not kinds:
-            raise ValueError("nothing to change: give --attention, --mlp or --projections")
-        model, variables, description = load_model(arguments.checkpoint)
-    else:
-        if arguments.model is None:
-            raise ValueError("--pretrained needs --model, one of those that `shiftaddvit models` lists")
-        settings = {
-            name: getattr(arguments, name) for name in ("num_classes", "image_size", "layer_norm_eps")
-        }
-        model = create_model(arguments.model, **settings)
-        variables, description = load_pretrained(model, arguments.pretrained), {}
+    if arguments.checkpoint is not None and not kinds:
+        raise ValueError("nothing to change: give --attention, --mlp or --projections")
+    source = open_source(arguments.checkpoint or arguments.pretrained, **source_settings(arguments))
+    for note in source.notes:
+        print(f"note: {note}")
+    model, variables = source.model, source.variables
     print(reparameterization_report(model, variables, **kinds))
     student, student_variables = reparameterize(model, variables, **kinds, key=jax.random.key(arguments.seed))
-    about = {"class_names": description["class_names"]} if "class_names" in description else {}
-    save_model(arguments.output, student, student_variables, about)
+    save_model(arguments.output, student, student_variables, describe_source(source))
     print(f"written to {arguments.output}; finetune it with --config.init_from={arguments.output}")
 
 
@@ -86,10 +84,12 @@ def pack_checkpoint(arguments: argparse.Namespace) -> None:
     """A checkpoint for inference, its shift weights as codes."""
     import jax
 
-    from shiftaddvit_jax.checkpoints import load_model, save_model
+    from shiftaddvit_jax.checkpoints import save_model
+    from shiftaddvit_jax.checkpoints.source import describe_source, open_source
     from shiftaddvit_jax.pack import pack
 
-    model, variables, description = load_model(arguments.checkpoint)
+    source = open_source(arguments.checkpoint)
+    model, variables = source.model, source.variables
     formats = {"activations": arguments.activations, "precision": arguments.precision}
     primitives = dataclasses.replace(model.primitives, **formats)
     model = model.clone(primitives=primitives)
@@ -97,7 +97,70 @@ def pack_checkpoint(arguments: argparse.Namespace) -> None:
         packed = pack(model, variables)
     for loss in losses:
         print(loss.message)
-    about = {name: value for name, value in description.items() if name != "model"}
-    save_model(arguments.output, model, packed, about)
+    save_model(arguments.output, model, packed, describe_source(source))
     sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e3 for tree in (variables, packed)]
     print(f"written to {arguments.output}: {sizes[0]:,.0f} kB became {sizes[1]:,.0f} kB")
+
+
+def add_export(commands: Commands) -> None:
+    """Add ``export``."""
+    command = add_command(
+        commands,
+        "export",
+        export_checkpoint,
+        "Write a bundle: a packed model with its classes and pixels, that runs on other machines.",
+    )
+    command.add_argument(
+        "source", metavar="CHECKPOINT", help="a checkpoint, or weights of others as for `predict`"
+    )
+    add_source_settings(command)
+    command.add_argument("--output", required=True, metavar="DIR", help="where the bundle goes")
+    command.add_argument(
+        "--kernels",
+        default="",
+        metavar="TARGETS",
+        help="compile kernels for these, separated by commas: amx, avx512_vnni, avx512, avx_vnni, avx2, "
+        "neon, cuda-sm_86, ...; their machines need no compiler (up to a minute each)",
+    )
+    command.add_argument(
+        "--threads", type=int, metavar="N", help="that share a CPU kernel's work; default: as many as here"
+    )
+    command.add_argument(
+        "--stablehlo", action="store_true", help="add the model as a program of jax.export, for a quick start"
+    )
+    command.add_argument("--onnx", action="store_true", help="add the model for other runtimes")
+    command.add_argument(
+        "--activations", choices=("float", "int8"), help="of shift layers; default: the checkpoint's"
+    )
+    command.add_argument(
+        "--precision", choices=PRECISIONS, help="of what dense layers multiply; default: the checkpoint's"
+    )
+
+
+def export_checkpoint(arguments: argparse.Namespace) -> None:
+    """A bundle of a checkpoint."""
+    from shiftaddvit_jax.checkpoints.bundle import export_bundle
+    from shiftaddvit_jax.checkpoints.source import describe_source, open_source
+
+    source = open_source(arguments.source, **source_settings(arguments))
+    for note in source.notes:
+        print(f"note: {note}")
+    formats = {name: getattr(arguments, name) for name in ("activations", "precision")}
+    formats = {name: value for name, value in formats.items() if value is not None}
+    model = source.model.clone(primitives=dataclasses.replace(source.model.primitives, **formats))
+    with warnings.catch_warnings(record=True) as losses:
+        manifest = export_bundle(
+            arguments.output,
+            model,
+            source.variables,
+            describe_source(source),
+            targets=tuple(filter(None, arguments.kernels.replace(" ", "").split(","))),
+            threads=arguments.threads,
+            stablehlo=arguments.stablehlo,
+            onnx=arguments.onnx,
+        )
+    for loss in losses:
+        print(loss.message)
+    folder = Path(arguments.output)
+    size = sum((folder / name).stat().st_size for name in manifest["files"])
+    print(f"written to {folder}: {len(manifest['files'])} files, {size / 1e6:.1f} MB")

@@ -15,10 +15,20 @@ def add_models(commands: Commands) -> None:
     )
     command.add_argument("names", nargs="*", metavar="NAME", help="show these alone")
     command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument(
+        "--pretrained", action="store_true", help="list published weights instead, by the names to download"
+    )
 
 
 def models(arguments: argparse.Namespace) -> None:
-    """The models that can be created, with their sizes."""
+    """The models that can be created, with their sizes; or what others publish for them."""
+    if arguments.pretrained:
+        from shiftaddvit_jax.checkpoints import list_pretrained
+
+        variants = arguments.names or [None]
+        found = [name for variant in variants for name in list_pretrained(variant)]
+        print(json.dumps(found) if arguments.json else "\n".join(found))
+        return
     from rich.table import Table
 
     from shiftaddvit_jax.costs import count_operations

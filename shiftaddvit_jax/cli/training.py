@@ -2,10 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Callable
-from functools import partial
+import sys
 from pathlib import Path
-from typing import Any
 
 from shiftaddvit_jax.cli.arguments import Commands, add_checkpoint, add_command, shorten
 from shiftaddvit_jax.main import add_arguments
@@ -58,64 +56,28 @@ def evaluate_checkpoint(arguments: argparse.Namespace) -> None:
     """Accuracy of a checkpoint on a test set."""
     import numpy as np
 
-    from shiftaddvit_jax.checkpoints import load_model
-    from shiftaddvit_jax.data import load_dataset
+    from shiftaddvit_jax.checkpoints.source import open_source
+    from shiftaddvit_jax.data.sources import load_test_set
+    from shiftaddvit_jax.subject import training_data
     from shiftaddvit_jax.train import evaluate
 
-    model, variables, description = load_model(arguments.checkpoint)
-    dataset = load_dataset(arguments.data, arguments.path)
-    known = description.get("class_names")
-    if known is not None and tuple(known) != dataset.class_names:
+    source = open_source(arguments.checkpoint)
+    trained_on = training_data(arguments.checkpoint)
+    examples, names = load_test_set(arguments.data, arguments.path, trained_on and trained_on[1])
+    known = (source.about or {}).get("class_names")
+    if known is None and len(names) != source.model.num_classes:
         raise ValueError(
-            f"the checkpoint's classes ({shorten(known)}) are not the data's ({shorten(dataset.class_names)})"
+            f"the checkpoint has {source.model.num_classes} classes without names, and the data {len(names)} "
+            f"({shorten(names)})"
         )
-    found = evaluate(model, variables, dataset.test)
+    if known is None:
+        print(f"note: the checkpoint does not name its classes; taken for {shorten(names)}", file=sys.stderr)
+    elif tuple(known) != names:
+        raise ValueError(f"the checkpoint's classes ({shorten(known)}) are not the data's ({shorten(names)})")
+    found = evaluate(source.model, source.variables, examples, preprocessing=source.preprocessing)
     if arguments.json:
-        print(json.dumps({**found, "confusion": found["confusion"].tolist(), "images": len(dataset.test)}))
+        print(json.dumps({**found, "confusion": found["confusion"].tolist(), "images": len(examples)}))
         return
-    print(f"top-1 {found['top1']:.2%}, loss {found['loss']:.4f} nats, on {len(dataset.test)} held-out images")
+    print(f"top-1 {found['top1']:.2%}, loss {found['loss']:.4f} nats, on {len(examples)} held-out images")
     if found["shift_share"]:
         print(f"tokens on shift experts: {np.mean(list(found['shift_share'].values())):.1%}")
-
-
-def add_predict(commands: Commands) -> None:
-    """Add ``predict``."""
-    command = add_command(commands, "predict", predict, "The five most probable classes of images.")
-    add_checkpoint(command)
-    command.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
-    command.add_argument("--json", action="store_true", help="print JSON")
-
-
-def predict(arguments: argparse.Namespace) -> None:
-    """The five most probable classes of each image."""
-    import jax
-    import numpy as np
-    from rich.console import Console
-    from rich.table import Table
-
-    from shiftaddvit_jax.checkpoints import load_model
-    from shiftaddvit_jax.data import load_image
-
-    model, variables, description = load_model(arguments.checkpoint)
-    images = np.stack([load_image(path, model.image_size) for path in arguments.images])
-    names = description.get("class_names") or [str(label) for label in range(model.num_classes)]
-    # One image at a time: one compilation serves any number of them.
-    logits: Callable[..., Any] = partial(model.apply, variables)
-    apply = jax.jit(lambda image: jax.nn.softmax(logits(image[None]))[0])
-    predictions = {}
-    for path, image in zip(arguments.images, images, strict=True):
-        probabilities = np.asarray(apply(image))
-        best = np.argsort(-probabilities, kind="stable")[:5]
-        predictions[path] = [(str(names[label]), float(probabilities[label])) for label in best]
-    if arguments.json:
-        entries = {
-            path: [{"class": name, "probability": share} for name, share in top]
-            for path, top in predictions.items()
-        }
-        print(json.dumps(entries))
-        return
-    for path, top in predictions.items():
-        table = Table(title=path, title_justify="left", box=None, show_header=False)
-        for name, share in top:
-            table.add_row(name, f"{share:.1%}", "█" * round(30 * share))
-        Console(soft_wrap=True).print(table)

@@ -9,8 +9,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from shiftaddvit_jax.data.images import decode_file
+from shiftaddvit_jax.data.preprocessing import crop, normalize_as, preprocess
 from shiftaddvit_jax.data.sources import Examples
-from shiftaddvit_jax.models.preprocessing import IMAGENET_DEVIATION, IMAGENET_MEAN
+from shiftaddvit_jax.models.preprocessing import IMAGENET_DEVIATION, IMAGENET_MEAN, Preprocessing
 from shiftaddvit_jax.optional import require
 from shiftaddvit_jax.validation import check_choice
 
@@ -34,7 +35,9 @@ def resize(image: UInt8[np.ndarray, "height width 3"], size: int) -> UInt8[np.nd
 
 
 def load_image(path: str | Path, size: int) -> Float[np.ndarray, "size size 3"]:
-    """An image file as a model's input, resized and normalized.
+    """The centre square of an image file at a size, with ImageNet's normalization.
+
+    What a model expects may be something else: `preprocess` makes that.
 
     Raises:
       ValueError: as `decode_file`.
@@ -43,7 +46,13 @@ def load_image(path: str | Path, size: int) -> Float[np.ndarray, "size size 3"]:
 
 
 def train_iterator(
-    examples: Examples, *, size: int, batch_size: int, augmentation: str, seed: int, first_batch: int = 0
+    examples: Examples,
+    *,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    augmentation: str,
+    seed: int,
+    first_batch: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches ``{"image": float32 [batch, size, size, 3], "label": int32 [batch]}``.
 
@@ -52,7 +61,7 @@ def train_iterator(
 
     Args:
       examples: what to draw from.
-      size: side of the images in pixels.
+      preprocessing: the model's; without augmentation, images are cut out as it says.
       batch_size: images a batch; the last of one epoch and the first of the next share a batch.
       augmentation: ``"none"``; ``"affine"``, small rotations, scalings and shifts, for handwriting;
         ``"crop_flip"``, random crops of 8 % to 100 % of the area, mirrored half the time, for photographs.
@@ -71,7 +80,8 @@ def train_iterator(
     augment = {"none": _centre, "affine": _affine, "crop_flip": _crop_flip}[augmentation]
 
     def prepare(example, rng):
-        return {"image": normalize(augment(example["image"], size, rng)), "label": example["label"]}
+        pixels = augment(example["image"], preprocessing, rng)
+        return {"image": normalize_as(pixels, preprocessing), "label": example["label"]}
 
     # Endless in effect. Without a number of epochs, Grain's length overflows for a single example.
     epochs = 2**40 // len(examples)
@@ -89,14 +99,14 @@ def train_iterator(
 
 
 def evaluation_batches(
-    examples: Examples, *, size: int, batch_size: int
+    examples: Examples, *, preprocessing: Preprocessing, batch_size: int
 ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
     """Every example once, in order: batches as in `train_iterator`, each with its number of real examples."""
     for first in range(0, len(examples), batch_size):
         chosen = [examples[index] for index in range(first, min(first + batch_size, len(examples)))]
         padding = batch_size - len(chosen)
         batch = {
-            "image": np.stack([normalize(resize(example["image"], size)) for example in chosen]),
+            "image": np.stack([preprocess(example["image"], preprocessing) for example in chosen]),
             "label": np.stack([example["label"] for example in chosen]),
         }
         yield (
@@ -105,11 +115,12 @@ def evaluation_batches(
         )
 
 
-def _centre(image, size, rng):
-    return resize(image, size)
+def _centre(image, preprocessing, rng):
+    return crop(image, preprocessing)
 
 
-def _affine(image, size, rng):
+def _affine(image, preprocessing, rng):
+    size = preprocessing.size
     angle = np.deg2rad(rng.uniform(-12, 12))
     scale_x, scale_y = rng.uniform(0.88, 1.15, size=2)
     shift_x, shift_y = rng.uniform(-0.1, 0.1, size=2) * size
@@ -133,7 +144,8 @@ def _affine(image, size, rng):
     )
 
 
-def _crop_flip(image, size, rng):
+def _crop_flip(image, preprocessing, rng):
+    size, filter_ = preprocessing.size, Image.Resampling[preprocessing.interpolation.upper()]
     height, width = image.shape[:2]
     area = height * width * rng.uniform(0.08, 1)
     aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -142,5 +154,5 @@ def _crop_flip(image, size, rng):
     left = rng.integers(width - crop_width + 1)
     top = rng.integers(height - crop_height + 1)
     box = (left, top, left + crop_width, top + crop_height)
-    cropped = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box))
+    cropped = np.asarray(Image.fromarray(image).resize((size, size), filter_, box))
     return cropped[:, ::-1] if rng.random() < 0.5 else cropped

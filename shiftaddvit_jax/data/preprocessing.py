@@ -25,7 +25,14 @@ def preprocess(
       ValueError: an array of another type or shape, or a file as in `decode_file`.
     """
     pixels = image if isinstance(image, np.ndarray) else decode_file(image)
-    values = crop(pixels, preprocessing).astype(np.float32) * np.float32(preprocessing.rescale)
+    return normalize_as(crop(pixels, preprocessing), preprocessing)
+
+
+def normalize_as(
+    pixels: UInt8[np.ndarray, "*shape 3"], preprocessing: Preprocessing
+) -> Float[np.ndarray, "*shape 3"]:
+    """Pixels of the model's size as the model takes them: rescaled, less the mean, over the deviation."""
+    values = pixels.astype(np.float32) * np.float32(preprocessing.rescale)
     if preprocessing.channels == "bgr":
         values = values[..., ::-1]
     mean, deviation = (np.array(x, np.float32) for x in (preprocessing.mean, preprocessing.deviation))

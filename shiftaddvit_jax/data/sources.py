@@ -82,6 +82,34 @@ def load_dataset(source: str, path: str = "") -> Dataset:
     return _folder(root) if source == "folder" else _idx(root)
 
 
+def load_test_set(
+    source: str, path: str = "", trained_on: str | None = None
+) -> tuple[Examples, tuple[str, ...]]:
+    """Images to evaluate on, and the names of their classes.
+
+    Those are the data set's test images; but of a folder that has the classes themselves and no ``test`` or
+    ``val``, all images, unless the model was trained on a share of them.
+
+    Args:
+      source: as for `load_dataset`.
+      path: as for `load_dataset`.
+      trained_on: the folder that the model was trained on, None if unknown.
+
+    Raises:
+      ValueError: as `load_dataset`.
+    """
+    root = Path(path)
+    is_plain = source == "folder" and path and root.is_dir() and _split(root) is None
+    if not is_plain or (trained_on and Path(trained_on).absolute() == root.absolute()):
+        dataset = load_dataset(source, path)
+        return dataset.test, dataset.class_names
+    names = _class_names(root)
+    files = _files(root, names)
+    if not files:
+        raise ValueError(f"{root} has no images; expected {', '.join(SUFFIXES)} in one folder a class")
+    return _readable("test", files), names
+
+
 def _gray_to_rgb(gray: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width 3"]:
     return np.repeat(gray[..., None], 3, axis=-1)
 
@@ -100,15 +128,14 @@ def _digits() -> Dataset:
 
 
 def _folder(root: Path) -> Dataset:
-    test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    if (root / "train").is_dir() and test_root is not None:
-        class_names = _class_names(root / "train")
+    split = _split(root)
+    if split is not None:
+        train_root, test_root = split
+        class_names = _class_names(train_root)
         extra = set(_class_names(test_root)) - set(class_names)
         if extra:
-            raise ValueError(
-                f"{test_root} has classes that {root / 'train'} lacks: {', '.join(sorted(extra))}"
-            )
-        train, test = (_files(folder, class_names) for folder in (root / "train", test_root))
+            raise ValueError(f"{test_root} has classes that {train_root} lacks: {', '.join(sorted(extra))}")
+        train, test = (_files(folder, class_names) for folder in split)
     else:
         class_names = _class_names(root)
         files = _files(root, class_names)
@@ -126,11 +153,19 @@ def _folder(root: Path) -> Dataset:
     return Dataset(_readable("training", train), _readable("test", test), class_names)
 
 
+def _split(root: Path) -> tuple[Path, Path] | None:
+    """The folders of the training and the test images, None if ``root`` has no such two."""
+    test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    return (root / "train", test_root) if (root / "train").is_dir() and test_root is not None else None
+
+
 def _class_names(root: Path) -> tuple[str, ...]:
-    names = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
+    """The names of the class folders in their order; numbers in that of their values."""
+    names = [entry.name for entry in root.iterdir() if entry.is_dir()]
     if not names:
         raise ValueError(f"{root} has no class folders; expected one folder a class with image files")
-    return names
+    are_numbers = all(name.isascii() and name.isdigit() for name in names)
+    return tuple(sorted(names, key=lambda name: (int(name) if are_numbers else 0, name)))
 
 
 def _files(root: Path, class_names: Sequence[str]) -> list[tuple[Path, int]]:

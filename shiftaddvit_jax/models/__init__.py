@@ -1,5 +1,6 @@
 """Whole models, and the tables of their variants."""
 
+from shiftaddvit_jax.models.inspect import features
 from shiftaddvit_jax.models.preprocessing import Preprocessing
 from shiftaddvit_jax.models.pvt import PyramidVisionTransformer
 from shiftaddvit_jax.models.pvt_v2 import PyramidVisionTransformerV2
@@ -20,6 +21,7 @@ __all__ = [
     "VisionTransformer",
     "count_parameters",
     "create_model",
+    "features",
     "init_variables",
     "list_models",
     "model_arguments",

@@ -19,6 +19,28 @@ def on_xla(model: nn.Module) -> nn.Module:
     return model.clone(primitives=dataclasses.replace(model.primitives, implementation="xla"))
 
 
+def features(
+    model: nn.Module, variables: PyTree, images: Images
+) -> tuple[Float[Array, "batch _rows _columns _channels"], ...]:
+    """Each stage's tokens as images, [batch, rows, columns, channels]; one entry a stage, and one for a ViT.
+
+    They are ``model.apply(variables, images, method="features")``, for detection and segmentation: tokens
+    after the stage's LayerNorm where it has one, without class and distillation tokens. The model's own
+    method ``features`` says which they are in its family. ``variables`` may be packed, and images have any
+    size that the model takes.
+
+    Args:
+      model: from `create_model` or `reparameterize`; it needs no head.
+      variables: its variables, packed or not.
+      images: float32 [batch, height, width, 3].
+
+    Raises:
+      ValueError: images that the model refuses.
+    """
+    tokens: Any = model.apply(variables, images, method="features")
+    return tokens
+
+
 def capture(model: nn.Module, variables: PyTree, images: Images, look: Look) -> dict[str, list[PyTree]]:
     """The arrays that ``look`` keeps of one forward pass: a list by the module's path, one entry a call.
 

@@ -94,7 +94,7 @@ class PyramidVisionTransformer(nn.Module):
       variant: the row of `VARIANTS` that the model was made from.
       image_size: side in pixels of the model's own images; for other sizes, the position embeddings are
         interpolated.
-      num_classes: number of logits.
+      num_classes: number of logits; 0 for a model without a head, whose result is what the head would get.
       embed_dims: channels of each stage.
       depths: blocks of each stage.
       num_heads: heads of each stage.
@@ -128,36 +128,68 @@ class PyramidVisionTransformer(nn.Module):
     layer_norm_eps: float | None = None
     primitives: Primitives = Primitives()
 
-    @nn.compact
+    def setup(self) -> None:
+        """The layers by their names."""
+        self.stages = [
+            Stage(
+                patch_size=4 if stage == 0 else 2,
+                trained_grid=self.image_size // SIDES[stage],
+                interpolation=self.interpolation,
+                class_token=stage == STAGES - 1,
+                name=f"stage{stage + 1}",
+                **arguments,
+            )
+            for stage, arguments in enumerate(stage_arguments(self))
+        ]
+        self.norm = make_layer_norm(self.layer_norm_eps, self.primitives)
+        if self.num_classes:
+            self.head = make_linear("dense", self.num_classes, self.primitives)
+
     def __call__(
         self, images: Float[Array, "batch height width 3"], train: bool = False
-    ) -> Float[Array, "batch classes"]:
-        """Logits, in float32; ``train`` and the collections are as in `PyramidVisionTransformerV2`.
+    ) -> Float[Array, "batch outputs"]:
+        """Logits, in float32; without a head, the class token after the model's LayerNorm.
+
+        ``train`` and the collections are as in `PyramidVisionTransformerV2`.
 
         Raises:
-          ValueError: images of another rank, without 3 channels, or too small for the pyramid.
+          ValueError: images of another rank, that are not floating-point numbers or have not 3 channels, or
+            too small for the pyramid.
         """
+        tokens, _ = self._run_stages(images, train)[-1]
+        y = self.norm(tokens[:, 0])
+        y = self.head(y) if self.num_classes else y
+        return y.astype(jnp.float32)
+
+    def features(
+        self, images: Float[Array, "batch height width 3"], train: bool = False
+    ) -> tuple[Float[Array, "batch _rows _columns _channels"], ...]:
+        """Each stage's tokens, in the dtype of the computation.
+
+        As in transformers' ``PvtModel``, the first three stages' are as the last block leaves them, and the
+        last stage's are those after the model's LayerNorm, without the class token, to which they attend.
+        The authors' detectors have neither that LayerNorm nor a class token. The grids have a token for 4, 8,
+        16 and 32 pixels, rounded down. ``train``, collections and errors are as in ``__call__``.
+        """
+        stages = self._run_stages(images, train)
+        tokens, grid = stages[-1]
+        stages[-1] = self.norm(tokens)[:, 1:], grid
+        return tuple(x.reshape(x.shape[0], *grid, x.shape[-1]) for x, grid in stages)
+
+    @nn.nowrap
+    def _run_stages(self, images, train):
+        """Each stage's tokens, the class token first in the last one, and their grid."""
         check_images(images)
         smallest = tuple(side * ratio for side, ratio in zip(SIDES, reductions(self), strict=True))
         for shape in (images.shape, (1, self.image_size, self.image_size, 3)):
             check_size(self, shape, smallest)
-        dtype = self.primitives.dtype or jnp.float32
-        x = images.astype(dtype)
-        for stage, arguments in enumerate(stage_arguments(self)):
-            last = stage == STAGES - 1
-            x, grid = Stage(
-                patch_size=4 if stage == 0 else 2,
-                trained_grid=self.image_size // SIDES[stage],
-                interpolation=self.interpolation,
-                class_token=last,
-                name=f"stage{stage + 1}",
-                **arguments,
-            )(x, train)
-            if not last:
-                x = x.reshape(x.shape[0], *grid, x.shape[-1])
-        x = make_layer_norm(self.layer_norm_eps, self.primitives, name="norm")(x[:, 0])
-        logits = make_linear("dense", self.num_classes, self.primitives, name="head")(x)
-        return logits.astype(jnp.float32)
+        x, outputs = images.astype(self.primitives.dtype or jnp.float32), []
+        for stage in self.stages:
+            tokens, grid = stage(x, train)
+            outputs.append((tokens, grid))
+            if not stage.class_token:
+                x = tokens.reshape(tokens.shape[0], *grid, tokens.shape[-1])
+        return outputs
 
 
 # As the authors evaluate it (https://github.com/whai362/PVT, datasets.py): resized by 256 / 224, bicubic.

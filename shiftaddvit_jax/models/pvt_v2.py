@@ -13,6 +13,7 @@ from shiftaddvit_jax.nn.plan import (
     in_one_kernel,
     leave_to_reader,
     mean_head,
+    normalized,
     patch_embedding,
 )
 from shiftaddvit_jax.validation import check_images
@@ -125,7 +126,7 @@ class PyramidVisionTransformerV2(nn.Module):
     Attributes:
       variant: the row of `VARIANTS` that the model was made from.
       image_size: side in pixels of the model's own images; other sizes work too.
-      num_classes: number of logits.
+      num_classes: number of logits; 0 for a model without a head, whose result is what the head would get.
       embed_dims: channels of each stage.
       depths: blocks of each stage.
       num_heads: heads of each stage.
@@ -159,11 +160,24 @@ class PyramidVisionTransformerV2(nn.Module):
     layer_norm_eps: float | None = None
     primitives: Primitives = Primitives()
 
-    @nn.compact
+    def setup(self) -> None:
+        """The layers by their names."""
+        self.stages = [
+            Stage(
+                patch_size=7 if stage == 0 else 3,
+                stride=4 if stage == 0 else 2,
+                name=f"stage{stage + 1}",
+                **arguments,
+            )
+            for stage, arguments in enumerate(stage_arguments(self, depthwise=True, relu=self.mlp_relu))
+        ]
+        if self.num_classes:
+            self.head = MeanHead(self.num_classes, self.primitives)
+
     def __call__(
         self, images: Float[Array, "batch height width 3"], train: bool = False
-    ) -> Float[Array, "batch classes"]:
-        """Logits, in float32.
+    ) -> Float[Array, "batch outputs"]:
+        """Logits, in float32; without a head, the mean of the last stage's tokens.
 
         With ``train``, dropout and stochastic depth use the random stream ``"dropout"`` and MoE layers
         ``"router"``. Collections: ``"params"``; ``"hash"`` where attention is hashed (see
@@ -171,22 +185,34 @@ class PyramidVisionTransformerV2(nn.Module):
         layer's statistics.
 
         Raises:
-          ValueError: images of another rank, without 3 channels, or too small for the pyramid.
+          ValueError: images of another rank, that are not floating-point numbers or have not 3 channels, or
+            too small for the pyramid.
         """
+        x = self._run_stages(images, train)[-1]
+        y = self.head(x, train=train) if self.num_classes else jnp.mean(normalized(x), axis=(1, 2))
+        return y.astype(jnp.float32)
+
+    def features(
+        self, images: Float[Array, "batch height width 3"], train: bool = False
+    ) -> tuple[Float[Array, "batch _rows _columns _channels"], ...]:
+        """Each stage's tokens after the stage's LayerNorm, in the dtype of the computation.
+
+        They are what transformers' ``PvtV2Backbone`` and the authors' detectors take. The grids have a token
+        for 4, 8, 16 and 32 pixels, rounded up. ``train``, collections and errors are as in ``__call__``.
+        """
+        return tuple(normalized(x) for x in self._run_stages(images, train))
+
+    @nn.nowrap
+    def _run_stages(self, images, train):
+        """Each stage's tokens; on kernels, their LayerNorm is left to the reader."""
         check_images(images)
         # Padding rounds the sides of every grid up; a reduction needs one whole window.
         smallest = tuple(side * (ratio - 1) + 1 for side, ratio in zip(SIDES, reductions(self), strict=True))
         check_size(self, images.shape, smallest)
-        x = images.astype(self.primitives.dtype or jnp.float32)
-        for stage, arguments in enumerate(stage_arguments(self, depthwise=True, relu=self.mlp_relu)):
-            x = Stage(
-                patch_size=7 if stage == 0 else 3,
-                stride=4 if stage == 0 else 2,
-                name=f"stage{stage + 1}",
-                **arguments,
-            )(x, train)
-        logits = MeanHead(self.num_classes, self.primitives, name="head")(x, train=train)
-        return logits.astype(jnp.float32)
+        outputs = [images.astype(self.primitives.dtype or jnp.float32)]
+        for stage in self.stages:
+            outputs.append(stage(outputs[-1], train))
+        return outputs[1:]
 
 
 # As the authors evaluate it (https://github.com/whai362/PVT, datasets.py): resized by 256 / 224, bicubic.

@@ -37,8 +37,11 @@ def stage_arguments(model: nn.Module, **block: Any) -> list[dict[str, Any]]:
     ]
 
 
-def check_size(model: nn.Module, shape: tuple[int, ...], smallest: tuple[int, ...]) -> None:
-    """Raise a ``ValueError`` for images smaller than a stage needs, in pixels a side."""
+def check_size(model: nn.Module, shape: tuple[Any, ...], smallest: tuple[int, ...]) -> None:
+    """Raise a ``ValueError`` for images smaller than a stage needs, in pixels a side.
+
+    The batch in ``shape`` may be a symbol, as in a program that `jax.export` makes.
+    """
     for kind, needed in zip(model.attention, smallest, strict=True):
         if min(shape[1:3]) < needed:
             raise ValueError(

@@ -89,7 +89,9 @@ def create_model(
 
     Args:
       name: one of `list_models`.
-      num_classes: number of logits.
+      num_classes: number of logits; 0 for a model without a head. Its result is what the head would get,
+        float32 [batch, channels]: PVTv2's mean of all tokens; PVT's and ViT's class token; the mean of
+        distilled DeiT's class and distillation tokens. All are taken after the last LayerNorm, as in timm.
       image_size: side of the images in pixels; by default the variant's own.
       attention: kind of attention, one for all stages or one for each; by default the original model's. One
         kind leaves ``"msa"`` in the last stage of a pyramid, as in the paper; ``"sra"`` and ``"linear_sra"``
@@ -114,8 +116,8 @@ def create_model(
     check_choice("model", name, list_models())
     check_implementation(implementation)
     check_choice("precision", precision, PRECISIONS)
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    if num_classes < 0:
+        raise ValueError(f"num_classes must be at least 0, got {num_classes}")
     family = model_family(name)
     row = dict(family.variants[name])
     preprocessing = row.pop("preprocessing")

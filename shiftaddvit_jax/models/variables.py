@@ -12,8 +12,10 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from shiftaddvit_jax.models.inspect import on_xla
 from shiftaddvit_jax.nn import ShiftDense
 
+# The parameters of a model's heads, by the names of their modules.
+HEADS = ("head", "head_dist")
 # These programs run once, so their compile time matters more than their run time.
-_COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
+COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
 
 
 def init_function(model: nn.Module) -> Callable[[PRNGKeyArray], PyTree]:
@@ -44,14 +46,14 @@ def _skip_shift_products(call, arguments, keywords, context):
 def init_variables(model: nn.Module, key: PRNGKeyArray) -> PyTree:
     """``model``'s variables, drawn from ``key``."""
     # Under jit the forward pass is dead code.
-    return jax.jit(init_function(model), compiler_options=_COMPILE_QUICKLY)(key)
+    return jax.jit(init_function(model), compiler_options=COMPILE_QUICKLY)(key)
 
 
 def init_named(model: nn.Module, names: Collection[str], key: PRNGKeyArray) -> dict[str, Array]:
     """The variables ``names`` of ``model``, such as ``params/head/bias``, drawn from ``key``."""
 
     # As in `init_variables`, what the names do not need is dead code.
-    @partial(jax.jit, compiler_options=_COMPILE_QUICKLY)
+    @partial(jax.jit, compiler_options=COMPILE_QUICKLY)
     def make(key):
         flat = flatten_dict(init_function(model)(key), sep="/")
         return {name: flat[name] for name in names}

@@ -25,7 +25,7 @@ class VisionTransformer(nn.Module):
       variant: the row of `VARIANTS` that the model was made from.
       image_size: side in pixels of the model's own images; for other sizes, the position embeddings are
         interpolated.
-      num_classes: number of logits.
+      num_classes: number of logits; 0 for a model without a head, whose result is what the head would get.
       embed_dim: channels.
       depth: number of blocks.
       num_heads: heads.
@@ -57,41 +57,20 @@ class VisionTransformer(nn.Module):
     layer_norm_eps: float | None = None
     primitives: Primitives = Primitives()
 
-    @nn.compact
-    def __call__(
-        self, images: Float[Array, "batch height width 3"], train: bool = False
-    ) -> Float[Array, "batch classes"]:
-        """Logits, in float32; ``train`` and the collections are as in `PyramidVisionTransformerV2`.
-
-        Raises:
-          ValueError: images of another rank, without 3 channels, or whose sides are not multiples of 16.
-        """
-        check_images(images)
-        for side in (self.image_size, *images.shape[1:3]):
-            if side < PATCH_SIZE or side % PATCH_SIZE:
-                raise ValueError(
-                    f"{self.variant} cuts images into patches of {PATCH_SIZE} x {PATCH_SIZE} pixels: their "
-                    f"sides must be multiples of {PATCH_SIZE}, got {side}"
-                )
-        dtype = self.primitives.dtype or jnp.float32
-        init = nn.initializers.truncated_normal(0.02)
-        patch_embed = make_patch_conv(self.embed_dim, PATCH_SIZE, self.primitives, name="patch_embed")
-        x = patch_embed(images.astype(dtype))
-        batch, *sides, channels = x.shape
-        grid = sides[0], sides[1]
-        first = [self.param("cls_token", init, (channels,), jnp.float32)]
-        if self.distilled:
-            first.append(self.param("dist_token", init, (channels,), jnp.float32))
-        trained_grid = (self.image_size // PATCH_SIZE,) * 2
-        shape = (len(first) + trained_grid[0] ** 2, channels)
-        embeddings = self.param("pos_embed", init, shape, jnp.float32)
-        embeddings = resize_position_embeddings(embeddings, trained_grid, grid, self.interpolation)
-        tokens = jnp.broadcast_to(jnp.stack(first).astype(dtype), (batch, len(first), channels))
-        x = jnp.concatenate([tokens, x.reshape(batch, math.prod(grid), channels)], axis=1)
-        x = x + embeddings.astype(dtype)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        for index, rate in enumerate(np.linspace(0, self.drop_path, self.depth)):
-            x = Block(
+    def setup(self) -> None:
+        """The layers by their names."""
+        init, channels = nn.initializers.truncated_normal(0.02), self.embed_dim
+        self.patch_embed = make_patch_conv(channels, PATCH_SIZE, self.primitives, name="patch_embed")
+        self.first = [
+            self.param(name, init, (channels,), jnp.float32)
+            for name in (("cls_token", "dist_token") if self.distilled else ("cls_token",))
+        ]
+        tokens = len(self.first) + (self.image_size // PATCH_SIZE) ** 2
+        self.pos_embed = self.param("pos_embed", init, (tokens, channels), jnp.float32)
+        # The random stream depends on the name, and runs go on where they were killed.
+        self.token_dropout = nn.Dropout(self.dropout, name="Dropout_0")
+        self.blocks = [
+            Block(
                 num_heads=self.num_heads,
                 attention=self.attention[0],
                 mlp=self.mlp[0],
@@ -101,13 +80,67 @@ class VisionTransformer(nn.Module):
                 layer_norm_eps=self.layer_norm_eps,
                 primitives=self.primitives,
                 name=f"block{index + 1}",
-            )(x, grid, train)
-        x = make_layer_norm(self.layer_norm_eps, self.primitives, name="norm")(x)
-        logits = make_linear("dense", self.num_classes, self.primitives, name="head")(x[:, 0])
+            )
+            for index, rate in enumerate(np.linspace(0, self.drop_path, self.depth))
+        ]
+        self.norm = make_layer_norm(self.layer_norm_eps, self.primitives)
+        if self.num_classes:
+            self.head = make_linear("dense", self.num_classes, self.primitives)
+            if self.distilled:
+                self.head_dist = make_linear("dense", self.num_classes, self.primitives)
+
+    def __call__(
+        self, images: Float[Array, "batch height width 3"], train: bool = False
+    ) -> Float[Array, "batch outputs"]:
+        """Logits, in float32; without a head, the class token after the last LayerNorm.
+
+        In distilled DeiT both are means: of both heads' logits, or of the class and the distillation token.
+        ``train`` and the collections are as in `PyramidVisionTransformerV2`.
+
+        Raises:
+          ValueError: images of another rank, that are not floating-point numbers or have not 3 channels, or
+            whose sides are not multiples of 16.
+        """
+        x, _ = self._run_blocks(images, train)
+        y = self.head(x[:, 0]) if self.num_classes else x[:, 0]
         if self.distilled:
-            head = make_linear("dense", self.num_classes, self.primitives, name="head_dist")
-            logits = (logits + head(x[:, 1])) / 2
-        return logits.astype(jnp.float32)
+            y = (y + (self.head_dist(x[:, 1]) if self.num_classes else x[:, 1])) / 2
+        return y.astype(jnp.float32)
+
+    def features(
+        self, images: Float[Array, "batch height width 3"], train: bool = False
+    ) -> tuple[Float[Array, "batch _rows _columns _channels"], ...]:
+        """The tokens of the grid after the last LayerNorm, one entry, in the dtype of the computation.
+
+        They are transformers' ``last_hidden_state`` without the class and distillation tokens. ``train``,
+        collections and errors are as in ``__call__``.
+        """
+        x, grid = self._run_blocks(images, train)
+        return (x[:, len(self.first) :].reshape(x.shape[0], *grid, self.embed_dim),)
+
+    @nn.nowrap
+    def _run_blocks(self, images, train):
+        """All tokens after the last LayerNorm, those before the grid first, and the grid."""
+        check_images(images)
+        for side in (self.image_size, *images.shape[1:3]):
+            if side < PATCH_SIZE or side % PATCH_SIZE:
+                raise ValueError(
+                    f"{self.variant} cuts images into patches of {PATCH_SIZE} x {PATCH_SIZE} pixels: their "
+                    f"sides must be multiples of {PATCH_SIZE}, got {side}"
+                )
+        dtype = self.primitives.dtype or jnp.float32
+        x = self.patch_embed(images.astype(dtype))
+        batch, *sides, channels = x.shape
+        grid = sides[0], sides[1]
+        trained_grid = (self.image_size // PATCH_SIZE,) * 2
+        embeddings = resize_position_embeddings(self.pos_embed, trained_grid, grid, self.interpolation)
+        first = jnp.stack(self.first).astype(dtype)
+        first = jnp.broadcast_to(first, (batch, *first.shape))
+        x = jnp.concatenate([first, x.reshape(batch, math.prod(grid), channels)], axis=1)
+        x = self.token_dropout(x + embeddings.astype(dtype), deterministic=not train)
+        for block in self.blocks:
+            x = block(x, grid, train)
+        return self.norm(x), grid
 
 
 # As in timm, whose files these are (`vision_transformer.py`, `_cfg`): crop_pct 0.9, Inception's mean.

@@ -1,5 +1,7 @@
 """Flax's layers that multiply, whose weights may be packed."""
 
+from typing import Any
+
 import flax.linen as nn
 from jaxtyping import Array, Float
 
@@ -10,7 +12,7 @@ class _Packable(nn.Module):
     """A layer whose parameter ``kernel`` [..., outputs] is ``blocks`` once packed, see `block_weight`."""
 
     @nn.nowrap
-    def param(self, name, init, shape, *args, **settings) -> Array:
+    def param(self, name, init, shape, *args, **settings) -> Any:
         """The parameter ``name``, as from `flax.linen.Module.param`; a packed kernel comes unpacked."""
         if name == "kernel" and self.has_variable("params", "blocks"):
             return unblock_weight(self.get_variable("params", "blocks"), shape[-1]).reshape(shape)

@@ -53,7 +53,7 @@ def draw_picture(kind: str, subjects: Sequence[Subject], pixels: Pixels | None, 
 
 def measured_shares(subject: Subject, pixels: Pixels) -> dict[str, float]:
     """The share of the images' tokens on each shift expert, by the MoE layer's name."""
-    routed = routed_tokens(subject.model, subject.variables, as_inputs(pixels))
+    routed = routed_tokens(subject.model, subject.variables, as_inputs(subject, pixels))
     return {name: float(shifted.mean()) for name, shifted in routed.items()}
 
 
@@ -102,14 +102,14 @@ def _pareto(subjects, pixels):
 
 def _routing(subjects, pixels):
     (subject,) = subjects
-    routed = routed_tokens(subject.model, subject.variables, as_inputs(pixels[:2]))
+    routed = routed_tokens(subject.model, subject.variables, as_inputs(subject, pixels[:2]))
     return plot_routing(pixels[:2], routed)
 
 
 def _attention(subjects, pixels):
     maps = {}
     for subject in subjects:
-        found = attention_maps(subject.model, subject.variables, as_inputs(pixels[:1]))
+        found = attention_maps(subject.model, subject.variables, as_inputs(subject, pixels[:1]))
         kinds = "/".join(dict.fromkeys(subject.model.attention))
         maps[f"{subject.name}\n({kinds})"] = {name: weights[0] for name, weights in found.items()}
     return plot_attention(pixels[0], maps)

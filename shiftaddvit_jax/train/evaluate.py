@@ -11,27 +11,37 @@ from jaxtyping import PyTree
 
 from shiftaddvit_jax.data import evaluation_batches
 from shiftaddvit_jax.data.sources import Examples
+from shiftaddvit_jax.models import Preprocessing, model_preprocessing
 from shiftaddvit_jax.nn.moe import routing_layers
 from shiftaddvit_jax.progress import track
+from shiftaddvit_jax.validation import check_head
 
 
-def evaluate(model: nn.Module, variables: PyTree, examples: Examples, batch_size: int = 64) -> dict[str, Any]:
-    """Accuracy over all ``examples``, in inference mode.
+def evaluate(
+    model: nn.Module,
+    variables: PyTree,
+    examples: Examples,
+    batch_size: int = 64,
+    preprocessing: Preprocessing | None = None,
+) -> dict[str, Any]:
+    """Accuracy over all ``examples``, in inference mode; by default, with the pixels of the model's variant.
 
     Returns:
       ``top1`` (a share from 0 to 1), ``loss`` (mean cross-entropy in nats), ``confusion`` (int array, rows
       are true classes) and ``shift_share`` (by MoE layer, the share of tokens on its shift expert).
 
     Raises:
-      ValueError: no examples.
+      ValueError: no examples, or a model without a head.
     """
+    check_head(model)
     if not len(examples):
         raise ValueError("there is nothing to evaluate: expected at least one image, got none")
     confusion = np.zeros((model.num_classes, model.num_classes), np.int64)
     loss, tokens = 0.0, {}
     batch_size = min(batch_size, len(examples))
     count = -(-len(examples) // batch_size)
-    batches = evaluation_batches(examples, size=model.image_size, batch_size=batch_size)
+    preprocessing = preprocessing or model_preprocessing(model)
+    batches = evaluation_batches(examples, preprocessing=preprocessing, batch_size=batch_size)
     for batch, real in track(batches, "evaluating", count):
         logits, losses, routed = evaluation_step(model, variables, batch["image"], batch["label"])
         np.add.at(confusion, (batch["label"][:real], np.asarray(logits).argmax(-1)[:real]), 1)

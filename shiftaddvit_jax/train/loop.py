@@ -22,7 +22,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from shiftaddvit_jax.checkpoints import load_model, save_model
 from shiftaddvit_jax.data import Dataset, load_dataset, train_iterator
 from shiftaddvit_jax.files import read_latencies, write_json
-from shiftaddvit_jax.models import create_model, init_variables
+from shiftaddvit_jax.models import Preprocessing, create_model, init_variables, model_preprocessing
 from shiftaddvit_jax.models.kinds import parse_kinds
 from shiftaddvit_jax.nn.moe import routing_loss, shift_shares
 from shiftaddvit_jax.progress import progress_bar
@@ -77,7 +77,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     model = _model(config, dataset)
     _claim(workdir, config)
 
-    model, variables = _start(config, model)
+    model, variables, preprocessing = _start(config, model)
     optimizer = make_optimizer(config)
     state = _initial_state(variables, optimizer)
     manager = ocp.CheckpointManager(
@@ -90,7 +90,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         state = manager.restore(step, args=ocp.args.StandardRestore(target))
         logger.info("resuming at step %d of %d", step, config.train.steps)
     elif "hash" in state.constants:
-        images = jnp.asarray(next(_batches(config, dataset, 0))["image"])
+        images = jnp.asarray(next(_batches(config, dataset, preprocessing, 0))["image"])
         learned = learn_hashes(model, state.variables, images, jax.random.key(config.seed))
         state = dataclasses.replace(state, constants={name: learned[name] for name in state.constants})
 
@@ -98,10 +98,16 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     state = jax.device_put(state, jax.devices()[0])
     history = [entry for entry in _read_history(workdir) if entry["step"] <= step]
     with manager, SummaryWriter(str(workdir), purge_step=step + 1) as writer:
-        state = _train(config, model, optimizer, state, step, dataset, manager, writer, history, workdir)
+        state = _train(
+            config, model, optimizer, state, step, dataset, preprocessing, manager, writer, history, workdir
+        )
 
-    metrics = evaluate(model, state.variables, dataset.test, config.data.batch_size)
-    about = {"class_names": dataset.class_names, "top1": metrics["top1"]}
+    metrics = evaluate(model, state.variables, dataset.test, config.data.batch_size, preprocessing)
+    about = {
+        "class_names": dataset.class_names,
+        "top1": metrics["top1"],
+        "preprocessing": dataclasses.asdict(preprocessing),
+    }
     save_model(workdir / "model", model, state.variables, about)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     return {**metrics, "parameters": parameters, "history": history}
@@ -173,12 +179,12 @@ def train_step(
     return dataclasses.replace(state, params=params, opt_state=opt_state), {"loss": loss, **metrics}
 
 
-def _train(config, model, optimizer, state, step, dataset, manager, writer, history, workdir):
+def _train(config, model, optimizer, state, step, dataset, preprocessing, manager, writer, history, workdir):
     settings = config.train
     fixed = (settings.label_smoothing, settings.balance_weight, tuple(settings.latencies))
     base_key = jax.random.key(config.seed)
     schedule = learning_rate(config)
-    batches = _batches(config, dataset, step)
+    batches = _batches(config, dataset, preprocessing, step)
     pending, since = [], time.perf_counter()
     with progress_bar() as bar:
         task = bar.add_task("training", total=settings.steps, completed=step, note="")
@@ -203,7 +209,7 @@ def _train(config, model, optimizer, state, step, dataset, manager, writer, hist
                 "images_per_second": len(pending) * config.data.batch_size / (time.perf_counter() - since),
             }
             if due["evaluate"] and not last:
-                found = evaluate(model, state.variables, dataset.test, config.data.batch_size)
+                found = evaluate(model, state.variables, dataset.test, config.data.batch_size, preprocessing)
                 entry |= {"test_top1": found["top1"], "test_loss": found["loss"]}
             history.append(entry)
             for name, value in entry.items():
@@ -233,10 +239,10 @@ def _mean_metrics(pending, step):
     return {"step": step, **means}
 
 
-def _batches(config, dataset, first):
+def _batches(config, dataset, preprocessing, first):
     return train_iterator(
         dataset.train,
-        size=config.data.image_size,
+        preprocessing=preprocessing,
         batch_size=config.data.batch_size,
         augmentation=config.data.augmentation,
         seed=config.seed,
@@ -250,12 +256,12 @@ def _model(config: ml_collections.ConfigDict, dataset: Dataset) -> nn.Module:
     return create_model(**settings, num_classes=len(dataset.class_names), image_size=config.data.image_size)
 
 
-def _start(config: ml_collections.ConfigDict, model: nn.Module) -> tuple[nn.Module, PyTree]:
-    """The model and its variables before the first step: drawn at random, or made from a checkpoint."""
+def _start(config: ml_collections.ConfigDict, model: nn.Module) -> tuple[nn.Module, PyTree, Preprocessing]:
+    """Model, variables before the first step and pixels: drawn at random, or those of a checkpoint."""
     key = jax.random.key(config.seed)
     if not config.init_from:
-        return model, init_variables(model, key)
-    teacher, variables, _ = load_model(config.init_from)
+        return model, init_variables(model, key), model_preprocessing(model)
+    teacher, variables, description = load_model(config.init_from)
     for field in ("variant", "num_classes", "image_size"):
         if getattr(teacher, field) != getattr(model, field):
             raise ValueError(
@@ -263,7 +269,8 @@ def _start(config: ml_collections.ConfigDict, model: nn.Module) -> tuple[nn.Modu
                 f"asks for {getattr(model, field)}"
             )
     teacher = teacher.clone(primitives=model.primitives, dropout=model.dropout, drop_path=model.drop_path)
-    return reparameterize(teacher, variables, **_kinds(config), key=key)
+    student, variables = reparameterize(teacher, variables, **_kinds(config), key=key)
+    return student, variables, Preprocessing.from_dict(description["preprocessing"])
 
 
 def _kinds(config):

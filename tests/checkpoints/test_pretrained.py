@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 from itertools import chain
 
 import jax
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import shiftaddvit_jax as sav
 from shiftaddvit_jax.checkpoints.layouts import LAYOUTS, export_parameter
+from shiftaddvit_jax.models.variables import variable_shapes
 from shiftaddvit_jax.nn import Block
 
 CLASSES = 7
@@ -172,6 +174,46 @@ def imported(tmp_path_factory):
 def test_logits_and_tokens_are_those_of_transformers(imported, case):
     original, _, model, variables = imported(case)
     assert_same(model, variables, original, 64)
+
+
+def dense_tokens(original, images, **options):
+    """What the torch model has for each stage, [batch, rows, columns, channels]."""
+    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    with torch.no_grad():
+        outputs = original.base_model(pixels, output_hidden_states=True, **options)
+    if isinstance(original, transformers.PvtV2ForImageClassification):
+        return [tokens.numpy().transpose(0, 2, 3, 1) for tokens in outputs.hidden_states]
+    if isinstance(original, transformers.PvtForImageClassification):
+        last_blocks = np.cumsum(PYRAMID["depths"])[:3] - 1
+        stages = [outputs.hidden_states[index] for index in last_blocks]
+        flat, sides = [*stages, outputs.last_hidden_state[:, 1:]], (4, 8, 16, 32)
+    else:
+        before = 1 if isinstance(original, transformers.ViTForImageClassification) else 2
+        flat, sides = [outputs.last_hidden_state[:, before:]], (16,)
+    rows, columns = images.shape[1:3]
+    return [
+        tokens.numpy().reshape(len(images), rows // side, columns // side, -1)
+        for tokens, side in zip(flat, sides, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("case", "size", "options"),
+    [
+        ("pvt_v2", (64, 43), {}),
+        ("pvt_v2_linear", (64, 64), {}),
+        ("pvt", (64, 64), {}),
+        ("vit", (64, 96), {"interpolate_pos_encoding": True}),
+        ("deit_with_teacher", (64, 64), {}),
+    ],
+)
+def test_features_are_those_of_transformers(imported, case, size, options):
+    original, _, model, variables = imported(case)
+    images = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
+    expected = dense_tokens(original, images, **options)
+    found = jax.jit(lambda variables, images: sav.features(model, variables, images))(variables, images)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", ["vit", "deit_with_teacher"])
@@ -339,19 +381,66 @@ def test_names_of_timm_and_the_authors(imported, tmp_path, source, suffix):
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "deit_without_teacher"])
 def test_save_safetensors_writes_what_transformers_wrote(imported, tmp_path, case):
-    original, folder, _, variables = imported(case)
-    sav.save_safetensors(variables, tmp_path / "model.safetensors")
+    original, folder, model, variables = imported(case)
+    sav.save_safetensors(model, variables, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     again = type(original).from_pretrained(tmp_path)
     for name, tensor in original.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
-def test_save_safetensors_refuses_what_is_not_dense(tmp_path):
-    model = sav.create_model("deit_tiny", num_classes=3, image_size=32, mlp="moe").clone(**VIT)
-    with pytest.raises(ValueError, match=r"no block1/mlp/fc1/dense/bias.*only dense"):
-        sav.save_safetensors(sav.init_variables(model, jax.random.key(0)), tmp_path / "model.safetensors")
+@pytest.mark.parametrize("case", ["pvt_v2", "vit"])
+def test_a_shift_model_has_its_logits_in_transformers(imported, tmp_path, case):
+    original, folder, dense, variables = imported(case)
+    # With the dense model's weights, none is a power of two before it is rounded.
+    stages = len(dense.attention)
+    model = dense.clone(mlp=("shift",) * stages, projections=("shift",) + ("dense",) * (stages - 1))
+    sav.save_safetensors(model, variables, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    images = random_images(64)
+    expected = jax.jit(model.apply)(variables, images)
+    found, _ = run_torch(type(original).from_pretrained(tmp_path).eval(), images)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    unrounded, _ = run_torch(original, images)
+    assert np.abs(unrounded - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        ({"mlp": "moe"}, r"no mixtures of experts \(moe\), as this deit_tiny has; only dense and shift"),
+        ({"attention": "hamming_linear"}, "no attention hamming_linear, as this deit_tiny has"),
+        ({"mlp": "shift", "activations": "int8"}, "no int8 activations, as this deit_tiny has"),
+    ],
+    ids=str,
+)
+def test_save_safetensors_refuses_what_transformers_has_not(tmp_path, kinds, message):
+    model = sav.create_model("deit_tiny", num_classes=3, image_size=32, **kinds).clone(**VIT)
+    with pytest.raises(ValueError, match=message):
+        sav.save_safetensors(model, variable_shapes(model), tmp_path / "model.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_save_safetensors_refuses_packed_variables(imported, tmp_path):
+    _, _, model, variables = imported("vit")
+    with pytest.raises(ValueError, match="are packed; write those that they were packed from"):
+        sav.save_safetensors(model, sav.pack(model, variables), tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("case", ["pvt_v2", "pvt", "deit_with_teacher", "deit_without_teacher"])
+def test_a_model_without_a_head_leaves_the_heads_of_weights_alone(imported, tmp_path, case, caplog):
+    _, folder, model, variables = imported(case)
+    headless, expected = sav.replace_head(model, variables, 0)
+    with caplog.at_level(logging.WARNING):
+        loaded = sav.load_pretrained(headless, folder, strict=True)
+        jax.tree.map(np.testing.assert_array_equal, loaded, expected)
+        assert not caplog.text
+        # And the other way round.
+        sav.save_safetensors(headless, expected, tmp_path / "model.safetensors")
+        again = sav.load_pretrained(model, tmp_path / "model.safetensors")
+    assert "has no head: head/bias, head/kernel" in caplog.text
+    jax.tree.map(np.testing.assert_array_equal, sav.replace_head(model, again, 0)[1], expected)
+    assert again["params"]["head"]["kernel"].shape[-1] == CLASSES
 
 
 def test_another_number_of_classes_draws_the_head_anew(imported, caplog):
@@ -392,20 +481,28 @@ def test_tensors_that_do_not_fit_are_named(imported, tmp_path):
 def test_one_token_too_few_or_too_many_is_told(imported):
     _, folder, vit, _ = imported("vit")
     _, distilled_folder, distilled, _ = imported("deit_with_teacher")
-    with pytest.raises(ValueError, match="nothing there is the model's dist_token"):
+    with pytest.raises(ValueError, match=r"no distillation token, but .* create_model\('deit_tiny', ...\)"):
         sav.load_pretrained(distilled, folder)
-    with pytest.raises(ValueError, match=r"deit.embeddings.distillation_token is unexpected"):
+    with pytest.raises(ValueError, match=r"a distillation token, but .*\('deit_tiny_distilled', ...\)"):
         sav.load_pretrained(vit, distilled_folder)
 
 
-def test_the_config_of_another_epsilon_is_told(imported, caplog):
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"layer_norm_eps": 1e-6}, r"layer_norm_eps is 1e-06, and the model has 1e-12; create_model"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu', and this architecture has 'gelu'"),
+        ({"num_attention_heads": 4}, "num_attention_heads is 4, and the model has 2"),
+        ({"qkv_bias": False}, "qkv_bias is False, and this architecture has True"),
+    ],
+)
+def test_a_config_that_contradicts_the_model_is_refused_by_its_field(imported, tmp_path, fields, message):
     _, folder, model, _ = imported("vit")
-    assert json.loads((folder / "config.json").read_text())["layer_norm_eps"] == 1e-12
-    with caplog.at_level(logging.WARNING):
-        sav.load_pretrained(model, folder)
-        assert not caplog.text
-        sav.load_pretrained(model.clone(layer_norm_eps=None), folder)
-    assert "create_model(..., layer_norm_eps=1e-12)" in caplog.text
+    shutil.copytree(folder, tmp_path / "vit")
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "vit" / "config.json").write_text(json.dumps(config | fields))
+    with pytest.raises(ValueError, match=message):
+        sav.load_pretrained(model, tmp_path / "vit")
 
 
 def test_what_cannot_be_read_is_told_in_one_line(imported, tmp_path, monkeypatch):
@@ -421,8 +518,8 @@ def test_what_cannot_be_read_is_told_in_one_line(imported, tmp_path, monkeypatch
     for name, message in {
         tmp_path / "short.safetensors": "not a whole safetensors file",
         tmp_path / "other.safetensors": "no PVT, PVTv2, ViT or DeiT classifier",
-        tmp_path / "text.pth": "not a whole PyTorch file of tensors alone",
-        tmp_path / "code.pth": "not a whole PyTorch file of tensors alone",
+        tmp_path / "text.pth": "neither a whole PyTorch file, nor safetensors, nor .npz",
+        tmp_path / "code.pth": "holds an object of builtins.print, and nothing but tensors is unpickled",
         tmp_path / "list.pth": "not hold a dictionary of tensors",
         tmp_path / "empty": "has neither model.safetensors nor pytorch_model.bin",
         tmp_path / "absent": "no file or folder",

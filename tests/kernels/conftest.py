@@ -6,7 +6,7 @@ import pytest
 from kernels_tvm.cpu import library, targets
 from kernels_tvm.descriptions import joined
 
-RUNNING = [target for target in targets.TARGETS if targets._runs(target)]
+RUNNING = [target for target in targets.TARGETS if targets.runs_here(target)]
 
 
 @pytest.fixture(scope="session", params=RUNNING, ids=lambda target: target.name)

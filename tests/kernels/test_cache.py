@@ -169,7 +169,9 @@ def test_torch_can_be_imported_after_a_kernel_and_stays_as_it_was_before_it(fold
     finish(start(imported, LOAD, "assert tvm_ffi._convert.torch is torch"))
 
 
-@pytest.mark.skipif(not targets._runs(targets.named_target("avx2")), reason="this machine does not run avx2")
+@pytest.mark.skipif(
+    not targets.runs_here(targets.named_target("avx2")), reason="this machine does not run avx2"
+)
 def test_the_environment_has_a_process_compile_for_another_target(folder):
     check = """
         from kernels_tvm.cpu.targets import host_target

@@ -7,7 +7,7 @@ import pytest
 
 from kernels_tvm.cpu import targets
 
-RUNNING = [target for target in targets.TARGETS if targets._runs(target)]
+RUNNING = [target for target in targets.TARGETS if targets.runs_here(target)]
 pytestmark = pytest.mark.skipif(not RUNNING, reason="no kernel runs on this machine")
 
 

@@ -18,7 +18,7 @@ from shiftaddvit_jax.ops import pack_weight
 GRID, CHANNELS, HIDDEN = (9, 8), 16, 32
 # One target for each table of choices.
 TABLES = [target for target in targets.TARGETS if target.name in ("amx", "avx512", "avx2")]
-RUNNING = [target for target in TABLES if targets._runs(target)]
+RUNNING = [target for target in TABLES if targets.runs_here(target)]
 
 
 def variants(*names):

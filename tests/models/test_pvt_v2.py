@@ -128,6 +128,20 @@ def test_wrong_images_are_refused(images_shape, message):
         jax.eval_shape(lambda: model.init(KEY, jnp.zeros(images_shape)))
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "bool", "complex64"])
+def test_images_that_are_no_floating_point_numbers_are_refused(dtype):
+    model = sav.create_model("pvt_v2_nano", num_classes=10)
+    with pytest.raises(ValueError, match=rf"floating-point numbers, got {dtype}; .*data.preprocess"):
+        jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 32, 32, 3), dtype)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_images_of_any_floating_point_format_are_taken(dtype):
+    model = sav.create_model("pvt_v2_nano", num_classes=10)
+    pixels = np.zeros((1, 32, 32, 3), jnp.dtype(dtype))
+    assert jax.eval_shape(lambda: model.init_with_output(KEY, pixels))[0].dtype == jnp.float32
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
@@ -135,7 +149,7 @@ def test_wrong_images_are_refused(images_shape, message):
         ("pvt_v2_b0", {"attention": "hamming"}, "unknown kind of attention 'hamming'"),
         ("pvt_v2_b0", {"mlp": "shft"}, "did you mean 'shift'"),
         ("pvt_v2_b0", {"attention": ("msa", "msa")}, "4, one a stage; got 2"),
-        ("pvt_v2_b0", {"num_classes": 0}, "num_classes must be at least 1"),
+        ("pvt_v2_b0", {"num_classes": -1}, "num_classes must be at least 0"),
         ("pvt_v2_b0", {"implementation": "tvn"}, "did you mean 'tvm'"),
         ("pvt_v2_b0", {"precision": "bfloat"}, "did you mean 'bfloat16'"),
     ],

@@ -55,6 +55,33 @@ def test_a_models_int8_logits_are_nearly_xlas():
     np.testing.assert_allclose(logits, reference, rtol=0, atol=2e-3)
 
 
+@functools.cache
+def features_function(activations, implementation):
+    model, _ = model_and_packed(activations)
+    return jax.jit(functools.partial(on(model, implementation).apply, method="features"))
+
+
+@pytest.mark.parametrize(
+    ("activations", "batch", "side", "bound"), [("float", 1, 45, 1e-4), ("int8", 2, 32, 2e-2)]
+)
+def test_a_models_features_are_xlas(activations, batch, side, bound):
+    _, packed = model_and_packed(activations)
+    found, reference = (
+        features_function(activations, implementation)(packed, images(batch, side))
+        for implementation in ("tvm", "xla")
+    )
+    assert [tokens.shape[-1] for tokens in found] == [32, 48, 64, 96]
+    for one, other in zip(found, reference, strict=True):
+        assert np.abs(np.mean(one, axis=-1)).max() < 1e-5  # a LayerNorm came last
+        np.testing.assert_allclose(one, other, rtol=0, atol=bound)
+
+
+def test_features_run_on_the_kernels_of_the_logits():
+    model, packed = model_and_packed(mlp="shift")
+    lowered = jax.jit(lambda x: sav.features(model, packed, x)).lower(images(1)).as_text()
+    assert len(re.findall("shiftaddvit\\.", lowered)) == 12  # all but the head's
+
+
 def test_a_dense_models_logits_in_bfloat16_are_nearly_xlas():
     model = sav.create_model("pvt_v2_nano", num_classes=10, attention="msa", precision="bfloat16")
     variables = sav.init_variables(model, jax.random.key(0))

@@ -17,7 +17,7 @@ from kernels_tvm.cpu.tiles import images_at_once
 from shiftaddvit_jax.nn import Block, Primitives
 
 GRID, CHANNELS, HEADS = (5, 7), 48, 2
-RUNNING = [target.name for target in targets.TARGETS if targets._runs(target)]
+RUNNING = [target.name for target in targets.TARGETS if targets.runs_here(target)]
 
 
 def block_of(

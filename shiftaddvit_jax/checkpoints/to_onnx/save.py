@@ -80,7 +80,8 @@ def _check_settings(model, batch):
             "an ONNX file computes in float32, and this model does not; create the model without dtype and "
             "precision, its variables stay the same"
         )
-    if batch is None and settings.threshold == "tensor":
+    binarized = {"hamming_linear", "hamming_quadratic"} & {*model.attention}
+    if batch is None and binarized and settings.threshold == "tensor":
         raise ValueError("the threshold 'tensor' is a mean over all images of a batch; say how many: batch=1")
 
 

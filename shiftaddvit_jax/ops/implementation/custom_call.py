@@ -2,10 +2,11 @@
 
 import os
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from kernels_tvm import store
 from kernels_tvm.cpu import library
 from kernels_tvm.gpu import library as gpu_library
 from kernels_tvm.gpu.targets import GpuTarget, supporting_target
-from kernels_tvm.runtime import once
+from kernels_tvm.runtime import once, provide_runtime
 from kernels_tvm.store import Kernel
 from shiftaddvit_jax.optional import how_to_install
 
@@ -25,7 +26,7 @@ def unavailable() -> str | None:
     """Why no TVM kernel runs here, in one line; None if kernels run."""
     if jax.default_backend() not in ("cpu", "gpu"):
         return f"TVM kernels run on CPU and GPU, and JAX runs on {jax.default_backend()!r}"
-    if not store.is_installed():
+    if not store.is_installed() and not library.is_provided():
         return f"TVM is not installed ({how_to_install('tvm')})"
     if on_gpu() and gpu_target() is None:
         return "this GPU is not among the kernels' targets"
@@ -60,8 +61,13 @@ def call_kernel(kernel: Kernel, outputs: Sequence[jax.ShapeDtypeStruct], *argume
         recorded[kernel] = [(array.shape, array.dtype.name) for array in (*arguments, *outputs)]
         return [jnp.zeros(output.shape, output.dtype) for output in outputs]
     if not on_gpu():
-        call = jax.ffi.ffi_call(_register(kernel), list(outputs), vmap_method="sequential")
-        return list(call(*arguments))
+        portable = _portable.get()
+        if portable is None:
+            name = _register(kernel)
+        else:
+            name = portable_name(kernel.key)
+            portable[name] = kernel
+        return list(jax.ffi.ffi_call(name, list(outputs), vmap_method="sequential")(*arguments))
     between = [
         jax.ShapeDtypeStruct(shape, dtype)
         for _, shape, dtype in gpu_library.scratch(kernel, *arguments[0].shape[:-1])
@@ -73,6 +79,7 @@ def call_kernel(kernel: Kernel, outputs: Sequence[jax.ShapeDtypeStruct], *argume
 
 _recorded: ContextVar[dict | None] = ContextVar("recorded", default=None)
 _for_gpu: ContextVar[bool] = ContextVar("for_gpu", default=False)
+_portable: ContextVar[dict | None] = ContextVar("portable", default=None)
 
 
 @contextmanager
@@ -93,8 +100,51 @@ def record_kernels(
         _for_gpu.reset(tokens[1])
 
 
+@contextmanager
+def portable_calls() -> Generator[dict[str, Kernel]]:
+    """Call CPU kernels by names that hold on any machine; the kernels by these names.
+
+    A program that is traced here can be written to a file, and run where `register_provided` was called.
+    """
+    kernels = {}
+    token = _portable.set(kernels)
+    try:
+        yield kernels
+    finally:
+        _portable.reset(token)
+
+
+def portable_name(key: str) -> str:
+    """The name in such a program of the custom call of the kernel with this key."""
+    return f"shiftaddvit.{store.portable_name(key)}"
+
+
+@once
+def register_provided(key: str) -> str:
+    """The name of the custom call of a provided kernel, which programs can call from now on."""
+    _choose_waiting()
+    return _register_function(store.portable_name(key), library.load_provided(key), platform="cpu")
+
+
+def provide_kernels(libraries: Mapping[str, Path], threads: int, runtime: Path) -> None:
+    """Have this process run CPU kernels that came with a model, see `kernels_tvm.cpu.library.provide`.
+
+    Args:
+      libraries: a library by each kernel's key.
+      threads: for how many they were compiled.
+      runtime: the folder with what they call, for where TVM is not installed.
+    """
+    provide_runtime(runtime)
+    library.provide(libraries, threads)
+    unavailable.cache_clear()
+    for key in libraries:
+        register_provided(key)
+
+
 @once
 def _register(kernel: Kernel) -> str:
+    if library.is_provided(kernel.key):
+        return register_provided(kernel.key)
     _choose_waiting()
     entry = library.entry_name(kernel, library.kernel_target(kernel), library.thread_count())
     return _register_function(entry, library.load(kernel), platform="cpu")

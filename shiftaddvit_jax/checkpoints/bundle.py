@@ -1,0 +1,276 @@
+"""A bundle: a folder with all that a model needs to answer on another machine.
+
+- ``config.json``: the model's arguments, the names of its classes, the pixels that it expects.
+- ``model.safetensors``: its weights, see `shiftaddvit_jax.checkpoints.canonical`.
+- ``kernels/TARGET/``: compiled kernels for the kinds of CPU or GPU that were asked for, and in
+  ``kernels/runtime/`` what those for CPUs call of Apache TVM (Apache License 2.0): no compiler is needed.
+- ``program.stablehlo``: the model as a program of `jax.export` for CPUs, for any number of images, that
+  calls the kernels.
+- ``model.onnx``: the model for other runtimes.
+- ``manifest.json``: the format's version, and the digest of every other file.
+
+The first two and the last are always there. Kernels and programs are machine code: run those that you trust.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import export
+from jaxtyping import PyTree
+
+from kernels_tvm import store
+from kernels_tvm.cpu import library
+from kernels_tvm.cpu.targets import TARGETS, host_target, named_target, runs_here, thread_count
+from kernels_tvm.gpu.targets import gpu_target
+from kernels_tvm.runtime import LIBRARY, runtime_folder
+from shiftaddvit_jax.checkpoints.canonical import read_canonical, write_canonical
+from shiftaddvit_jax.compile import compile_kernel_library, export_kernels, kernels_of
+from shiftaddvit_jax.files import check_digests, file_digests, whole_folder, write_json
+from shiftaddvit_jax.models import Preprocessing, create_model, model_arguments
+from shiftaddvit_jax.nn.kernels import is_packed
+from shiftaddvit_jax.ops.implementation.custom_call import portable_calls, provide_kernels
+from shiftaddvit_jax.optional import how_to_install, require
+from shiftaddvit_jax.pack import pack
+from shiftaddvit_jax.progress import track
+
+FORMAT, VERSION = "shiftaddvit bundle", 1
+MANIFEST, CONFIG, WEIGHTS, PROGRAM, ONNX = (
+    "manifest.json",
+    "config.json",
+    "model.safetensors",
+    "program.stablehlo",
+    "model.onnx",
+)
+MODEL_TYPE = "shiftaddvit"
+CUDA = "cuda-"
+
+
+def write_portable(folder: Path, model: nn.Module, variables: PyTree, about: Mapping[str, Any]) -> None:
+    """Write ``config.json`` and ``model.safetensors`` into a folder: a model in the canonical packed format.
+
+    Args:
+      folder: where they go.
+      model: from `create_model` or `reparameterize`.
+      variables: its variables, packed or not.
+      about: ``class_names`` and ``preprocessing``, and what else is known, in types that JSON can hold.
+
+    Raises:
+      ValueError: weights that can't be packed, see `shiftaddvit_jax.pack`.
+    """
+    config = {"model_type": MODEL_TYPE, "version": VERSION, "model": model_arguments(model), **about}
+    write_canonical(folder / WEIGHTS, model, variables)
+    write_json(folder / CONFIG, config)
+
+
+def read_portable(folder: Path) -> tuple[nn.Module, PyTree, dict[str, Any]]:
+    """What `write_portable` wrote: model, packed variables, and what is known of it.
+
+    Raises:
+      ValueError: a file that is missing, damaged, of another format or of a newer version.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        if config.get("model_type") != MODEL_TYPE:
+            raise ValueError(f"its model_type is {config.get('model_type')!r}, not {MODEL_TYPE!r}")
+        _check_version(config.pop("version"), folder / CONFIG)
+        del config["model_type"]
+        model = create_model(**config.pop("model"))
+        Preprocessing.from_dict(config["preprocessing"])
+    except OSError as error:
+        raise ValueError(f"{folder / CONFIG} can't be read: {error.strerror}") from None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{folder / CONFIG} does not describe a model: {error}") from None
+    return model, read_canonical(folder / WEIGHTS), config
+
+
+def export_bundle(
+    folder: str | Path,
+    model: nn.Module,
+    variables: PyTree,
+    about: Mapping[str, Any],
+    *,
+    targets: Sequence[str] = (),
+    threads: int | None = None,
+    stablehlo: bool = False,
+    onnx: bool = False,
+) -> dict[str, Any]:
+    """Write a bundle, whole or not at all, and return its manifest.
+
+    Args:
+      folder: the bundle; an existing one is replaced.
+      model: from `create_model` or `reparameterize`.
+      variables: its variables, packed or not.
+      about: ``class_names`` and ``preprocessing``, and what else is known, in types that JSON can hold.
+      targets: for what to compile kernels: CPUs of `kernels_tvm.cpu.targets`, such as ``"avx2"``, and GPUs,
+        such as ``"cuda-sm_86"``. This takes up to a minute for each, with a progress bar.
+      threads: how many share a CPU kernel's work; by default as many as here.
+      stablehlo: whether to write the program, which saves tracing the model.
+      onnx: whether to write ``model.onnx``.
+
+    Raises:
+      ValueError: an unknown target, no compiler, something else in the folder, or a model that can't be
+        written.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+        raise ValueError(f"{folder} exists and is not a bundle; choose another folder")
+    gpus = [gpu_target(name.removeprefix(CUDA)) for name in targets if name.startswith(CUDA)]
+    cpus = [named_target(name) for name in targets if not name.startswith(CUDA)]
+    if targets and not (store.is_installed() and store.can_link()):
+        raise ValueError(f"TVM and a linker make kernels: {how_to_install('tvm')}, and put g++ on the PATH")
+    threads = threads or thread_count()
+    if not is_packed(variables["params"]):
+        variables = pack(model, variables)
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+    }
+    with whole_folder(folder) as temporary:
+        write_portable(temporary, model, variables, about)
+        if cpus:
+            manifest["kernels"] = _write_kernels(temporary, model, cpus, threads)
+        for target in gpus:
+            export_kernels(model, target, temporary / "kernels" / f"{CUDA}{target.name}")
+        if stablehlo:
+            program, calls = _program(model, variables, with_kernels=bool(cpus))
+            (temporary / PROGRAM).write_bytes(program)
+            manifest["program"] = {"calls": calls}
+        if onnx:
+            from shiftaddvit_jax.checkpoints.to_onnx import save_onnx
+
+            save_onnx(model, variables, temporary / ONNX)
+        manifest["files"] = file_digests(temporary)
+        write_json(temporary / MANIFEST, manifest)
+    return manifest
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether ``folder`` is a bundle, of whatever format or version."""
+    return (folder / MANIFEST).is_file()
+
+
+def is_portable(folder: Path) -> bool:
+    """Whether ``folder`` holds what `write_portable` writes."""
+    try:
+        return json.loads((folder / CONFIG).read_text()).get("model_type") == MODEL_TYPE
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def open_bundle(folder: Path) -> tuple[nn.Module, PyTree, dict[str, Any], Callable | None, tuple[str, ...]]:
+    """Model, packed variables, what is known of it, the program or None, and notes on its kernels.
+
+    Kernels that suit this machine are made ready to run, unless other versions of this project or of what
+    they call made them; a note says so.
+
+    Raises:
+      ValueError: a file that is missing or not what was written, another format, or a newer version.
+    """
+    folder = folder.absolute()
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except OSError as error:
+        raise ValueError(f"{folder / MANIFEST} can't be read: {error.strerror}") from None
+    except ValueError:
+        raise ValueError(f"{folder / MANIFEST} is not whole; copy the bundle again") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{folder} is not a bundle of this project: its manifest has another format")
+    _check_version(manifest.get("version"), folder)
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not {CONFIG, WEIGHTS} <= set(files):
+        raise ValueError(f"{folder / MANIFEST} is not whole; copy the bundle again")
+    check_digests(folder, files)
+    model, variables, about = read_portable(folder)
+    notes = _provide(folder, manifest.get("kernels"))
+    calls = manifest.get("program", {}).get("calls", [])
+    program = None
+    if (
+        (folder / PROGRAM).is_file()
+        and jax.default_backend() == "cpu"
+        and all(map(library.is_provided, calls))
+    ):
+        program = export.deserialize(bytearray((folder / PROGRAM).read_bytes())).call
+    return model, variables, about, program, notes
+
+
+def _check_version(version, where):
+    if not isinstance(version, int) or version > VERSION:
+        raise ValueError(
+            f"{where} is of version {version} of the format, and this installation reads up to {VERSION}; "
+            "update shiftaddvit_jax"
+        )
+
+
+def _write_kernels(folder, model, targets, threads):
+    """Compile a model's kernels for CPUs into ``folder``; the manifest's part about them."""
+    kernels = kernels_of(model)
+    made = {}
+    work = [(target, kernel) for target in targets for kernel in kernels]
+    for target, kernel in track(work, "compiling", len(work)):
+        path = folder / "kernels" / target.name / f"{store.portable_name(kernel.key)}.so"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        compile_kernel_library(kernel, target, threads, path)
+        made.setdefault(target.name, {})[kernel.key] = path.relative_to(folder).as_posix()
+    installed, copied = runtime_folder(), folder / "kernels" / "runtime"
+    assert installed is not None  # it has just compiled
+    copied.mkdir()
+    shutil.copyfile(installed / LIBRARY, copied / LIBRARY)
+    return {"threads": threads, "made_by": _makers(), "targets": made}
+
+
+def _makers():
+    """What kernels depend on beside their target: the text that makes them, and what they call."""
+    return {"source": store.source_hash("cpu"), "apache-tvm-ffi": store.runtime_version()}
+
+
+def _provide(folder, kernels):
+    """Make a bundle's CPU kernels ready for this machine, if any suit it; notes on why not."""
+    if not kernels or jax.default_backend() != "cpu":
+        return ()
+    if kernels["made_by"] != _makers():
+        return ("the bundle's kernels are not used: other versions made them",)
+    has_compiler = store.is_installed()
+    wanted = os.environ.get("SHIFTADDVIT_TARGET")
+    suiting = [
+        target
+        for target in TARGETS
+        if target.name in kernels["targets"] and wanted in (None, target.name) and runs_here(target)
+    ]
+    if not suiting:
+        return (f"the bundle has no kernels for this CPU, only for {', '.join(kernels['targets'])}",)
+    threads = kernels["threads"]
+    name = suiting[0].name
+    if has_compiler and (suiting[0] != host_target() or thread_count() != threads):
+        return (f"this machine compiles its own kernels: the bundle's are for {name} and {threads} threads",)
+    if os.environ.get("TVM_NUM_THREADS", str(threads)) != str(threads):
+        return (f"the bundle's kernels are not used: they are for {threads} threads, TVM_NUM_THREADS is not",)
+    libraries = {key: folder / path for key, path in kernels["targets"][name].items()}
+    provide_kernels(libraries, threads, folder / "kernels" / "runtime")
+    return ()
+
+
+def _program(model, variables, with_kernels):
+    """The serialized program for any number of images, and the keys of the kernels that it calls."""
+    require("export", "writing a program of jax.export", "flatbuffers")
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
+    (batch,) = export.symbolic_shape("batch")
+    side = model.image_size
+    images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32)
+    if not with_kernels:
+        model = model.clone(primitives=dataclasses.replace(model.primitives, implementation="xla"))
+    with portable_calls() as kernels:
+        # Twice: which calls are allowed is asked for before tracing.
+        jax.eval_shape(lambda *arguments: model.apply(*arguments), shapes, images)
+        checks = [export.DisabledSafetyCheck.custom_call(name) for name in kernels]
+        exported = export.export(
+            jax.jit(lambda *arguments: model.apply(*arguments)), platforms=("cpu",), disabled_checks=checks
+        )(shapes, images)
+    return bytes(exported.serialize()), [kernel.key for kernel in kernels.values()]
