@@ -32,8 +32,9 @@ def save_onnx(model: nn.Module, variables: PyTree, path: str | Path, *, batch: i
     """Write a model with its variables as an ONNX file, whole or not at all.
 
     The file's input is ``images``, float32 [batch, 3, image_size, image_size], channels first as in other
-    runtimes; its output is ``logits``, float32 [batch, num_classes]. With ``batch=None`` the file takes any
-    number of images. It computes what the model does on XLA, with any kind of attention and linear layer.
+    runtimes; its output is ``logits``, float32 [batch, num_classes], or without a head what it would get.
+    With ``batch=None`` the file takes any number of images. It computes what the model does on XLA, with any
+    kind of attention and linear layer.
 
     The weights of shift layers are integers in the file: codes of at most 5 bits (8 if ``weight_bits`` is
     above 5) and a table of each code's power of two, where Gather looks it up. That is exact in every
@@ -80,7 +81,8 @@ def _check_settings(model, batch):
             "an ONNX file computes in float32, and this model does not; create the model without dtype and "
             "precision, its variables stay the same"
         )
-    if batch is None and settings.threshold == "tensor":
+    binarized = {"hamming_linear", "hamming_quadratic"} & {*model.attention}
+    if batch is None and binarized and settings.threshold == "tensor":
         raise ValueError("the threshold 'tensor' is a mean over all images of a batch; say how many: batch=1")
 
 

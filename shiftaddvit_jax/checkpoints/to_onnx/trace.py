@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
+from shiftaddvit_jax.models.variables import COMPILE_QUICKLY
+
 
 @dataclass(eq=False)
 class Expression:
@@ -35,7 +37,6 @@ class Expression:
     output: int = 0
 
 
-_COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
 _SAME = {"copy", "stop_gradient"}
 _CALLS = {"jit": "jaxpr", "custom_vjp_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
 # Jits whose equations are not looked at.
@@ -101,7 +102,7 @@ def trace(function: Callable, *shapes: jax.ShapeDtypeStruct) -> list[Expression]
 @functools.lru_cache(maxsize=256)
 def _compute(call: ClosedJaxpr) -> Callable[..., list]:
     """The function that a call makes of its inputs. It runs as often as a model has layers of one shape."""
-    return jax.jit(jaxpr_as_fun(call), compiler_options=_COMPILE_QUICKLY)
+    return jax.jit(jaxpr_as_fun(call), compiler_options=COMPILE_QUICKLY)
 
 
 def find(
