@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import shiftaddvit_jax
-from shiftaddvit_jax.cli import analysis, bench, checkpoints, kernels, models, training
+from shiftaddvit_jax.cli import analysis, bench, checkpoints, kernels, models, serve, training
 from shiftaddvit_jax.command import Parser, run_command
 from shiftaddvit_jax.main import train
 
@@ -29,6 +29,7 @@ COMMANDS = (
     kernels.add_compile,
     kernels.add_tune,
     training.add_predict,
+    serve.add_serve,
 )
 
 
