@@ -4,6 +4,7 @@ import asyncio
 import base64
 import dataclasses
 import hashlib
+import logging
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -28,6 +29,7 @@ from shiftaddvit_jax.serve.open_inference import inference_response, model_metad
 from shiftaddvit_jax.serve.routing import describe_maps, has_mixtures
 from shiftaddvit_jax.serve.service import Service, Settings
 
+LOG = logging.getLogger(__name__)
 LONGEST_REASON = 300  # characters
 TOP_K = 5
 
@@ -62,7 +64,7 @@ def create_app(classifier: Classifier, settings: Settings) -> Starlette:
     app = Starlette(
         routes=[Route(path, answer, methods=[method]) for path, (method, answer) in routes.items()],
         middleware=[Middleware(Measured, metrics=service.metrics, paths=frozenset(routes))],
-        exception_handlers={HTTPException: refused, Exception: failed},
+        exception_handlers={HTTPException: refused},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
@@ -111,7 +113,7 @@ class Paths:
         logits = await self._service.logits(await self._service.inputs(images))
         ranked = classifier.rank(softmax(logits), top_k)
         results = [
-            {"file": image.name, "classes": [answer._asdict() for answer in answers]}
+            {"file": image.name or None, "classes": [answer._asdict() for answer in answers]}
             for image, answers in zip(images, ranked, strict=True)
         ]
         return JSONResponse({"model": self._service.settings.name, "results": results})
@@ -194,7 +196,10 @@ class Paths:
 
 
 class Measured:
-    """An application that counts and times the requests to another."""
+    """An application that counts and times the requests to another, and logs its errors.
+
+    A client is told of an error that nobody expected, and keeps its connection.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, paths: frozenset[str]) -> None:
         self._app, self._metrics, self._paths = app, metrics, paths
@@ -204,17 +209,23 @@ class Measured:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status, begin = 500, time.monotonic()
+        status, started, begin = 500, False, time.monotonic()
 
         async def noted(message: Message) -> None:
-            nonlocal status
-            status = message.get("status", status)
+            nonlocal status, started
+            status, started = message.get("status", status), True
             await send(message)
 
+        path = scope["path"] if scope["path"] in self._paths else "other"
         try:
             await self._app(scope, receive, noted)
+        except Exception:
+            if started:
+                raise
+            LOG.exception("%s %s failed", scope["method"], path)
+            failed = JSONResponse({"error": "the server failed; its log says why"}, 500)
+            await failed(scope, receive, noted)
         finally:
-            path = scope["path"] if scope["path"] in self._paths else "other"
             self._metrics.count("requests_total", path=path, status=str(status))
             self._metrics.observe("request_seconds", time.monotonic() - begin, path=path)
 
@@ -228,11 +239,6 @@ async def refused(request: Request, error: Exception) -> Response:
     elif error.status_code == 405:
         reason = f"{request.url.path} takes {(error.headers or {})['Allow']}, not {request.method}"
     return JSONResponse({"error": reason[:LONGEST_REASON]}, error.status_code, error.headers)
-
-
-async def failed(request: Request, error: Exception) -> Response:
-    """What a client is told of an error that nobody expected; the server logs it."""
-    return JSONResponse({"error": "the server failed; its log says why"}, 500)
 
 
 def render_page(model: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ FIELDS = ("image", "file")
 
 
 class File(NamedTuple):
-    """The bytes of an image file, and the name that a client gave it."""
+    """The bytes of an image file, and the name that a client gave it, if any."""
 
     name: str
     data: bytes
@@ -58,7 +58,7 @@ async def read_images(request: Request, body: bytes, max_files: int) -> list[Fil
         raise HTTPException(415, f"the content type {kind} is none of {expected}")
     if not body:
         raise HTTPException(422, "the body is empty; expected an image")
-    return [File("the image", body)]
+    return [File("", body)]
 
 
 def media_type(request: Request) -> str:
@@ -80,7 +80,7 @@ async def _files_of_form(request, body, max_files):
             raise HTTPException(
                 400, f"the form's field {field!r} is no file in a field {' or '.join(FIELDS)}"
             )
-        files.append(File(value.filename or "the image", await value.read()))
+        files.append(File(value.filename or "", await value.read()))
     if not files:
         raise HTTPException(422, f"the form has no image; expected a file in a field {' or '.join(FIELDS)}")
     return files

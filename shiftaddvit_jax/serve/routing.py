@@ -58,7 +58,7 @@ def describe_maps(maps: Maps) -> list[dict[str, Any]]:
     """Maps as JSON has them.
 
     Of each layer its name; the ``side`` of its square grid of tokens; ``shift``, a character for each token
-    of the grid, row by row, 1 for the shift expert and 0 for the dense one; and ``shift_share``, of all tokens.
+    of the grid, row by row, 1 for the shift expert and 0 for the dense one; ``shift_share``, of all tokens.
     """
     layers = []
     for name, shifted in maps.items():

@@ -15,6 +15,8 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
       ValueError: the address can't be had.
     """
+    if not 0 <= port < 2**16:
+        raise ValueError(f"port must be from 0 to {2**16 - 1}, got {port}")
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -22,10 +24,9 @@ def bind(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         hint = "choose another port, or 0 for any free one"
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{host}, port {port}, can't be listened on: {reason}; {hint}") from None
+        raise ValueError(f"{host}, port {port}, can't be listened on: {error.strerror}; {hint}") from None
     return listener
 
 

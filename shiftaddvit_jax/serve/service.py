@@ -183,9 +183,7 @@ class Service:
         return self.classifier.preprocess(pixels), square.getvalue()
 
     def _decode(self, file: File) -> UInt8[np.ndarray, "height width 3"]:
-        stream = io.BytesIO(file.data)
-        stream.name = file.name  # for what is said of it
         try:
-            return decode_file(stream, self.settings.max_pixels)
+            return decode_file(file.data, self.settings.max_pixels)
         except ValueError as error:
-            raise HTTPException(422, str(error)) from None
+            raise HTTPException(422, f"{file.name}: {error}" if file.name else str(error)) from None
