@@ -5,6 +5,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,15 @@ import pytest
 from browser import FLAGS, NAMES
 
 SECONDS = 60
+# A browser reads commands from descriptor 3 and writes answers to descriptor 4.
+START = """
+import os, sys
+pipes = [os.dup(int(number)) for number in sys.argv[1:3]]
+for number, pipe in enumerate(pipes, 3):
+    os.dup2(pipe, number)
+    os.set_inheritable(number, True)  # also if it was that number already
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Page:
@@ -24,8 +34,7 @@ class Page:
             pytest.skip(f"there is no browser here: none of {', '.join(NAMES)}")
         theirs_in, self._to = os.pipe()
         self._from, theirs_out = os.pipe()
-        # The browser reads commands from descriptor 3 and writes to descriptor 4.
-        command = ["sh", "-c", f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}', binary, *FLAGS]
+        command = [sys.executable, "-c", START, str(theirs_in), str(theirs_out), binary, *FLAGS]
         command += ["--remote-debugging-pipe", f"--user-data-dir={folder}/profile", "about:blank"]
         self._process = subprocess.Popen(
             command, pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
