@@ -6,7 +6,7 @@ import importlib.util
 PACKAGES = {
     "train": ("absl", "grain", "ml_collections", "optax", "sklearn", "tensorboardX"),
     "plot": ("matplotlib",),
-    "serve": ("starlette", "uvicorn", "multipart"),
+    "serve": ("starlette", "uvicorn", "python_multipart"),
 }
 
 

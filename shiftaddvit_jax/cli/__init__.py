@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import shiftaddvit_jax
-from shiftaddvit_jax.cli import analysis, bench, checkpoints, kernels, models, predict, training
+from shiftaddvit_jax.cli import analysis, bench, checkpoints, kernels, models, predict, serve, training
 from shiftaddvit_jax.command import Parser, run_command
 from shiftaddvit_jax.main import train
 
@@ -31,6 +31,7 @@ COMMANDS = (
     checkpoints.add_export,
     kernels.add_compile,
     kernels.add_tune,
+    serve.add_serve,
 )
 
 

@@ -30,7 +30,9 @@ _UPRIGHT = {
 }
 
 
-def decode_file(source: str | Path | bytes | BinaryIO | Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+def decode_file(
+    source: str | Path | bytes | BinaryIO | Image.Image, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "height width 3"]:
     """The RGB pixels of an image file: upright, opaque, 8 bits a channel.
 
     - EXIF's orientation is undone.
@@ -45,17 +47,18 @@ def decode_file(source: str | Path | bytes | BinaryIO | Image.Image) -> UInt8[np
     Args:
       source: the path of a JPEG, PNG, WebP, BMP, TIFF or GIF file, whatever its suffix; the bytes of one; a
         binary file with one; or an image that Pillow opened.
+      max_pixels: an image of more is refused before it is decoded.
 
     Raises:
-      ValueError: a file that is missing, damaged, cut off or none of these; more than `MAX_PIXELS` pixels;
+      ValueError: a file that is missing, damaged, cut off or none of these; more than ``max_pixels`` pixels;
         integers of 32 bits, or floating-point numbers out of range. In one line, with the file's name.
     """
     name = source if isinstance(source, str | Path) else getattr(source, "name", None) or "the image"
     try:
         if isinstance(source, Image.Image):
-            return _upright_rgb(source)
+            return _upright_rgb(source, max_pixels)
         with _open(source) as image:
-            return _upright_rgb(image)
+            return _upright_rgb(image, max_pixels)
     except FileNotFoundError:
         raise ValueError(f"no image file at {name}") from None
     except UnidentifiedImageError:
@@ -80,10 +83,10 @@ def _open(source):
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _upright_rgb(image):
+def _upright_rgb(image, max_pixels):
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"it has {width} x {height} pixels; at most {MAX_PIXELS:,} are read")
+    if width * height > max_pixels:
+        raise ValueError(f"it has {width} x {height} pixels; at most {max_pixels:,} are read")
     _scale_transparent_color(image)
     image.load()  # all that a file says of its image may come after the pixels
     try:

@@ -2,13 +2,17 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
+
+from shiftaddvit_jax.nn.moe import EXPERTS
 
 Look = Callable[[nn.Module, str, tuple[Any, ...], Any], PyTree | None]
 Images = Float[Array | np.ndarray, "batch height width 3"]
@@ -41,13 +45,13 @@ def features(
     return tokens
 
 
-def capture(model: nn.Module, variables: PyTree, images: Images, look: Look) -> dict[str, list[PyTree]]:
-    """The arrays that ``look`` keeps of one forward pass: a list by the module's path, one entry a call.
+def watch(model: nn.Module, look: Look) -> Any:
+    """A jitted function of variables and images: the arrays that ``look`` keeps of one forward pass.
+
+    They come as a list by the module's path, one entry a call.
 
     Args:
       model: from `create_model`, or one of your own.
-      variables: its variables, packed or not.
-      images: the images that the model is applied to.
       look: a function of a module, its method's name, arguments and result; it returns arrays to keep, or
         None.
     """
@@ -67,7 +71,25 @@ def capture(model: nn.Module, variables: PyTree, images: Images, look: Look) -> 
             model.apply(variables, images)
         return seen
 
-    return forward(variables, images)
+    return forward
+
+
+def capture(model: nn.Module, variables: PyTree, images: Images, look: Look) -> dict[str, list[PyTree]]:
+    """The arrays that ``look`` keeps of a model's forward pass on ``images``, see `watch`."""
+    return watch(model, look)(variables, images)
+
+
+def watch_routers(model: nn.Module) -> Any:
+    """A jitted function of variables and images: whether a token's most probable expert is the shift expert.
+
+    It returns lists of one bool array [batch * tokens], by the router's path, as ``block1/mlp/fc1/router``.
+    """
+
+    def look(module, method, arguments, result):
+        is_router = method == "__call__" and module.path[-1:] == ("router",)
+        return jnp.argmax(result, axis=-1) == EXPERTS.index("shift") if is_router else None
+
+    return watch(on_xla(model), look)
 
 
 def module_variables(name: str, variables: PyTree) -> dict[str, PyTree]:
@@ -89,3 +111,8 @@ def square_grid(tokens: int) -> tuple[int, int]:
     """
     side = math.isqrt(tokens)
     return tokens - side**2, side
+
+
+def natural_order(name: str) -> list[int | str]:
+    """A key that sorts the names of modules so that block 10 comes after block 2."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

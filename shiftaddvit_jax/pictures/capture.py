@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from shiftaddvit_jax.models.inspect import Images, capture, module_variables, on_xla
+from shiftaddvit_jax.models.inspect import Images, capture, module_variables, on_xla, watch_routers
 from shiftaddvit_jax.models.variables import variable_shapes
 from shiftaddvit_jax.nn.attention import (
     Attention,
@@ -20,7 +20,6 @@ from shiftaddvit_jax.nn.attention import (
     SoftmaxAttention,
     SpatialReductionAttention,
 )
-from shiftaddvit_jax.nn.moe import EXPERTS
 from shiftaddvit_jax.ops import PackedWeight, binarize, code_similarity, l2_normalize, unpack_weight
 from shiftaddvit_jax.pack import shift_layers
 
@@ -30,15 +29,9 @@ def routed_tokens(model: nn.Module, variables: PyTree, images: Images) -> dict[s
 
     The last side * side tokens are a square grid, see `square_grid`.
     """
-
-    def look(module, method, arguments, result):
-        is_router = method == "__call__" and module.path[-1:] == ("router",)
-        return jnp.argmax(result, axis=-1) == EXPERTS.index("shift") if is_router else None
-
-    seen = capture(on_xla(model), variables, images, look)
     return {
         name.removesuffix("/router"): np.asarray(chosen).reshape(len(images), -1)
-        for name, (chosen,) in seen.items()
+        for name, (chosen,) in watch_routers(model)(variables, images).items()
     }
 
 

@@ -1,6 +1,5 @@
 """Pictures of what happens inside a model: where tokens go, what they attend to, what weights become."""
 
-import re
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import PercentFormatter
 
-from shiftaddvit_jax.models.inspect import square_grid
+from shiftaddvit_jax.models.inspect import natural_order, square_grid
 from shiftaddvit_jax.nn.moe import EXPERTS
 from shiftaddvit_jax.pictures.style import COLORS, EXPERT_COLORS, save_figure
 
@@ -42,7 +41,7 @@ def plot_routing(
     if not routed:
         raise ValueError("there is no routing to draw: the model has no mixtures of experts")
     blocks: dict[str, dict[str, str]] = {}
-    for name in sorted(routed, key=_natural):
+    for name in sorted(routed, key=natural_order):
         module, _, layer = name.rpartition("/")
         blocks.setdefault(module.removesuffix("/attn").removesuffix("/mlp"), {})[layer] = name
     layers = sorted({layer for names in blocks.values() for layer in names}, key=_in_block)
@@ -95,10 +94,12 @@ def plot_attention(
       ValueError: no model with a map to draw.
     """
     drawn = {
-        model: [name for name in sorted(layers, key=_natural) if square_grid(layers[name].shape[-1])[1] > 1]
+        model: [
+            name for name in sorted(layers, key=natural_order) if square_grid(layers[name].shape[-1])[1] > 1
+        ]
         for model, layers in maps.items()
     }
-    names = sorted({name for layers in drawn.values() for name in layers}, key=_natural)
+    names = sorted({name for layers in drawn.values() for name in layers}, key=natural_order)
     if not names:
         raise ValueError("there are no attention maps to draw: no attention has weights of four tokens")
     chosen = np.unique(np.linspace(0, len(names) - 1, min(MOST_COLUMNS, len(names))).round().astype(int))
@@ -188,11 +189,6 @@ def plot_weights(
         panel.grid(alpha=0.3)
         panel.legend(frameon=False)
     return save_figure(figure, path)
-
-
-def _natural(name):
-    """A key that sorts block 10 after block 2."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _in_block(layer):
