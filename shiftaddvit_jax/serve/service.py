@@ -153,7 +153,7 @@ class Service:
           HTTPException: 422, the image can't be read.
         """
         inputs, square = await self.beside(self._input_and_square, file)
-        await self.beside(self._routing.prepare)
+        await asyncio.to_thread(self._routing.prepare)  # elsewhere: it may take seconds, and others decode
         (maps,) = await self._computed(self._routing, [inputs])
         return maps, square
 
