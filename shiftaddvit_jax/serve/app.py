@@ -237,7 +237,8 @@ async def refused(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         reason = f"there is nothing at {request.url.path}"
     elif error.status_code == 405:
-        reason = f"{request.url.path} takes {(error.headers or {})['Allow']}, not {request.method}"
+        allowed = ", ".join(sorted((error.headers or {})["Allow"].split(", ")))  # Starlette's is of a set
+        reason = f"{request.url.path} takes {allowed}, not {request.method}"
     return JSONResponse({"error": reason[:LONGEST_REASON]}, error.status_code, error.headers)
 
 
