@@ -205,8 +205,8 @@ def _class_names(names, classes):
     """``names`` if there is one for each class, else ImageNet's or numbers; and a note on that."""
     if not classes:
         return (), ()
-    if names is not None and len(names) == classes:
-        return tuple(names), ()
+    if not classes or (names is not None and len(names) == classes):
+        return tuple(names or ())[:classes], ()
     if classes == IMAGENET_CLASSES:
         return imagenet_classes(), ("nothing names the 1,000 classes: taken for ImageNet's",)
     return _numbers(classes), ("nothing names the classes: numbers",)
