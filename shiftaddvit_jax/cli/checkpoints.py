@@ -163,4 +163,4 @@ def export_checkpoint(arguments: argparse.Namespace) -> None:
         print(loss.message)
     folder = Path(arguments.output)
     size = sum((folder / name).stat().st_size for name in manifest["files"])
-    print(f"written to {folder}: {len(manifest['files'])} files, {size / 1e6:.1f} MB")
+    print(f"written to {folder}: {len(manifest['files']) + 1} files, {size / 1e6:.1f} MB")

@@ -91,15 +91,16 @@ def info(arguments: argparse.Namespace) -> None:
 def add_predict(commands: Commands) -> None:
     """Add ``predict``."""
     command = add_command(commands, "predict", predict, "The most probable classes of images.")
-    command.add_argument(
-        "--checkpoint", metavar="SOURCE", help="the same as SOURCE, before or after the paths"
-    )
+    command.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
     command.add_argument(
         "paths",
-        nargs="+",
-        metavar="SOURCE PATH",
-        help=f"SOURCE is {SOURCE_HELP}. Each PATH is an image file, a folder, a pattern such as "
-        "'photos/*.jpg', or - to read paths from standard input, a line each",
+        nargs="*",
+        metavar="PATH",
+        help="an image file, a folder, a pattern such as 'photos/*.jpg', or - to read paths from standard "
+        "input, a line each",
+    )
+    command.add_argument(
+        "--checkpoint", metavar="SOURCE", help="the source by name: then all others are paths"
     )
     add_source_settings(command)
     command.add_argument(
@@ -118,8 +119,9 @@ def add_predict(commands: Commands) -> None:
 
 def predict(arguments: argparse.Namespace) -> None:
     """The most probable classes of each image; one that can't be read is a row with its error."""
-    paths = list(arguments.paths)
-    source = arguments.checkpoint or paths.pop(0)
+    source, paths = arguments.source, arguments.paths
+    if arguments.checkpoint:
+        source, paths = arguments.checkpoint, [source, *paths]
     if not paths:
         raise ValueError(
             "give the images after the source: files, folders, patterns, or - for standard input"
