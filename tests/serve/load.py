@@ -46,6 +46,14 @@ class Server:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
 
+    def mean_batch(self):
+        """Images computed at once."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+        total, count = (re.search(f"batch_size_{part} (.*)", text)[1] for part in ("sum", "count"))
+        return float(total) / float(count)
+
     def send_all(self, requests):
         """The status, the body and the seconds of each request, from all clients at once."""
 
@@ -130,7 +138,8 @@ def compare(servers, photos):
             times[name] += [1e3 * seconds for *_, seconds in answers]
     for name in servers:
         p50, p99 = np.percentile(times[name], [50, 99])
-        print(f"{name}: {np.median(rates[name]):.1f} images/s; p50 {p50:.0f} ms, p99 {p99:.0f} ms")
+        rate, batch = np.median(rates[name]), servers[name].mean_batch()
+        print(f"{name}: {rate:.1f} images/s; p50 {p50:.0f} ms, p99 {p99:.0f} ms; {batch:.1f} images a batch")
     batched, alone = rates.values()
     ratios = np.array(batched) / np.array(alone)
     print(f"ratio: {np.median(ratios):.2f}, from {ratios.min():.2f} to {ratios.max():.2f} in {ROUNDS} rounds")
