@@ -17,12 +17,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 from jax import export
 from jaxtyping import PyTree
 
@@ -38,7 +40,7 @@ from shiftaddvit_jax.models import Preprocessing, create_model, model_arguments
 from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.ops.implementation.custom_call import portable_calls, provide_kernels
 from shiftaddvit_jax.optional import how_to_install, require
-from shiftaddvit_jax.pack import pack
+from shiftaddvit_jax.pack import pack, packed_shapes
 from shiftaddvit_jax.progress import track
 
 FORMAT, VERSION = "shiftaddvit bundle", 1
@@ -74,8 +76,22 @@ def read_portable(folder: Path) -> tuple[nn.Module, PyTree, dict[str, Any]]:
     """What `write_portable` wrote: model, packed variables, and what is known of it.
 
     Raises:
-      ValueError: a file that is missing, damaged, of another format or of a newer version.
+      ValueError: a file that is missing, damaged, of another format or of a newer version, or weights that
+        are not the model's.
     """
+    model, variables, about = _read_portable(folder)
+    trees: list[dict[str, Any]] = [flatten_dict(tree, sep="/") for tree in (variables, packed_shapes(model))]
+    found, expected = ({name: (leaf.shape, leaf.dtype) for name, leaf in leaves.items()} for leaves in trees)
+    different = sorted(name for name in found | expected if found.get(name) != expected.get(name))
+    if different:
+        raise ValueError(
+            f"{folder / WEIGHTS} does not hold what {CONFIG} describes: {different[0]} is missing or of "
+            "another shape or dtype"
+        )
+    return model, variables, about
+
+
+def _read_portable(folder):
     try:
         config = json.loads((folder / CONFIG).read_text())
         if config.get("model_type") != MODEL_TYPE:
@@ -129,10 +145,7 @@ def export_bundle(
     threads = threads or thread_count()
     if not is_packed(variables["params"]):
         variables = pack(model, variables)
-    manifest: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-    }
+    manifest: dict[str, Any] = {"format": FORMAT, "version": VERSION}
     with whole_folder(folder) as temporary:
         write_portable(temporary, model, variables, about)
         if cpus:
@@ -153,8 +166,14 @@ def export_bundle(
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether ``folder`` is a bundle, of whatever format or version."""
-    return (folder / MANIFEST).is_file()
+    """Whether ``folder`` is a bundle, of whatever version, whole or not."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except OSError:
+        return False
+    except ValueError:
+        manifest = None
+    return is_portable(folder) or (isinstance(manifest, dict) and manifest.get("format") == FORMAT)
 
 
 def is_portable(folder: Path) -> bool:
@@ -188,18 +207,17 @@ def open_bundle(folder: Path) -> tuple[nn.Module, PyTree, dict[str, Any], Callab
     if not isinstance(files, dict) or not {CONFIG, WEIGHTS} <= set(files):
         raise ValueError(f"{folder / MANIFEST} is not whole; copy the bundle again")
     check_digests(folder, files)
-    model, variables, about = read_portable(folder)
-    notes = _provide(folder, manifest.get("kernels"))
+    model, variables, about = _read_portable(folder)
+    try:
+        notes = _provide(folder, manifest.get("kernels"), files)
+        calls = manifest.get("program", {}).get("calls", [])
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{folder / MANIFEST} is not whole; copy the bundle again") from None
     if jax.default_backend() == "gpu":
         for path in (folder / "kernels").glob(f"{CUDA}*/*.so"):
             store.adopt(path)
-    calls = manifest.get("program", {}).get("calls", [])
     program = None
-    if (
-        (folder / PROGRAM).is_file()
-        and jax.default_backend() == "cpu"
-        and all(map(library.is_provided, calls))
-    ):
+    if PROGRAM in files and jax.default_backend() == "cpu" and all(map(library.is_provided, calls)):
         program = export.deserialize(bytearray((folder / PROGRAM).read_bytes())).call
     return model, variables, about, program, notes
 
@@ -234,10 +252,12 @@ def _makers():
     return {"source": store.source_hash("cpu"), "apache-tvm-ffi": store.runtime_version()}
 
 
-def _provide(folder, kernels):
+def _provide(folder, kernels, files):
     """Make a bundle's CPU kernels ready for this machine, if any suit it; notes on why not."""
     if not kernels or jax.default_backend() != "cpu":
         return ()
+    if find_spec("jax_tvm_ffi") is None:
+        return (f"the bundle's kernels are not used: {how_to_install('export')} brings what calls them",)
     if kernels["made_by"] != _makers():
         return ("the bundle's kernels are not used: other versions made them",)
     has_compiler = store.is_installed()
@@ -255,7 +275,7 @@ def _provide(folder, kernels):
         return (f"this machine compiles its own kernels: the bundle's are for {name} and {threads} threads",)
     if os.environ.get("TVM_NUM_THREADS", str(threads)) != str(threads):
         return (f"the bundle's kernels are not used: they are for {threads} threads, TVM_NUM_THREADS is not",)
-    libraries = {key: folder / path for key, path in kernels["targets"][name].items()}
+    libraries = {key: folder / path for key, path in kernels["targets"][name].items() if path in files}
     provide_kernels(libraries, threads, folder / "kernels" / "runtime")
     return ()
 

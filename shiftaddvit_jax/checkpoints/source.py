@@ -84,10 +84,9 @@ def open_source(
 def describe_source(source: Source) -> dict[str, Any]:
     """What `save_model` and `export_bundle` are to say of a model made from ``source``."""
     about = {name: value for name, value in (source.about or {}).items() if name not in ("model", "packed")}
-    names = (
-        {} if source.class_names == _numbers(len(source.class_names)) else {"class_names": source.class_names}
-    )
-    return about | names | {"preprocessing": asdict(source.preprocessing)}
+    if source.class_names != _numbers(len(source.class_names)):
+        about["class_names"] = source.class_names
+    return about | {"preprocessing": asdict(source.preprocessing)}
 
 
 def _open_others(source, variant, asked):
@@ -205,8 +204,8 @@ def _class_names(names, classes):
     """``names`` if there is one for each class, else ImageNet's or numbers; and a note on that."""
     if not classes:
         return (), ()
-    if not classes or (names is not None and len(names) == classes):
-        return tuple(names or ())[:classes], ()
+    if names is not None and len(names) == classes:
+        return tuple(names), ()
     if classes == IMAGENET_CLASSES:
         return imagenet_classes(), ("nothing names the 1,000 classes: taken for ImageNet's",)
     return _numbers(classes), ("nothing names the classes: numbers",)

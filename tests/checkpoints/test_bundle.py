@@ -160,6 +160,23 @@ def test_what_is_not_what_was_written_is_refused_in_one_line(copied, damage, mes
     assert "\n" not in str(error.value)
 
 
+def test_another_folders_manifest_is_none_of_a_bundle(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
+    with pytest.raises(ValueError, match=r"has neither model\.safetensors nor"):
+        open_source(tmp_path)
+
+
+def test_weights_of_another_model_are_refused_by_name(source, bundle, tmp_path):
+    """Without a manifest, as on the Hub."""
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(bundle / name, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model"]["num_classes"] = 4
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"does not hold what config\.json describes: params/head/bias"):
+        open_source(tmp_path)
+
+
 def test_a_file_outside_of_the_bundle_is_refused(copied):
     manifest = json.loads((copied / "manifest.json").read_text())
     edited(copied, files={"../x": "0", **manifest["files"]})
