@@ -9,6 +9,7 @@ library can crash the process; what is damaged or does not load is compiled agai
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kernels_tvm.runtime import load_function
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("apache-tvm", "apache-tvm-ffi")
 
@@ -98,6 +101,7 @@ def load_or_build(entry: str, build: Callable):
             return load_function(path)
         except Exception:  # a library of another system can raise anything
             path.unlink(missing_ok=True)
+    _tell_of_compiling(path.parent)
     library = build()
     if can_link() and try_to_save(library.export_library, path):
         return load_function(path)
@@ -112,6 +116,11 @@ def try_to_save(write: Callable[[str], object], path: Path) -> bool:
         _warn_of_unwritable(path.parent)
         return False
     return True
+
+
+@cache
+def _tell_of_compiling(folder: Path) -> None:
+    logger.info("compiling kernels, up to a minute for a model; %s keeps them", folder)
 
 
 @cache

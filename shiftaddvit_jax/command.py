@@ -67,10 +67,11 @@ def run_command(name: str, command: Callable[[], None]) -> int:
     """Run ``command`` and return an exit code: 0, 2 after one line about an error, 130 after Ctrl-C."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    package = logging.getLogger("shiftaddvit_jax")
-    package.handlers = [handler]
-    package.setLevel(logging.INFO)
-    package.propagate = False
+    for name in ("shiftaddvit_jax", "kernels_tvm"):
+        package = logging.getLogger(name)
+        package.handlers = [handler]
+        package.setLevel(logging.INFO)
+        package.propagate = False
     try:
         command()
     except (ValueError, FloatingPointError, OSError) as error:
