@@ -5,7 +5,22 @@ from shiftaddvit_jax.optional import require
 require("train", "training")
 
 from shiftaddvit_jax.train.config import default_config
+from shiftaddvit_jax.train.ema import ema_decay, update_ema
 from shiftaddvit_jax.train.evaluate import evaluate
 from shiftaddvit_jax.train.loop import train_and_evaluate
+from shiftaddvit_jax.train.mixing import Mixing, mix
+from shiftaddvit_jax.train.optimizers import create_optimizer
+from shiftaddvit_jax.train.schedules import cosine_schedule, scaled_learning_rate
 
-__all__ = ["default_config", "evaluate", "train_and_evaluate"]
+__all__ = [
+    "Mixing",
+    "cosine_schedule",
+    "create_optimizer",
+    "default_config",
+    "ema_decay",
+    "evaluate",
+    "mix",
+    "scaled_learning_rate",
+    "train_and_evaluate",
+    "update_ema",
+]
