@@ -215,11 +215,11 @@ def test_an_image_that_is_none_is_refused_by_name(checkpoint, tmp_path, capsys):
 
 
 def test_data_of_other_classes_is_refused(checkpoint, tmp_path, capsys):
-    for part in ("train", "test"):
-        (tmp_path / part / "cat").mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / part / "cat" / "a.png")
+    for folder in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "a.png")
     command = ["eval", "--checkpoint", checkpoint, "--data", "folder", "--path", tmp_path]
-    assert "are not the data's (cat)" in fails(capsys, *command)
+    assert "are not the data's (cat, dog)" in fails(capsys, *command)
 
 
 def test_reparameterizing_to_an_unknown_kind_is_refused(checkpoint, tmp_path, capsys):

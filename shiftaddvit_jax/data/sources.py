@@ -1,7 +1,6 @@
 """Data sets on this machine: bundled digits, folders of images, IDX files."""
 
 import gzip
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from shiftaddvit_jax.data.folders import TEST_SHARE, class_names, find_folders, hold_out, image_files
 from shiftaddvit_jax.data.images import SUFFIXES, decode_file
 from shiftaddvit_jax.names import SOURCES
 from shiftaddvit_jax.optional import require
@@ -19,8 +19,6 @@ from shiftaddvit_jax.progress import track
 from shiftaddvit_jax.validation import check_choice
 
 logger = logging.getLogger(__name__)
-
-TEST_SHARE = 3  # one image in three is held out where the data set has no split of its own
 
 
 @dataclass(frozen=True)
@@ -52,11 +50,13 @@ class Dataset:
       train: what models are trained on.
       test: what they are evaluated on, never trained on.
       class_names: name of each class.
+      root: the folder that the images' paths lie in; None if ``images`` are pixels.
     """
 
     train: Examples
     test: Examples
     class_names: tuple[str, ...]
+    root: Path | None = None
 
 
 def load_dataset(source: str, path: str = "") -> Dataset:
@@ -65,13 +65,15 @@ def load_dataset(source: str, path: str = "") -> Dataset:
     Args:
       source: ``"digits"``, scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, every third held out;
         ``"folder"``, image files in one folder a class under ``path``; ``"idx"``, MNIST's file format.
-      path: for ``"folder"``, a folder with ``train`` and ``test`` (or ``val``), or with the classes
-        themselves; then about every third image, chosen by its name, is held out. For ``"idx"``, the folder
+      path: for ``"folder"``, a folder with ``train`` and ``val`` (``valid``, ``validation``) or ``test``, in
+        any case, or with the classes themselves; then every third image of each class, chosen by its name, is
+        held out. What is hidden or a system's is ignored, links are followed. For ``"idx"``, the folder
         with ``train-images-idx3-ubyte`` and its three companions, ``.gz`` or not (Debian's package
         dataset-fashion-mnist has them in /usr/share/datasets/fashion-mnist).
 
     Raises:
-      ValueError: an unknown source, scikit-learn missing, or a path without the images expected there.
+      ValueError: an unknown source, scikit-learn missing, a path without the images expected there, fewer
+        than two classes, or a class without training images.
     """
     check_choice("data source", source, SOURCES)
     if source == "digits":
@@ -99,12 +101,14 @@ def load_test_set(
       ValueError: as `load_dataset`.
     """
     root = Path(path)
-    is_plain = source == "folder" and path and root.is_dir() and _split(root) is None
-    if not is_plain or (trained_on and Path(trained_on).absolute() == root.absolute()):
+    folders = find_folders(root) if source == "folder" and path and root.is_dir() else None
+    is_trained_on = trained_on and Path(trained_on).absolute() == root.absolute()
+    if folders is None or folders.test is not None or is_trained_on:
         dataset = load_dataset(source, path)
         return dataset.test, dataset.class_names
-    names = _class_names(root)
-    files = _files(root, names)
+    root = folders.train
+    names = class_names(root)
+    files = image_files(root, names)
     if not files:
         raise ValueError(f"{root} has no images; expected {', '.join(SUFFIXES)} in one folder a class")
     return _readable("test", files), names
@@ -127,54 +131,40 @@ def _digits() -> Dataset:
     return Dataset(train, test, tuple(str(name) for name in bunch.target_names))
 
 
-def _folder(root: Path) -> Dataset:
-    split = _split(root)
-    if split is not None:
-        train_root, test_root = split
-        class_names = _class_names(train_root)
-        extra = set(_class_names(test_root)) - set(class_names)
-        if extra:
-            raise ValueError(f"{test_root} has classes that {train_root} lacks: {', '.join(sorted(extra))}")
-        train, test = (_files(folder, class_names) for folder in split)
+def _folder(path: Path) -> Dataset:
+    folders = find_folders(path)
+    root, names = folders.train, class_names(folders.train)
+    if folders.test is None:
+        train, test = hold_out(root, names, image_files(root, names))
     else:
-        class_names = _class_names(root)
-        files = _files(root, class_names)
-        # By name, so that a file stays in its set when other files come or go.
-        train, test = [], []
-        for file, label in files:
-            name = file.relative_to(root).as_posix().encode()
-            held_out = int.from_bytes(hashlib.sha256(name).digest()[:8]) % TEST_SHARE == 0
-            (test if held_out else train).append((file, label))
-    if not train or not test:
-        empty = "training" if not train else "test"
+        extra = set(class_names(folders.test)) - set(names)
+        if extra:
+            raise ValueError(f"{folders.test} has classes that {root} lacks: {', '.join(sorted(extra))}")
+        train, test = image_files(root, names), image_files(folders.test, names)
+    expected = f"expected {', '.join(SUFFIXES)} in one folder a class"
+    if not train:
+        raise ValueError(f"{path} has no training images; {expected}")
+    if len(names) < 2:
+        raise ValueError(f"{root} has one class, {names[0]!r}; expected two or more, one folder a class")
+    if not test:
+        raise ValueError(f"{path} has no test images; {expected}")
+    train, test = _readable("training", train), _readable("test", test)
+    untrained, untested = (
+        [repr(name) for name, count in zip(names, _counts(part, names), strict=True) if not count]
+        for part in (train, test)
+    )
+    if untrained:
         raise ValueError(
-            f"{root} has no {empty} images; expected {', '.join(SUFFIXES)} in one folder a class"
+            f"{root} has no training images of class {', '.join(untrained)}; expected at least one that can "
+            "be read; add some, or remove the folder"
         )
-    return Dataset(_readable("training", train), _readable("test", test), class_names)
+    if untested:
+        logger.warning("no test images of class %s", ", ".join(untested))
+    return Dataset(train, test, names, path)
 
 
-def _split(root: Path) -> tuple[Path, Path] | None:
-    """The folders of the training and the test images, None if ``root`` has no such two."""
-    test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    return (root / "train", test_root) if (root / "train").is_dir() and test_root is not None else None
-
-
-def _class_names(root: Path) -> tuple[str, ...]:
-    """The names of the class folders in their order; numbers in that of their values."""
-    names = [entry.name for entry in root.iterdir() if entry.is_dir()]
-    if not names:
-        raise ValueError(f"{root} has no class folders; expected one folder a class with image files")
-    are_numbers = all(name.isascii() and name.isdigit() for name in names)
-    return tuple(sorted(names, key=lambda name: (int(name) if are_numbers else 0, name)))
-
-
-def _files(root: Path, class_names: Sequence[str]) -> list[tuple[Path, int]]:
-    return [
-        (file, label)
-        for label, name in enumerate(class_names)
-        for file in sorted((root / name).rglob("*"))
-        if file.suffix.lower() in SUFFIXES
-    ]
+def _counts(examples, names):
+    return np.bincount(np.asarray(examples.labels, np.int64), minlength=len(names))
 
 
 def _readable(what: str, files: Sequence[tuple[Path, int]]) -> Examples:

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import logging
+import os
 import struct
 
 import numpy as np
@@ -47,19 +48,201 @@ def test_digits_are_gray_pixels_of_the_full_range():
     assert np.ptp(image, axis=-1).max() == 0
 
 
-def test_a_folder_of_classes_is_split_by_the_names_of_its_files(tmp_path):
+def names_of(examples, root):
+    return {path.relative_to(root).as_posix() for path in examples.images}
+
+
+def class_counts(dataset):
+    """Training and test images of each class."""
+    count = len(dataset.class_names)
+    return tuple(np.bincount(part.labels, minlength=count).tolist() for part in (dataset.train, dataset.test))
+
+
+def test_a_folder_of_classes_is_split_class_by_class_by_the_names_of_its_files(tmp_path):
     names = [f"{label}/{number}.png" for label in ("cat", "dog") for number in range(20)]
     for seed, name in enumerate(names):
         write_image(tmp_path / name, seed)
     dataset = load_dataset("folder", str(tmp_path))
-    held_out = {name for name in names if int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % 3 == 0}
-    assert {path.relative_to(tmp_path).as_posix() for path in dataset.test.images} == held_out
-    assert {path.relative_to(tmp_path).as_posix() for path in dataset.train.images} == set(names) - held_out
+
+    def rank(name):
+        drawn = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
+        return drawn % 3 != 0, drawn
+
+    held_out = {name for part in (names[:20], names[20:]) for name in sorted(part, key=rank)[:7]}
+    assert names_of(dataset.test, tmp_path) == held_out
+    assert names_of(dataset.train, tmp_path) == set(names) - held_out
     assert dataset.class_names == ("cat", "dog")
     assert all(
         dataset.class_names[example["label"]] == path.parent.name
         for example, path in zip(dataset.train, dataset.train.images, strict=False)
     )
+
+
+def test_few_images_change_sides_when_others_come(tmp_path):
+    names = [f"{label}/{number}.png" for label in ("cat", "dog") for number in range(12)]
+    for name in names:
+        write_image(tmp_path / name)
+    before = names_of(load_dataset("folder", str(tmp_path)).test, tmp_path)
+    for number in range(3):
+        write_image(tmp_path / f"cat/new{number}.png")
+    after = names_of(load_dataset("folder", str(tmp_path)).test, tmp_path)
+    assert len(before & after) >= len(before) - 3
+    assert {name for name in before if name.startswith("dog")} == {
+        name for name in after if name.startswith("dog")
+    }
+
+
+@pytest.mark.parametrize("count", range(2, 8))
+def test_every_class_has_images_on_both_sides(tmp_path, count):
+    for name in "abcd":
+        for number in range(count):
+            write_image(tmp_path / name / f"{number}.png")
+    train, test = class_counts(load_dataset("folder", str(tmp_path)))
+    assert test == [max(1, round(count / 3))] * 4
+    assert train == [count - test[0]] * 4
+
+
+def test_a_class_of_one_image_has_none_to_test_and_that_is_said(tmp_path, caplog):
+    for name in ("a/0.png", "a/1.png", "a/2.png", "b/0.png"):
+        write_image(tmp_path / name)
+    assert class_counts(load_dataset("folder", str(tmp_path))) == ([2, 1], [1, 0])
+    assert "no test images of class 'b'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("folders", "split"),
+    [
+        (("train", "valid"), ([2, 2], [2, 2])),
+        (("Train", "Val"), ([2, 2], [2, 2])),
+        (("TRAIN", "validation"), ([2, 2], [2, 2])),
+        (("training", "Test"), ([2, 2], [2, 2])),
+        (("train",), ([1, 1], [1, 1])),
+        (("data",), ([1, 1], [1, 1])),
+        (("archive/data",), ([1, 1], [1, 1])),
+        (("data/train", "data/val"), ([2, 2], [2, 2])),
+    ],
+)
+def test_a_split_is_known_by_its_names_in_any_case_and_one_folder_deeper(tmp_path, folders, split):
+    for folder in folders:
+        for name in ("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png"):
+            write_image(tmp_path / folder / name)
+    dataset = load_dataset("folder", str(tmp_path))
+    assert dataset.class_names == ("cat", "dog")
+    assert class_counts(dataset) == split
+
+
+def test_of_val_and_test_the_log_says_which_evaluates(tmp_path, caplog):
+    for count, part in enumerate(("train", "val", "test"), 1):
+        for name in ("cat", "dog"):
+            for number in range(count):
+                write_image(tmp_path / part / name / f"{number}.png")
+    with caplog.at_level(logging.INFO):
+        assert class_counts(load_dataset("folder", str(tmp_path))) == ([1, 1], [2, 2])
+    assert f"evaluating on {tmp_path}/val; {tmp_path}/test is left alone" in caplog.text
+
+
+@pytest.mark.parametrize("held_out", [("val",), ()])
+def test_test_images_without_classes_are_left_alone(tmp_path, caplog, held_out):
+    for part in ("train", *held_out):
+        for name in ("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png"):
+            write_image(tmp_path / part / name)
+    write_image(tmp_path / "test/0.png")
+    counts = ([2, 2], [2, 2]) if held_out else ([1, 1], [1, 1])
+    assert class_counts(load_dataset("folder", str(tmp_path))) == counts
+    assert "test has no class folders and is left alone" in caplog.text
+
+
+def test_each_class_may_have_a_split_of_its_own(tmp_path):
+    for name in ("cat", "dog"):
+        for number in range(3):
+            write_image(tmp_path / name / "train" / f"{number}.png")
+        write_image(tmp_path / name / "val" / "0.png")
+    assert class_counts(load_dataset("folder", str(tmp_path))) == ([3, 3], [1, 1])
+
+
+def test_a_class_named_train_is_a_class(tmp_path):
+    for name in ("bus", "train"):
+        for number in range(3):
+            write_image(tmp_path / name / f"{number}.png")
+    assert load_dataset("folder", str(tmp_path)).class_names == ("bus", "train")
+
+
+def test_hidden_and_system_entries_are_ignored_and_other_files_counted(tmp_path, caplog):
+    for part in ("train", "val"):
+        for name in ("cat/0.png", "cat/1.png", "dog/0.png"):
+            write_image(tmp_path / part / name)
+        for name in (".ipynb_checkpoints", "__MACOSX", "@eaDir", "cat/.ipynb_checkpoints", "cat/@eaDir"):
+            write_image(tmp_path / part / name / "0-copy.png")
+        for name in ("cat/._0.png", "cat/Thumbs.db", ".DS_Store", "labels.csv"):
+            (tmp_path / part / name).write_bytes(b"x")
+    for name in ("train/cat/notes.txt", "train/cat/x.avif", "train/dog/y.avif"):
+        (tmp_path / name).write_bytes(b"x")
+    write_image(tmp_path / "train/loose.png")
+    dataset = load_dataset("folder", str(tmp_path))
+    assert dataset.class_names == ("cat", "dog")
+    assert class_counts(dataset) == ([2, 1], [2, 1])
+    assert "left out 3 files in" in caplog.text
+    assert "2 .avif, 1 .txt" in caplog.text
+    assert "left out 1 images in" in caplog.text
+
+
+def test_every_suffix_that_is_decoded_counts(tmp_path):
+    for part in ("train", "val"):
+        for number, suffix in enumerate((".JPG", ".Jpeg", ".webp", ".bmp", ".tif", ".gif")):
+            write_image(tmp_path / part / "cat" / f"{number}{suffix}")
+        write_image(tmp_path / part / "dog" / "0.png")
+    assert class_counts(load_dataset("folder", str(tmp_path))) == ([6, 1], [6, 1])
+
+
+def test_links_are_followed_and_end(tmp_path, caplog):
+    root, real = tmp_path / "data", tmp_path / "real"
+    for name in ("cat", "dog"):
+        for number in range(3):
+            write_image(real / name / f"{number}.png")
+    for part in ("train", "val"):
+        write_image(root / part / "dog" / "a.png")
+        (root / part / "cat").symlink_to(real / "cat")
+        (root / part / "dog" / "more").symlink_to(real / "dog")
+        (root / part / "dog" / "linked.png").symlink_to(real / "dog" / "0.png")
+        (root / part / "dog" / "dangling.png").symlink_to(real / "none.png")
+        (root / part / "dog" / "self").symlink_to(root / part / "dog")
+    assert class_counts(load_dataset("folder", str(root))) == ([3, 5], [3, 5])
+    assert "dangling.png" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (("train/a/0.png", "val/a/0.png"), "has one class, 'a'; expected two or more"),
+        (("a/0.png", "a/1.png"), "has one class, 'a'; expected two or more"),
+        (("train/a/0.png", "train/b/0.txt", "val/a/0.png"), "no training images of class 'b'"),
+        (("train/a/0.png", "val/a/0.png", "val/c/0.png", "train/b/0.png"), "has classes that .*: c"),
+        (("train/a/0.png", "Train/b/0.png", "val/a/0.png"), "has Train and train; keep one of them"),
+        (("train/a/0.png", "train/b/0.png", "val/a/x.txt"), "has no test images"),
+    ],
+)
+def test_folders_that_cannot_be_learned_from_are_refused(tmp_path, files, message):
+    for name in files:
+        path = tmp_path / name
+        write_image(path) if path.suffix == ".png" else (path.parent.mkdir(parents=True), path.touch())
+    with pytest.raises(ValueError, match=message):
+        load_dataset("folder", str(tmp_path))
+
+
+def test_a_class_whose_training_images_are_all_broken_is_refused(tmp_path):
+    for name in ("train/a/0.png", "val/a/0.png", "train/b/0.png"):
+        write_image(tmp_path / name)
+    (tmp_path / "train/b/0.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match="no training images of class 'b'; expected at least one that can"):
+        load_dataset("folder", str(tmp_path))
+
+
+def test_a_name_that_is_no_unicode_is_a_class(tmp_path):
+    name = os.fsdecode(b"bad\xff")
+    for number in range(3):
+        write_image(tmp_path / name / f"{number}.png")
+        write_image(tmp_path / "a" / f"{number}.png")
+    assert load_dataset("folder", str(tmp_path)).class_names == ("a", name)
 
 
 @pytest.mark.parametrize("held_out", ["test", "val"])
@@ -76,16 +259,17 @@ def test_folders_with_a_split_keep_it_and_pixels_are_the_files(tmp_path, held_ou
 def test_broken_files_are_named_counted_and_skipped(tmp_path, caplog):
     for number in range(3):
         write_image(tmp_path / f"train/a/{number}.png", number)
+    write_image(tmp_path / "train/b/0.png")
     write_image(tmp_path / "test/a/good.png")
     whole = (tmp_path / "train/a/2.png").read_bytes()
     (tmp_path / "train/a/truncated.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "train/a/text.jpg").write_text("not an image")
     with caplog.at_level(logging.WARNING):
         dataset = load_dataset("folder", str(tmp_path))
-    assert len(dataset.train) == 3
+    assert len(dataset.train) == 4
     assert "truncated.png" in caplog.text
     assert "text.jpg" in caplog.text
-    assert "skipped 2 of 5 training images" in caplog.text
+    assert "skipped 2 of 6 training images" in caplog.text
 
 
 def test_gray_and_transparent_files_become_rgb(tmp_path):
@@ -93,6 +277,7 @@ def test_gray_and_transparent_files_become_rgb(tmp_path):
         (tmp_path / part / "a").mkdir(parents=True)
     Image.fromarray(np.full((4, 4), 7, np.uint8)).save(tmp_path / "train/a/gray.png")
     Image.new("RGBA", (4, 4), (1, 2, 3, 128)).save(tmp_path / "test/a/alpha.png")
+    write_image(tmp_path / "train/b/0.png")
     dataset = load_dataset("folder", str(tmp_path))
     np.testing.assert_array_equal(dataset.train[0]["image"], np.full((4, 4, 3), 7))
     np.testing.assert_array_equal(dataset.test[0]["image"][0, 0], [128, 128, 129])  # half white
