@@ -67,8 +67,8 @@ def run_command(name: str, command: Callable[[], None]) -> int:
     """Run ``command`` and return an exit code: 0, 2 after one line about an error, 130 after Ctrl-C."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    for name in ("shiftaddvit_jax", "kernels_tvm"):
-        package = logging.getLogger(name)
+    for logs in ("shiftaddvit_jax", "kernels_tvm"):
+        package = logging.getLogger(logs)
         package.handlers = [handler]
         package.setLevel(logging.INFO)
         package.propagate = False

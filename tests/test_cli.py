@@ -205,7 +205,8 @@ def test_no_time_is_cut_where_a_terminal_is_narrow(columns, capsys, monkeypatch)
 
 
 def test_a_checkpoint_that_is_not_there_is_refused(tmp_path, digit, capsys):
-    assert "no file or folder" in fails(capsys, "predict", "--checkpoint", tmp_path / "none", digit)
+    error = fails(capsys, "predict", "--checkpoint", tmp_path / "none", digit)
+    assert error.startswith("shiftaddvit predict: error: no file or folder")
 
 
 def test_an_image_that_is_none_is_refused_by_name(checkpoint, tmp_path, capsys):
