@@ -50,7 +50,7 @@ def evaluate(
         np.add.at(confusion, (batch["label"][:real], np.asarray(logits).argmax(-1)[:real]), 1)
         loss += float(np.sum(losses[:real]))
         padding = len(images) - real
-        if padding and routed:  # its tokens, those of blank images, are taken off again
+        if padding > 0 and routed:  # its tokens, those of blank images, are taken off again
             *_, blank = evaluation_step(model, variables, np.zeros_like(images), labels)
             routed = {
                 name: value - np.round(np.asarray(blank[name]) * (padding / batch_size))
