@@ -17,6 +17,10 @@ WIDEST = 10_000  # columns, more than any table has
 NAME_WIDTH = 16  # columns, enough to read names in
 
 
+class Stopped(Exception):
+    """A signal ended the work, and what was done is saved; the message says how to go on."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that asks for whole option names, so that ``--config.x`` is never taken for ``--config``."""
 
@@ -64,7 +68,10 @@ def program() -> str:
 
 
 def run_command(name: str, command: Callable[[], None]) -> int:
-    """Run ``command`` and return an exit code: 0, 2 after one line about an error, 130 after Ctrl-C."""
+    """Run ``command`` and return an exit code: 0, 2 after one line about an error.
+
+    It is 130 after Ctrl-C, and 143 after a SIGTERM that `Stopped` tells of.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     for logs in ("shiftaddvit_jax", "kernels_tvm"):
@@ -77,6 +84,9 @@ def run_command(name: str, command: Callable[[], None]) -> int:
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"{name}: {stopped}", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130

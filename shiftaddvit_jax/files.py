@@ -62,16 +62,22 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 def check_digests(folder: Path, digests: Mapping[str, str]) -> None:
     """Raise a ``ValueError`` that names the first file of ``folder`` that is missing or not what it was."""
-    for name, digest in digests.items():
-        path = folder / name
+    for name in digests:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"{folder} lists {name}, which is outside of it")
+    if found := find_damage(folder, digests):
+        raise ValueError(f"{found}; copy or download {folder} again")
+
+
+def find_damage(folder: Path, digests: Mapping[str, str]) -> str | None:
+    """The first file of ``folder`` that is missing or not what it was, in words; None if all are whole."""
+    for name, digest in digests.items():
+        path = folder / name
         if not path.is_file():
-            raise ValueError(f"{path} is missing: {folder} is not whole; copy or download it again")
+            return f"{path} is missing"
         if _digest(path) != digest:
-            raise ValueError(
-                f"{path} is damaged: its digest is not the one on record; copy or download it again"
-            )
+            return f"{path} is damaged: its digest is not the one on record"
+    return None
 
 
 def _digest(path):

@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+import traceback
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,29 +35,66 @@ def load_config(file: str, overrides: Sequence[str]) -> "ml_collections.ConfigDi
     """The config of ``file`` with overrides such as ``--config.train.steps=10``.
 
     Raises:
-      ValueError: no such file, an unknown key, a value of the wrong type, or ml_collections missing.
+      ValueError: no such file, one that is no config (with its line), an unknown key, a value of the wrong
+        type, or ml_collections missing.
     """
     require("train", "reading a config", "absl", "ml_collections")
     from absl import flags
     from ml_collections import config_flags
 
     values = flags.FlagValues()
-    command = ["main", f"--config={find_config(file)}", *overrides]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
+    command = ["main", *overrides]
+    config: Any = _run_config(find_config(file))
     try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=command)
         rest = values(command)[1:]
     except flags.Error as error:
         raise ValueError(f"bad config override: {error}") from None
     except (AttributeError, KeyError) as error:
         if overrides:
-            _check_keys(overrides, load_config(file, ()))
+            _check_keys(overrides, config)
         reason = error.args[0]
         if isinstance(reason, KeyError):  # str() would quote its text
             reason = reason.args[0]
         raise ValueError(f"bad config override: {reason}") from None
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}; overrides look like --config.train.steps=10")
-    config: Any = values["config"].value
+    overridden: Any = values["config"].value
+    return overridden
+
+
+def _run_config(path: Path) -> "ml_collections.ConfigDict":
+    """What ``get_config`` of the file returns.
+
+    Raises:
+      ValueError: in one line, whatever the file raises, with its line.
+    """
+    import ml_collections
+
+    module = types.ModuleType("config")
+    module.__file__ = str(path)
+    try:
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+        if not callable(module.__dict__.get("get_config")):
+            raise ValueError(f"the config file {path} has no function get_config")
+        config = module.get_config()
+    except (Exception, SystemExit) as error:
+        reason = " ".join(str(error).split())
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
+        ]
+        line = error.lineno if isinstance(error, SyntaxError) and error.filename == str(path) else None
+        line = line or (lines[-1] if lines else None)
+        if line is None and isinstance(error, ValueError) and reason.startswith("the config file"):
+            raise
+        where = f"{path}, line {line}" if line else str(path)
+        reason = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+        raise ValueError(f"the config file {where}: {reason}") from None
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ValueError(
+            f"get_config of the config file {path} returns {type(config).__name__}, expected a ConfigDict, "
+            "such as shiftaddvit_jax.train.default_config()"
+        )
     return config
 
 

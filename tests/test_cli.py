@@ -118,6 +118,33 @@ def test_a_wrong_override_is_refused(override, message, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:\n", ", line 1: SyntaxError: "),
+        ("x = 1\nimport nosuch\n", ", line 2: ModuleNotFoundError: No module named 'nosuch'"),
+        ("x = 1\n", " has no function get_config"),
+        ("get_config = 3\n", " has no function get_config"),
+        ("def get_config(): return {'a': 1}\n", " returns dict, expected a ConfigDict"),
+        ("def get_config():\n\n    return 1 / 0\n", ", line 3: ZeroDivisionError"),
+        ("def get_config():\n    raise ValueError('a\\nb')\n", ", line 2: ValueError: a b"),
+        ("raise SystemExit(3)\n", ", line 1: SystemExit: 3"),
+        ("x = '\0'\n", ": SyntaxError: "),
+        (
+            "from shiftaddvit_jax.train import default_config\ndef get_config():\n"
+            "    config = default_config()\n    config.train.stepz = 3\n",
+            ", line 4: AttributeError: ",
+        ),
+    ],
+)
+def test_a_config_file_that_is_none_is_refused_by_file_and_line(text, message, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(text)
+    error = fails(capsys, "train", "--config", tmp_path / "mine.py", "--workdir", tmp_path / "run")
+    assert "mine.py" in error
+    assert message in error
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_module_refuses_a_missing_config_too(tmp_path, capsys):
     assert training.main([f"--config={tmp_path}/nothing.py", f"--workdir={tmp_path}/run"]) == 2
     assert "no config file at" in capsys.readouterr().err

@@ -92,6 +92,8 @@ def class_names(root: Path) -> tuple[str, ...]:
       ValueError: no class folders.
     """
     names = [folder.name for folder in subfolders(root)]
+    for entry in _entries(root):
+        _is_dangling(entry)
     if not names:
         raise ValueError(f"{root} has no class folders; expected one folder a class with image files")
     are_numbers = all(name.isascii() and name.isdigit() for name in names)
@@ -176,11 +178,21 @@ def _entries(folder: Path) -> list[Path]:
 
 def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
     for entry in _entries(folder):
+        if _is_dangling(entry):
+            continue
         if not entry.is_dir():
             yield entry
         elif (real := os.path.realpath(entry)) not in seen:
             seen.add(real)
             yield from _walk(entry, seen)
+
+
+def _is_dangling(entry):
+    """Whether ``entry`` is a link to nothing, which the log then says."""
+    if not entry.is_symlink() or entry.exists():
+        return False
+    logger.warning("left out %s, a link to nothing", entry)
+    return True
 
 
 def _has_images(folder):

@@ -43,11 +43,20 @@ def evaluate(
     preprocessing = preprocessing or model_preprocessing(model)
     batches = evaluation_batches(examples, preprocessing=preprocessing, batch_size=batch_size)
     for batch, real in track(batches, "evaluating", count):
-        logits, losses, routed = evaluation_step(model, variables, batch["image"], batch["label"])
+        images, labels = batch["image"], batch["label"]
+        if real < batch_size and model.primitives.threshold == "tensor":  # padding would change the others
+            images, labels = images[:real], labels[:real]
+        logits, losses, routed = evaluation_step(model, variables, images, labels)
         np.add.at(confusion, (batch["label"][:real], np.asarray(logits).argmax(-1)[:real]), 1)
         loss += float(np.sum(losses[:real]))
-        if real == batch_size:  # padding would count as tokens
-            tokens = {name: tokens.get(name, 0) + np.asarray(value) for name, value in routed.items()}
+        padding = len(images) - real
+        if padding > 0 and routed:  # its tokens, those of blank images, are taken off again
+            *_, blank = evaluation_step(model, variables, np.zeros_like(images), labels)
+            routed = {
+                name: value - np.round(np.asarray(blank[name]) * (padding / batch_size))
+                for name, value in routed.items()
+            }
+        tokens = {name: tokens.get(name, 0) + np.asarray(value) for name, value in routed.items()}
     return {
         "top1": float(np.trace(confusion) / confusion.sum()),
         "loss": loss / len(examples),

@@ -206,8 +206,10 @@ def test_links_are_followed_and_end(tmp_path, caplog):
         (root / part / "dog" / "linked.png").symlink_to(real / "dog" / "0.png")
         (root / part / "dog" / "dangling.png").symlink_to(real / "none.png")
         (root / part / "dog" / "self").symlink_to(root / part / "dog")
+        (root / part / "owl").symlink_to(real / "owl")
     assert class_counts(load_dataset("folder", str(root))) == ([3, 5], [3, 5])
-    assert "dangling.png" in caplog.text
+    for name in ("dog/dangling.png", "owl"):
+        assert f"left out {root}/train/{name}, a link to nothing" in caplog.text
 
 
 @pytest.mark.parametrize(

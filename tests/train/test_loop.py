@@ -1,15 +1,23 @@
 import json
+import logging
+import os
+import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 import pytest
 
 import shiftaddvit_jax as sav
+from shiftaddvit_jax.command import Stopped, run_command
 from shiftaddvit_jax.data import load_dataset
+from shiftaddvit_jax.data.sources import Examples
 from shiftaddvit_jax.models.kinds import parse_kinds
-from shiftaddvit_jax.train import default_config, evaluate, train_and_evaluate
+from shiftaddvit_jax.train import default_config, evaluate, loop, train_and_evaluate
+from shiftaddvit_jax.train.config import RANGES, check_config
 from shiftaddvit_jax.train.loop import learning_rate, make_optimizer
 
 
@@ -49,6 +57,93 @@ def test_running_a_finished_run_again_changes_nothing(run):
     again = train_and_evaluate(config, workdir)
     assert again["top1"] == metrics["top1"]
     assert again["history"] == metrics["history"]
+
+
+def files_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_model_is_never_written_again(run, tmp_path, caplog):
+    config, workdir, metrics = run
+    copy = shutil.copytree(workdir, tmp_path / "run")
+    before = files_of(copy)
+    shutil.rmtree(copy / "checkpoints")
+    with caplog.at_level(logging.INFO):
+        assert train_and_evaluate(config, copy)["top1"] == metrics["top1"]
+    assert files_of(copy) == {name: data for name, data in before.items() if name.parts[0] != "checkpoints"}
+    assert "finished: " in caplog.text
+    assert "10 classes, 1198 training and 599 test images: 0 " in caplog.text
+
+
+def test_a_trained_model_that_is_damaged_is_made_again_from_the_last_step(run, tmp_path, caplog):
+    config, workdir, metrics = run
+    copy = shutil.copytree(workdir, tmp_path / "run")
+    arrays = max((copy / "model").rglob("*"), key=lambda path: path.stat().st_size)
+    arrays.write_bytes(arrays.read_bytes()[::-1])
+    assert train_and_evaluate(config, copy)["top1"] == metrics["top1"]
+    assert "the trained model is not whole and will be made again" in caplog.text
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        sav.load_model(copy / "model")[1],
+        sav.load_model(workdir / "model")[1],
+    )
+
+
+def test_a_run_goes_on_from_the_step_before_a_damaged_one_bit_for_bit(run, tmp_path, caplog):
+    config, workdir, metrics = run
+    copy = shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(copy / "model")
+    shutil.rmtree(copy / "checkpoints" / "4" / "default")
+    (copy / "history.json").write_text('[{"step": 2')
+    assert train_and_evaluate(config, copy)["top1"] == metrics["top1"]
+    assert "the checkpoint of step 4 is not whole" in caplog.text
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        sav.load_model(copy / "model")[1],
+        sav.load_model(workdir / "model")[1],
+    )
+
+
+def test_a_longer_run_goes_on_and_a_shorter_one_says_how(run, tmp_path, caplog):
+    _, workdir, _ = run
+    copy = shutil.copytree(workdir, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"has done 4 steps, .* set it to 4 or more"):
+        train_and_evaluate(tiny_config(steps=3), copy)
+    with caplog.at_level(logging.INFO):
+        metrics = train_and_evaluate(tiny_config(steps=6), copy)
+    assert "resuming at step 4 of 6" in caplog.text
+    assert [entry["step"] for entry in metrics["history"]] == [2, 4, 6]
+    assert json.loads((copy / "config.json").read_text())["train"]["steps"] == 6
+
+
+def test_sigterm_saves_the_step_and_the_same_call_goes_on(run, tmp_path, monkeypatch, capsys):
+    config, workdir, metrics = run
+    step, calls = loop.train_step, []
+
+    def terminated(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="stopped by SIGTERM at step 3 of 4, which is saved; the same command"):
+        train_and_evaluate(config, tmp_path / "run")
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert (tmp_path / "run" / "checkpoints" / "3" / "digests.json").is_file()
+    assert train_and_evaluate(config, tmp_path / "run")["top1"] == metrics["top1"]
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        sav.load_model(tmp_path / "run" / "model")[1],
+        sav.load_model(workdir / "model")[1],
+    )
+
+    def stop():
+        raise Stopped("stopped by SIGTERM")
+
+    assert run_command("train", stop) == 143
+    assert capsys.readouterr().err == "train: stopped by SIGTERM\n"
 
 
 def test_a_workdir_of_another_config_is_refused_by_key(run):
@@ -97,6 +192,48 @@ def test_a_checkpoint_of_another_size_is_refused(run, tmp_path):
         train_and_evaluate(config, tmp_path / "student")
 
 
+def test_a_checkpoint_of_other_classes_is_refused_with_the_difference(run, tmp_path):
+    _, workdir, _ = run
+    copy = shutil.copytree(workdir / "model", tmp_path / "model")
+    description = json.loads((copy / "model.json").read_text())
+    description["class_names"][0] = "zero"
+    (copy / "model.json").write_text(json.dumps(description))
+    config = tiny_config()
+    config.init_from = str(copy)
+    with pytest.raises(ValueError, match=r"trained on other classes .*: class 'zero' gone and class '0' new"):
+        train_and_evaluate(config, tmp_path / "student")
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_checkpoints_kinds_are_kept_unless_the_config_names_others(run, tmp_path, caplog):
+    _, workdir, _ = run
+    model, variables, about = sav.load_model(workdir / "model")
+    kinds = {"mlp": ("shift", "dense", "dense", "dense")}
+    student, variables = sav.reparameterize(model, variables, **kinds)
+    sav.save_model(tmp_path / "teacher", student, variables, {"class_names": about["class_names"]})
+    config = tiny_config(steps=1)
+    config.init_from = str(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no checkpoint at"):
+        train_and_evaluate(config, tmp_path / "run")
+    config.init_from = str(tmp_path / "teacher")  # the typo has claimed nothing
+    train_and_evaluate(config, tmp_path / "run")
+    assert sav.load_model(tmp_path / "run" / "model")[0].mlp == kinds["mlp"]
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert written["model"]["mlp"] == "shift,dense,dense,dense"
+    assert "back" not in caplog.text
+
+    shutil.rmtree(tmp_path / "run" / "model")
+    config.init_from = str(tmp_path / "teacher")
+    shutil.move(tmp_path / "teacher", tmp_path / "moved")
+    train_and_evaluate(config, tmp_path / "run")  # from its own checkpoint
+    assert sav.load_model(tmp_path / "run" / "model")[0].mlp == kinds["mlp"]
+
+    config.init_from = str(tmp_path / "moved")
+    config.model.mlp = "dense"
+    train_and_evaluate(config, tmp_path / "back")
+    assert "config.model.mlp changes the checkpoint's model back: shift to dense" in caplog.text
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     config = tiny_config(learning_rate=1e30, warmup_steps=0)
     with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step 2; lower config"):
@@ -113,21 +250,64 @@ def test_a_config_that_cannot_work_leaves_no_workdir(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", RANGES)
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), True])
+def test_every_number_has_a_range(name, value):
+    with pytest.raises(ValueError, match=rf"config\.{name} must be .*, got {value}"):
+        check_config(changed(name, value))
+
+
+def changed(name, value):
+    """A config with a value of any type."""
+    config = default_config().to_dict()
+    group, _, key = name.rpartition(".")
+    (config[group] if group else config)[key] = value
+    return ml_collections.ConfigDict(config)
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [({"steps": 0}, r"train\.steps must be at least 1"), ({"learning_rate": -1.0}, "must be positive")],
+    ("name", "value", "message"),
+    [
+        ("train.steps", 0, "must be at least 1 and whole, got 0"),
+        ("train.steps", 10.0, "must be at least 1 and whole, got 10.0"),
+        ("train.learning_rate", 0.0, "must be positive and finite, got 0.0"),
+        ("train.label_smoothing", 2.0, "must be at least 0 and below 1 and finite, got 2.0"),
+        ("model.dropout", 1.0, "must be at least 0 and below 1 and finite"),
+        ("model.weight_bits", 9, "must be at least 2 and at most 8 and whole"),
+        ("model.threshold", "zer", "unknown config.model.threshold 'zer'; did you mean 'zero'"),
+        ("data.augmentation", "flip", "unknown config.data.augmentation 'flip'"),
+        ("data.path", 3, "config.data.path must be text, got 3"),
+        ("train.latencies", (1.0,), "latencies must be two positive, finite numbers"),
+        ("train.latencies", (1.0, -1.0), "latencies must be two positive, finite numbers"),
+        ("train.latencies", (1.0, float("nan")), "latencies must be two positive, finite numbers"),
+        ("train.stepz", 3, "unknown config key 'train.stepz'; did you mean 'train.steps'"),
+    ],
 )
-def test_numbers_out_of_range_are_refused(tmp_path, change, message):
-    with pytest.raises(ValueError, match=message):
-        train_and_evaluate(tiny_config(**change), tmp_path / "run")
-
-
-def test_a_negative_seed_is_refused_before_anything_is_written(tmp_path):
-    config = tiny_config()
-    config.seed = -1
-    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
-        train_and_evaluate(config, tmp_path / "run")
+def test_values_out_of_range_are_refused_before_anything_is_written(name, value, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as caught:
+        train_and_evaluate(changed(name, value), tmp_path / "run")
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("latencies", [(6.0, 4.0), (1, 2), [["stage1/block1/mlp/fc1", [3.0, 1.0]]], ("a",)])
+def test_what_is_in_range_is_taken(latencies):
+    check_config(changed("train.latencies", latencies))
+
+
+def test_a_config_that_lacks_keys_is_refused(tmp_path):
+    config = ml_collections.ConfigDict({"train": {"steps": 3}})
+    with pytest.raises(ValueError, match=r"the config lacks data\.augmentation, .*; begin with"):
+        train_and_evaluate(config, tmp_path / "run")
+
+
+def test_without_clipping_the_gradient_stays_as_it_is():
+    params, gradient = {"scale": jnp.ones(2)}, {"scale": jnp.float32([30.0, -40.0])}
+    for clip_norm, expected in ((0.0, [30.0, -40.0]), (5.0, [3.0, -4.0])):
+        clip = make_optimizer(tiny_config(clip_norm=clip_norm))
+        _, state = clip.update(gradient, clip.init(params), params)
+        first = state[1][0].mu["scale"] / 0.1  # Adam's first moment
+        np.testing.assert_allclose(first, expected, rtol=1e-6)
 
 
 def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
@@ -173,3 +353,15 @@ def test_evaluation_counts_every_image_once(run):
     found = evaluate(model, variables, test, batch_size=8)
     counts = np.bincount(np.asarray(test.labels), minlength=10)
     np.testing.assert_array_equal(found["confusion"].sum(axis=1), counts)
+
+
+def test_routing_shares_do_not_depend_on_the_batch_size():
+    model = sav.create_model("pvt_v2_nano", num_classes=10, mlp=("moe", "dense", "dense", "dense"))
+    variables = sav.init_variables(model, jax.random.key(0))
+    test = load_dataset("digits").test
+    few = Examples(test.images[:10], test.labels[:10], test.decode)
+    whole, padded = (evaluate(model, variables, few, batch_size=size) for size in (10, 4))
+    for name, share in whole["shift_share"].items():
+        assert padded["shift_share"][name] == pytest.approx(share, abs=2e-3), name
+    assert padded["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+    np.testing.assert_array_equal(padded["confusion"], whole["confusion"])

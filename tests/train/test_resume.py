@@ -67,7 +67,7 @@ def undisturbed(tmp_path_factory, cache):
 @pytest.mark.parametrize(
     ("moment", "pattern"),
     [
-        ("before the first checkpoint", "checkpoints"),
+        ("before the first checkpoint", "config.json"),
         ("while a checkpoint is written", "checkpoints/4*tmp*"),
         ("between two checkpoints", "checkpoints/6"),
         ("while the model is exported", ".model.new"),
