@@ -54,6 +54,19 @@ def write_json(file: str | Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
+def read_object(file: Path) -> dict[str, Any]:
+    """The object of JSON in ``file``.
+
+    Raises:
+      OSError: it can't be read.
+      ValueError: it is damaged or holds something else.
+    """
+    value = json.loads(file.read_text())
+    if not isinstance(value, dict):
+        raise ValueError(f"{file} must hold an object of JSON, got {type(value).__name__}")
+    return value
+
+
 def file_digests(folder: Path) -> dict[str, str]:
     """The SHA-256 digest of every file in ``folder``, by its path in there."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -79,19 +79,16 @@ def unpack(model: nn.Module, variables: PyTree) -> PyTree:
 def inference_variables(model: nn.Module, variables: PyTree, for_kernels: bool) -> PyTree:
     """``variables`` in the form in which inference is fastest: packed for kernels, as they were for XLA.
 
-    Weights of more than 5 bits, or that are no single powers of two, have no packed form and stay the same.
+    Weights of more than 5 bits have no packed form and stay the same.
     """
     packed = is_packed(variables["params"])
-    if packed == for_kernels:
+    if packed == for_kernels or (for_kernels and model.primitives.weight_bits > 5):
         return variables
     if packed:
         return unpack(model, variables)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what packing loses is `shiftaddvit pack`'s to say
-            return pack(model, variables)
-    except ValueError:
-        return variables
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what packing loses is `shiftaddvit pack`'s to say
+        return pack(model, variables)
 
 
 def packed_shapes(model: nn.Module) -> PyTree:

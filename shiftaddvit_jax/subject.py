@@ -1,7 +1,6 @@
 """The subject of reports, pictures and pages: a model, its variables, and what its folder says of it."""
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +14,7 @@ from shiftaddvit_jax.checkpoints import load_model
 from shiftaddvit_jax.data import decode_file, load_dataset
 from shiftaddvit_jax.data.preprocessing import crop, normalize_as
 from shiftaddvit_jax.models import Preprocessing, model_preprocessing
-from shiftaddvit_jax.nn.kernels import is_packed
-from shiftaddvit_jax.pack import pack
+from shiftaddvit_jax.pack import inference_variables
 
 Pixels = UInt8[np.ndarray, "batch side side 3"]
 
@@ -56,12 +54,9 @@ class Subject:
 
     def for_inference(self) -> tuple[nn.Module, PyTree]:
         """Model and variables as inference runs them fastest: shift layers packed."""
-        shifts = {*self.model.mlp, *self.model.projections} & {"shift", "moe"}
-        if not shifts or is_packed(self.variables["params"]) or self.model.primitives.weight_bits > 5:
+        if not {*self.model.mlp, *self.model.projections} & {"shift", "moe"}:
             return self.model, self.variables
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what packing loses is `shiftaddvit pack`'s to say
-            return self.model, pack(self.model, self.variables)
+        return self.model, inference_variables(self.model, self.variables, for_kernels=True)
 
 
 def load_subject(folder: str | Path) -> Subject:

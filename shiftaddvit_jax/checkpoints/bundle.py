@@ -35,7 +35,7 @@ from kernels_tvm.gpu.targets import gpu_target
 from kernels_tvm.runtime import LIBRARY, runtime_folder
 from shiftaddvit_jax.checkpoints.canonical import read_canonical, write_canonical
 from shiftaddvit_jax.compile import compile_kernel_library, export_kernels, kernels_of
-from shiftaddvit_jax.files import check_digests, file_digests, whole_folder, write_json
+from shiftaddvit_jax.files import check_digests, file_digests, read_object, whole_folder, write_json
 from shiftaddvit_jax.models import Preprocessing, create_model, model_arguments
 from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.ops.implementation.custom_call import portable_calls, provide_kernels
@@ -168,19 +168,19 @@ def export_bundle(
 def is_bundle(folder: Path) -> bool:
     """Whether ``folder`` is a bundle, of whatever version, whole or not."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        is_named = read_object(folder / MANIFEST).get("format") == FORMAT
     except OSError:
         return False
     except ValueError:
-        manifest = None
-    return is_portable(folder) or (isinstance(manifest, dict) and manifest.get("format") == FORMAT)
+        is_named = False
+    return is_named or is_portable(folder)
 
 
 def is_portable(folder: Path) -> bool:
     """Whether ``folder`` holds what `write_portable` writes."""
     try:
-        return json.loads((folder / CONFIG).read_text()).get("model_type") == MODEL_TYPE
-    except (OSError, ValueError, AttributeError):
+        return read_object(folder / CONFIG).get("model_type") == MODEL_TYPE
+    except (OSError, ValueError):
         return False
 
 

@@ -33,7 +33,7 @@ from shiftaddvit_jax.checkpoints.weights import (
     printable,
     read_tensors,
 )
-from shiftaddvit_jax.files import whole_file
+from shiftaddvit_jax.files import read_object, whole_file
 from shiftaddvit_jax.models.position import resize_position_embeddings
 from shiftaddvit_jax.models.pyramid import SIDES
 from shiftaddvit_jax.models.variables import HEADS, init_named, variable_shapes
@@ -289,14 +289,11 @@ def read_config(file: Path) -> dict[str, Any] | None:
       ValueError: a file that is damaged or holds something else.
     """
     try:
-        found = json.loads(file.read_text())
+        return read_object(file)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file} is not a whole JSON file: {first_line(error)}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} must hold an object of JSON, got {type(found).__name__}")
-    return found
 
 
 def _expected(shapes, layout):

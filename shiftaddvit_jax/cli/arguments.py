@@ -67,6 +67,16 @@ def add_subject(command: argparse.ArgumentParser, **settings) -> None:
     command.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")
 
 
+def add_source(command: argparse.ArgumentParser) -> None:
+    """Add the model from anywhere that a command uses."""
+    command.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a checkpoint or bundle of this project; or weights of transformers, timm or the authors: a "
+        "folder, a file, hf:ORG/NAME or timm:NAME",
+    )
+
+
 def add_source_settings(command: argparse.ArgumentParser) -> None:
     """Add what weights of others may leave open."""
     command.add_argument("--model", metavar="NAME", help="whose weights they are, where no config.json tells")

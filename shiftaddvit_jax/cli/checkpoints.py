@@ -10,6 +10,7 @@ from shiftaddvit_jax.cli.arguments import (
     add_checkpoint,
     add_command,
     add_precision,
+    add_source,
     add_source_settings,
     source_settings,
 )
@@ -110,9 +111,7 @@ def add_export(commands: Commands) -> None:
         export_checkpoint,
         "Write a bundle: a packed model with its classes and pixels, that runs on other machines.",
     )
-    command.add_argument(
-        "source", metavar="CHECKPOINT", help="a checkpoint, or weights of others as for `predict`"
-    )
+    add_source(command)
     add_source_settings(command)
     command.add_argument("--output", required=True, metavar="DIR", help="where the bundle goes")
     command.add_argument(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from shiftaddvit_jax.cli.arguments import (
     Commands,
     add_command,
+    add_source,
     add_source_settings,
     check_folders,
     source_settings,
@@ -23,10 +24,6 @@ from shiftaddvit_jax.optional import require
 if TYPE_CHECKING:
     from shiftaddvit_jax.classifier import Answer, Classifier
 
-SOURCE_HELP = (
-    "a checkpoint or bundle of this project; or weights of transformers, timm or the authors: a folder, a "
-    "file, hf:ORG/NAME or timm:NAME"
-)
 FORMATS = (".jsonl", ".csv", ".parquet")
 
 
@@ -38,7 +35,7 @@ def add_info(commands: Commands) -> None:
         info,
         "What a source of weights holds: model, classes, pixels, and what is not known.",
     )
-    command.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    add_source(command)
     add_source_settings(command)
     command.add_argument("--json", action="store_true", help="print JSON")
 
@@ -91,7 +88,7 @@ def info(arguments: argparse.Namespace) -> None:
 def add_predict(commands: Commands) -> None:
     """Add ``predict``."""
     command = add_command(commands, "predict", predict, "The most probable classes of images.")
-    command.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    add_source(command)
     command.add_argument(
         "paths",
         nargs="*",

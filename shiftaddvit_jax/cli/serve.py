@@ -3,7 +3,7 @@
 import argparse
 import re
 
-from shiftaddvit_jax.cli.arguments import Commands, add_command
+from shiftaddvit_jax.cli.arguments import Commands, add_command, add_source
 from shiftaddvit_jax.optional import require
 
 MEBIBYTE = 2**20
@@ -12,11 +12,7 @@ MEBIBYTE = 2**20
 def add_serve(commands: Commands) -> None:
     """Add ``serve``."""
     command = add_command(commands, "serve", serve, "Answer requests over HTTP: classes of images.")
-    command.add_argument(
-        "source",
-        metavar="SOURCE",
-        help="a checkpoint or bundle, or weights of others: a file, a folder, hf:ORG/NAME or timm:NAME",
-    )
+    add_source(command)
     command.add_argument("--model", metavar="NAME", help="the variant, where nothing beside weights tells it")
     command.add_argument(
         "--name", metavar="NAME", help="the model's name in paths (default: SOURCE's last part)"

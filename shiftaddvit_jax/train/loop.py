@@ -39,6 +39,7 @@ from shiftaddvit_jax.progress import progress_bar
 from shiftaddvit_jax.reparameterize import learn_hashes, reparameterize
 from shiftaddvit_jax.train.config import DEFAULTS, check_config, filled
 from shiftaddvit_jax.train.evaluate import evaluate
+from shiftaddvit_jax.train.optimizers import decayed
 from shiftaddvit_jax.train.workdir import (
     HISTORY,
     MODEL,
@@ -194,14 +195,8 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
 def _optimizer(steps, warmup_steps, peak, weight_decay, clip_norm):
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        optax.adamw(_schedule(steps, warmup_steps, peak), weight_decay=weight_decay, mask=_decayed),
+        optax.adamw(_schedule(steps, warmup_steps, peak), weight_decay=weight_decay, mask=decayed),
     )
-
-
-def _decayed(params):
-    """Which parameters decay: all but norms, biases, position embeddings, class and distillation tokens."""
-    added = ("pos_embed", "cls_token", "dist_token")
-    return jax.tree.map_with_path(lambda path, leaf: leaf.ndim > 1 and path[-1].key not in added, params)
 
 
 def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:

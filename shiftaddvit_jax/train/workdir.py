@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 
 from shiftaddvit_jax.checkpoints import load_model
 from shiftaddvit_jax.data.identity import class_difference, data_difference
-from shiftaddvit_jax.files import file_digests, find_damage, write_json
+from shiftaddvit_jax.files import file_digests, find_damage, read_object, write_json
 from shiftaddvit_jax.train.config import resolved_defaults
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def read_run(workdir: Path) -> Run | None:
       ValueError: a workdir that cannot be read, or that does not say what run it holds.
     """
     try:
-        config = _read_object(workdir / CONFIG)
+        config = read_object(workdir / CONFIG)
     except FileNotFoundError:
         left = [name for name in (RUN, CHECKPOINTS, MODEL) if (workdir / name).exists()]
         if left:
@@ -67,7 +67,7 @@ def read_run(workdir: Path) -> Run | None:
     except ValueError:
         raise ValueError(f"{workdir / CONFIG} is empty or no config; put it back, or {ANOTHER}") from None
     try:
-        began = _read_object(workdir / RUN)
+        began = read_object(workdir / RUN)
         data, (model, pixels) = began["data"], (began["model"], began["preprocessing"])
         lengths = {len(data[part]) for part in ("class_names", "train", "test")}
         if len(lengths) > 1 or not isinstance(model, dict) or not isinstance(pixels, dict):
@@ -117,7 +117,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, began: Mapping[str, 
 def model_description(workdir: Path) -> dict[str, Any] | None:
     """What ``model.json`` says of the workdir's trained model; None if it is not there or damaged."""
     try:
-        return _read_object(workdir / MODEL / "model.json")
+        return read_object(workdir / MODEL / "model.json")
     except (OSError, ValueError):
         return None
 
@@ -244,7 +244,7 @@ def read_history(workdir: Path, step: int) -> list[dict[str, float]]:
 def _check(folder):
     """Whether there are digests of a checkpoint's files, and what is wrong with them, in words."""
     try:
-        digests = _read_object(folder / DIGESTS)
+        digests = read_object(folder / DIGESTS)
     except FileNotFoundError:
         # Of an earlier version, or stopped before they were written: restoring will tell.
         return False, None if (folder / ITEM).is_dir() else f"{folder / ITEM} is missing"
@@ -253,13 +253,6 @@ def _check(folder):
     if not digests:
         return False, f"{folder / DIGESTS} is empty"
     return True, find_damage(folder, digests)
-
-
-def _read_object(file):
-    value = json.loads(file.read_text())
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} does not hold an object")
-    return value
 
 
 def _cannot_be_used(workdir, error):
