@@ -5,7 +5,8 @@ import logging
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,15 +73,9 @@ def run_command(name: str, command: Callable[[], None]) -> int:
 
     It is 130 after Ctrl-C, and 143 after a SIGTERM that `Stopped` tells of.
     """
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    for logs in ("shiftaddvit_jax", "kernels_tvm"):
-        package = logging.getLogger(logs)
-        package.handlers = [handler]
-        package.setLevel(logging.INFO)
-        package.propagate = False
     try:
-        command()
+        with _logs_shown():
+            command()
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -91,3 +86,21 @@ def run_command(name: str, command: Callable[[], None]) -> int:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def _logs_shown() -> Iterator[None]:
+    """Show what the packages log on the standard error stream as it is now, and leave loggers as they were."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    loggers = [logging.getLogger(name) for name in ("shiftaddvit_jax", "kernels_tvm")]
+    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)

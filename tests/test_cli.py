@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -398,3 +399,11 @@ def test_kernels_of_an_unknown_model_are_refused_with_the_nearest_names(command,
 
 def test_tile_sizes_for_no_images_are_refused(capsys):
     assert "batch must be at least 1, got 0" in fails(capsys, "tune", "pvt_v2_nano", "--batch", "0")
+
+
+def test_a_command_leaves_loggers_as_they_were(capsys):
+    logger = logging.getLogger("shiftaddvit_jax")
+    before = (logger.handlers, logger.level, logger.propagate)
+    assert command.run_command("train", lambda: logger.info("[step 1]")) == 0
+    assert capsys.readouterr().err == "[step 1]\n"
+    assert (logger.handlers, logger.level, logger.propagate) == before
