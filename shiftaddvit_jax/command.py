@@ -90,7 +90,7 @@ def run_command(name: str, command: Callable[[], None]) -> int:
 
 @contextmanager
 def _logs_shown() -> Iterator[None]:
-    """Show what the packages log on the standard error stream as it is now, and leave loggers as they were."""
+    """What the packages log goes to the standard error stream as it is now; loggers are left as they were."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     loggers = [logging.getLogger(name) for name in ("shiftaddvit_jax", "kernels_tvm")]
