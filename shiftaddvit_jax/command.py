@@ -4,6 +4,7 @@ import argparse
 import logging
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,15 @@ NAME_WIDTH = 16  # columns, enough to read names in
 
 
 class Stopped(Exception):
-    """A signal ended the work, and what was done is saved; the message says how to go on."""
+    """A signal ended the work, and what was done is saved; the message says how to go on.
+
+    Attributes:
+      signal: which.
+    """
+
+    def __init__(self, message: str, signal: signal.Signals) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,7 +80,7 @@ def program() -> str:
 def run_command(name: str, command: Callable[[], None]) -> int:
     """Run ``command`` and return an exit code: 0, 2 after one line about an error.
 
-    It is 130 after Ctrl-C, and 143 after a SIGTERM that `Stopped` tells of.
+    After a signal that ended it, it is 128 and the signal's number: 130 after Ctrl-C, 143 after SIGTERM.
     """
     try:
         with _logs_shown():
@@ -81,7 +90,7 @@ def run_command(name: str, command: Callable[[], None]) -> int:
         return 2
     except Stopped as stopped:
         print(f"{name}: {stopped}", file=sys.stderr)
-        return 143
+        return 128 + stopped.signal
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130

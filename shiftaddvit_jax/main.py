@@ -1,6 +1,8 @@
 """Config-driven training: ``python -m shiftaddvit_jax.main --config=FILE --workdir=DIR``."""
 
 import argparse
+import functools
+import operator
 import sys
 import traceback
 import types
@@ -13,6 +15,9 @@ from shiftaddvit_jax.optional import require
 
 if TYPE_CHECKING:
     import ml_collections
+
+# What a value on the command line must be, by the type that its key has.
+WANTED = {int: "a whole number, such as 1000", float: "a number, such as 1e-3"}
 
 
 def find_config(file: str) -> Path:
@@ -44,15 +49,16 @@ def load_config(file: str, overrides: Sequence[str]) -> "ml_collections.ConfigDi
 
     values = flags.FlagValues()
     command = ["main", *overrides]
-    config: Any = _run_config(find_config(file))
+    file, _, argument = file.partition(":")
+    config: Any = _run_config(find_config(file), argument)
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=command)
         rest = values(command)[1:]
     except flags.Error as error:
+        _check_overrides(overrides, config)
         raise ValueError(f"bad config override: {error}") from None
     except (AttributeError, KeyError) as error:
-        if overrides:
-            _check_keys(overrides, config)
+        _check_overrides(overrides, config)
         reason = error.args[0]
         if isinstance(reason, KeyError):  # str() would quote its text
             reason = reason.args[0]
@@ -63,8 +69,8 @@ def load_config(file: str, overrides: Sequence[str]) -> "ml_collections.ConfigDi
     return overridden
 
 
-def _run_config(path: Path) -> "ml_collections.ConfigDict":
-    """What ``get_config`` of the file returns.
+def _run_config(path: Path, argument: str) -> "ml_collections.ConfigDict":
+    """What ``get_config`` of the file returns, for ``argument`` where there is one.
 
     Raises:
       ValueError: in one line, whatever the file raises, with its line.
@@ -77,7 +83,7 @@ def _run_config(path: Path) -> "ml_collections.ConfigDict":
         exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
         if not callable(module.__dict__.get("get_config")):
             raise ValueError(f"the config file {path} has no function get_config")
-        config = module.get_config()
+        config = module.get_config(*[argument] * bool(argument))
     except (Exception, SystemExit) as error:
         reason = " ".join(str(error).split())
         lines = [
@@ -98,36 +104,75 @@ def _run_config(path: Path) -> "ml_collections.ConfigDict":
     return config
 
 
-def _check_keys(overrides, config):
-    """Raise a ``ValueError`` for a key that the config does not have, with the nearest keys."""
+def _check_overrides(overrides, config):
+    """Raise a ``ValueError`` for an unknown key, with the nearest keys, or a value of another type."""
     from flax.traverse_util import flatten_dict
 
     from shiftaddvit_jax.validation import check_choice
 
     known = flatten_dict(config.to_dict(), sep=".")
-    for override in overrides:
-        key, _, _ = override.partition("=")
-        if key.startswith("--config."):
-            check_choice("config key", key.removeprefix("--config."), known)
+    for index, override in enumerate(overrides):
+        key, separator, value = override.partition("=")
+        if not key.startswith("--config."):
+            continue
+        key = key.removeprefix("--config.")
+        check_choice("config key", key, known)
+        if not separator:
+            value = overrides[index + 1] if index + 1 < len(overrides) else ""
+        *groups, name = key.split(".")
+        kind = functools.reduce(operator.getitem, groups, config).get_type(name)
+        if kind in WANTED:
+            try:
+                kind(value)
+            except ValueError:
+                raise ValueError(f"config.{key} must be {WANTED[kind]}, got {value!r}") from None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of a training run, the same here and in ``shiftaddvit train``."""
-    parser.add_argument("--config", required=True, metavar="FILE", help="a config, such as configs/digits.py")
     parser.add_argument(
-        "--workdir", required=True, metavar="DIR", help="where the run is written, and resumed"
+        "--config",
+        required=True,
+        metavar="FILE[:WHICH]",
+        help="a config, such as configs/digits.py or configs/pvt_v2_b0_imagenet.py:moe",
     )
+    parser.add_argument("--workdir", metavar="DIR", help="where the run is written, and resumed")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument(
+        "--plan", action="store_true", help="show what the run would be and what a step costs here; no run"
+    )
+    together = parser.add_argument_group("several processes")
+    together.add_argument(
+        "--distributed", action="store_true", help="join those that SLURM, Kubernetes or a TPU pod started"
+    )
+    together.add_argument("--coordinator", metavar="HOST:PORT", help="or those that find each other here")
+    together.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    together.add_argument("--process", type=int, metavar="I", help="which this is, from 0")
     parser.epilog = (
         "Any key of the config can be set: --config.train.steps=10 --config.model.attention=linear"
     )
 
 
 def train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Run what ``--config`` says and print the accuracy."""
+    """Run what ``--config`` says and print the accuracy; or what else was asked for."""
+    config = load_config(arguments.config, overrides)
+    if not arguments.workdir and not arguments.plan:
+        raise ValueError("--workdir DIR is missing: where the run is written, and resumed")
+    processes = (arguments.coordinator, arguments.processes, arguments.process)
+    if arguments.distributed or any(value is not None for value in processes):
+        from shiftaddvit_jax.train.devices import start_processes
+
+        start_processes(*processes)
+    if arguments.plan:
+        from shiftaddvit_jax.train.plan import plan_run, print_plan
+
+        print_plan(plan_run(config))
+        return
     from shiftaddvit_jax.train import train_and_evaluate
 
-    metrics = train_and_evaluate(load_config(arguments.config, overrides), arguments.workdir)
-    print(f"top-1 {metrics['top1']:.2%} on the test set; the model is in {arguments.workdir}/model")
+    metrics = train_and_evaluate(config, arguments.workdir)
+    average = f" (average {metrics['average']['top1']:.2%})" if "average" in metrics else ""
+    print(f"top-1 {metrics['top1']:.2%}{average} on the test set; the model is in {arguments.workdir}/model")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

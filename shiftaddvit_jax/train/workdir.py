@@ -9,27 +9,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import ml_collections
+import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from jaxtyping import PyTree
 
-from shiftaddvit_jax.checkpoints import load_model
+from shiftaddvit_jax.checkpoints import load_model, save_model
 from shiftaddvit_jax.data.identity import class_difference, data_difference
 from shiftaddvit_jax.files import file_digests, find_damage, read_object, write_json
 from shiftaddvit_jax.train.config import resolved_defaults
+from shiftaddvit_jax.train.devices import to_host
 
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"  # what was asked for
 RUN = "run.json"  # what it began with: its data, model and pixels
-HISTORY = "history.json"
 CHECKPOINTS, DIGESTS, ITEM = "checkpoints", "digests.json", "default"
 DAMAGED = "damaged"  # where checkpoints go that are not whole
-MODEL = "model"
+MODEL, AVERAGE = "model", "average"
+BEST = "best"
 # The keys that may change in a workdir: the parameters at a step that is done do not depend on them.
-MAY_CHANGE = ("train.steps", "train.log_every", "train.evaluate_every", "train.checkpoint_every")
+MAY_CHANGE = (
+    *(f"train.{name}" for name in ("steps", "epochs", "log_every", "evaluate_every", "checkpoint_every")),
+    *("train.writers", "train.keep_best", "data.workers", "devices.model"),
+)
 ANOTHER = "choose another workdir"
 
 
@@ -106,6 +112,8 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, began: Mapping[str, 
     Raises:
       ValueError: a workdir that cannot be written.
     """
+    if jax.process_index() != 0:
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / RUN, began)
@@ -152,6 +160,8 @@ def check_not_shorter(workdir: Path, done: int, steps: int) -> None:
 class Checkpoints:
     """The steps saved in ``workdir``: the two newest, with the digests of their files.
 
+    In a run of several processes, all call its methods, and the first one writes what is not an array.
+
     Raises:
       ValueError: no folder can be there.
     """
@@ -161,48 +171,86 @@ class Checkpoints:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is a file, expected a folder; move it away, or {ANOTHER}")
         self._manager: Any = None
+        self._has_damaged = False
+        self._unsealed: int | None = None  # the step whose digests are not written
 
-    def restore(self, target: PyTree) -> tuple[int, PyTree | None]:
-        """The newest whole step and its state, shaped as ``target``; 0 and None without any.
+    def restore(self, shapes: PyTree, shardings: PyTree) -> tuple[int, PyTree | None]:
+        """The newest whole step and its state, placed by ``shardings``; 0 and None without any.
 
-        Steps that are not whole are named in the log and set aside.
+        On how many devices it was saved does not matter. Steps that are not whole are named in the log and set
+        aside.
 
         Raises:
           ValueError: a whole step of another model, or a folder that cannot be changed.
         """
-        steps = self._steps()
-        for step in reversed(steps):
+        target = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            shardings,
+        )
+        while True:
+            step, known = _same_everywhere(self._newest() if jax.process_index() == 0 else (0, False))
+            if not step:
+                break
             folder = self.folder / str(step)
-            known, problem = _check(folder)
-            if problem is None:
-                try:
-                    with ocp.StandardCheckpointer() as checkpointer:
-                        return step, checkpointer.restore(folder / ITEM, target)
-                except Exception as error:  # a damaged file can lead Orbax to any
-                    problem = " ".join(str(error).split())[:200] or type(error).__name__
-                    if known:
-                        raise ValueError(
-                            f"{folder} is whole, but not of this model: {problem}; {ANOTHER}"
-                        ) from None
-            logger.warning("the checkpoint of step %d is not whole and set aside: %s", step, problem)
-            self._set_aside(folder)
-        if steps:
+            try:
+                with ocp.StandardCheckpointer() as checkpointer:
+                    return step, checkpointer.restore(folder / ITEM, target)
+            except Exception as error:  # a damaged file can lead Orbax to any
+                problem = " ".join(str(error).split())[:200] or type(error).__name__
+                if known:
+                    raise ValueError(
+                        f"{folder} is whole, but not of this model: {problem}; {ANOTHER}"
+                    ) from None
+            if jax.process_index() == 0:
+                self._set_aside(folder, problem)
+        if self._has_damaged:
             logger.warning("no checkpoint is whole; the run starts from the beginning")
         return 0, None
 
     def save(self, step: int, state: PyTree) -> None:
-        """Write a step, then the digests of its files."""
+        """Begin to write a step, after those before; the state may change meanwhile."""
+        self.finish()
         if self._manager is None:
-            options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+            options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
-        self._manager.save(step, args=ocp.args.StandardSave(state))
-        folder = self.folder / str(step)
-        write_json(folder / DIGESTS, file_digests(folder))
+        try:
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+        except OSError as error:
+            raise _cannot_be_used(self.workdir, error) from None
+        self._unsealed = step
+
+    def finish(self) -> None:
+        """Wait until what was saved is whole on disk, with the digests of its files.
+
+        Raises:
+          ValueError: it cannot be written; the steps before are as they were.
+        """
+        if self._unsealed is None:
+            return
+        step, self._unsealed = self._unsealed, None
+        try:
+            self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                folder = self.folder / str(step)
+                write_json(folder / DIGESTS, file_digests(folder))
+        except Exception as error:  # Orbax's own for a disk that is full
+            raise _cannot_be_saved(self.folder / str(step), error) from None
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Finish, and let go of the folder."""
         if self._manager is not None:
+            self.finish()
             self._manager.close()
+
+    def _newest(self):
+        """The newest step that is whole as far as files tell, and whether its digests say so; 0 if none."""
+        for step in reversed(self._steps()):
+            known, problem = _check(self.folder / str(step))
+            if problem is None:
+                return step, known
+            self._set_aside(self.folder / str(step), problem)
+        return 0, False
 
     def _steps(self):
         if not self.folder.is_dir():
@@ -211,7 +259,9 @@ class Checkpoints:
             int(path.name) for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir()
         )
 
-    def _set_aside(self, folder):
+    def _set_aside(self, folder, problem):
+        logger.warning("the checkpoint of step %s is not whole and set aside: %s", folder.name, problem)
+        self._has_damaged = True
         kept = self.workdir / DAMAGED / folder.name
         try:
             kept.parent.mkdir(exist_ok=True)
@@ -221,24 +271,64 @@ class Checkpoints:
             raise _cannot_be_used(self.workdir, error) from None
 
 
-def restore_target(state: PyTree) -> PyTree:
-    """``state``'s shapes and dtypes, on one device."""
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), state)
+class Best:
+    """The models of a run that scored best on the test set, each in a folder named after its step.
+
+    In a run of several processes, all call its methods, and the first one writes.
+    """
+
+    def __init__(self, workdir: Path, keep: int) -> None:
+        self.folder, self.keep = workdir / BEST, keep
+
+    def offer(self, step: int, top1: float, model: nn.Module, variables: PyTree, about: Mapping) -> None:
+        """Save a model that is among the best, and remove those that are no longer; ties go to the earlier."""
+        kept = [entry for entry in self._entries() if entry[1] != step]
+        ranked = sorted([*kept, (-top1, step)])
+        if (-top1, step) in ranked[: self.keep]:
+            save_whole_model(self.folder / str(step), model, variables, {**about, "top1": top1})
+        if jax.process_index() == 0:
+            for _, old in kept:
+                if old not in [step for _, step in ranked[: self.keep]]:
+                    shutil.rmtree(self.folder / str(old), ignore_errors=True)
+
+    def first(self) -> dict[str, Any] | None:
+        """``step``, ``top1`` and ``path`` of the best, its path in the workdir; None without any."""
+        for negative, step in sorted(self._entries()):
+            return {"step": step, "top1": -negative, "path": f"{BEST}/{step}"}
+        return None
+
+    def _entries(self):
+        """Their top-1, negative, and step."""
+        found = []
+        for folder in self.folder.iterdir() if self.folder.is_dir() else ():
+            try:
+                found.append((-float(read_object(folder / "model.json")["top1"]), int(folder.name)))
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # not whole, or not ours
+        return found
 
 
-def read_history(workdir: Path, step: int) -> list[dict[str, float]]:
-    """What was logged up to ``step``; where it is lost, the log says so."""
-    try:
-        history = json.loads((workdir / HISTORY).read_text())
-        return [entry for entry in history if entry["step"] <= step]
-    except FileNotFoundError:
-        problem = "is missing"
-    except (OSError, ValueError, KeyError, TypeError):
-        problem = "is not whole"
-    if step:
-        logger.warning("%s %s; what was logged up to step %d is lost", workdir / HISTORY, problem, step)
-    return []
+def save_whole_model(path: Path, model: nn.Module, variables: PyTree, about: Mapping[str, Any]) -> None:
+    """`save_model` by the first process, of variables on all devices of all processes.
+
+    Raises:
+      ValueError: it cannot be written.
+    """
+    variables = to_host(variables)
+    if jax.process_index() == 0:
+        try:
+            save_model(path, model, variables, dict(about))
+        except OSError as error:
+            raise _cannot_be_saved(path, error) from None
+
+
+def _same_everywhere(values):
+    """The first process's numbers, in all."""
+    if jax.process_count() == 1:
+        return values
+    from jax.experimental import multihost_utils
+
+    return tuple(int(value) for value in multihost_utils.broadcast_one_to_all(np.array(values, np.int32)))
 
 
 def _check(folder):
@@ -257,6 +347,14 @@ def _check(folder):
 
 def _cannot_be_used(workdir, error):
     return ValueError(f"the workdir {workdir} cannot be used: {error.strerror or error}; choose another")
+
+
+def _cannot_be_saved(path, error):
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return ValueError(
+        f"{path} cannot be written: {reason}; what was saved before is whole, and the same command goes on "
+        "from there"
+    )
 
 
 def _plain(config):

@@ -1,0 +1,214 @@
+"""What a run begins with: the whole config, a model with its variables and pixels, and a teacher."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_collections
+from jaxtyping import PyTree
+
+from shiftaddvit_jax.checkpoints.source import Source, open_source
+from shiftaddvit_jax.data.identity import class_difference
+from shiftaddvit_jax.files import read_latencies
+from shiftaddvit_jax.heads import replace_head
+from shiftaddvit_jax.models import (
+    Preprocessing,
+    create_model,
+    init_variables,
+    model_arguments,
+    model_preprocessing,
+)
+from shiftaddvit_jax.models.kinds import parse_kinds
+from shiftaddvit_jax.nn.kernels import is_packed
+from shiftaddvit_jax.reparameterize import reparameterize
+from shiftaddvit_jax.train.config import DEFAULTS, check_config, filled
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("attention", "mlp", "projections")
+ORIGINAL = ("msa", "sra", "linear_sra", "dense")  # kinds of models before they are reparameterized
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run begins with.
+
+    Attributes:
+      config: with nothing left open.
+      model: what is trained.
+      variables: its own before the first step; None where they are in the run's checkpoints.
+      preprocessing: the pixels that it expects.
+    """
+
+    config: ml_collections.ConfigDict
+    model: nn.Module
+    variables: PyTree
+    preprocessing: Preprocessing
+
+    def describe(self) -> dict[str, Any]:
+        """What `resume` needs of it, in types that JSON can hold."""
+        return {
+            "model": model_arguments(self.model),
+            "preprocessing": dataclasses.asdict(self.preprocessing),
+        }
+
+
+def begin(config: ml_collections.ConfigDict, class_names: tuple[str, ...]) -> Start:
+    """The start of a new run: random, or what ``init_from`` names, reparameterized as the config says.
+
+    Raises:
+      ValueError: nothing that can be read there, or another model than the config and the data describe.
+    """
+    key = jax.random.key(config.seed)
+    if not config.init_from:
+        config = filled(config, DEFAULTS)
+        model = _model(config, class_names)
+        return Start(config, model, init_variables(model, key), model_preprocessing(model))
+    teacher = _open(config.init_from, config, "init_from")
+    config = filled(filled(config, _settings(teacher.model)), DEFAULTS)
+    model, variables = _with_head(teacher, config, class_names, key)
+    asked = _model(config, class_names)
+    for field in ("variant", "num_classes", "image_size"):
+        if getattr(model, field) != getattr(asked, field):
+            raise ValueError(
+                f"the checkpoint {config.init_from} has {field} {getattr(model, field)}, but the config "
+                f"asks for {getattr(asked, field)}"
+            )
+    _warn_of_changes_back(model, asked)
+    model = model.clone(
+        primitives=dataclasses.replace(asked.primitives, dtype=model.primitives.dtype),
+        dropout=asked.dropout,
+        drop_path=asked.drop_path,
+    )
+    student, variables = reparameterize(model, variables, **_kinds(config), key=key)
+    return Start(config, student, variables, teacher.preprocessing)
+
+
+def resume(config: ml_collections.ConfigDict, began: Mapping[str, Any]) -> Start:
+    """The start of a run from what `Start.describe` said of it, without variables.
+
+    Raises:
+      ValueError: it is no such description.
+    """
+    try:
+        model, pixels = create_model(**began["model"]), Preprocessing.from_dict(began["preprocessing"])
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"the workdir's run.json does not describe a model: {error}") from None
+    return Start(config, model, None, pixels)
+
+
+def open_teacher(config: ml_collections.ConfigDict, start: Start, class_names: tuple[str, ...]) -> Source | None:
+    """What the run distills from; None if the config names nothing.
+
+    Raises:
+      ValueError: nothing that can be read there, or a teacher of other classes or pixels.
+    """
+    settings = config.distillation
+    if not settings.teacher:
+        return None
+    teacher = _open(settings.teacher, config, "distillation.teacher")
+    if found := _class_difference(teacher, class_names):
+        raise ValueError(f"the teacher {settings.teacher} knows other classes than the data's: {found}")
+    if teacher.preprocessing != start.preprocessing:
+        raise ValueError(
+            f"the teacher {settings.teacher} expects other pixels than the student: {teacher.preprocessing}, "
+            f"not {start.preprocessing}"
+        )
+    return teacher
+
+
+def with_measured_latencies(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """``config`` with a file of latencies replaced by its numbers, which a resumed run then keeps."""
+    latencies = config.train.latencies
+    if not (len(latencies) == 1 and isinstance(latencies[0], str)):
+        return config
+    config = config.copy_and_resolve_references()
+    config.train.latencies = tuple(read_latencies(latencies[0]).items())
+    check_config(config)
+    return config
+
+
+def _open(name, config, key):
+    # Weights without a config.json beside them are taken for the config's variant.
+    source = open_source(name) if key != "init_from" else _open_as(name, config.model.name)
+    if is_packed(source.variables["params"]):
+        raise ValueError(f"the checkpoint {name} is packed, for inference; config.{key} needs the original")
+    return source
+
+
+def _open_as(name, variant):
+    try:
+        return open_source(name)
+    except ValueError as error:
+        if variant and "no config.json beside" in str(error):
+            return open_source(name, model=variant)
+        raise
+
+
+def _with_head(teacher, config, class_names, key):
+    """The teacher's model and variables, with a new head where the config asks for one."""
+    if config.model.new_head:
+        return replace_head(teacher.model, teacher.variables, len(class_names), key)
+    found = _class_difference(teacher, class_names)
+    if found:
+        raise ValueError(
+            f"the checkpoint {config.init_from} was trained on other classes than the data's: {found}; "
+            "rename the class folders, or give it a new head by config.model.new_head=True"
+        )
+    return teacher.model, teacher.variables
+
+
+def _class_difference(teacher, class_names):
+    """What became of the teacher's classes; where it does not name them, the log says what is assumed."""
+    if not _names_classes(teacher):
+        if len(teacher.class_names) == len(class_names):
+            logger.warning("%s does not name its classes; taken for those of the data", teacher.name)
+            return None
+        return f"{len(teacher.class_names)} without names, and {len(class_names)} in the data"
+    return class_difference(teacher.class_names, class_names)
+
+
+def _names_classes(teacher):
+    return teacher.class_names != tuple(map(str, range(len(teacher.class_names)))) or bool(
+        (teacher.about or {}).get("class_names")
+    )
+
+
+def _model(config, class_names):
+    """The model that the config describes, for the data's classes."""
+    settings = {name: value for name, value in config.model.items() if name != "new_head"} | _kinds(config)
+    return create_model(**settings, num_classes=len(class_names), image_size=config.data.image_size)
+
+
+def _settings(model):
+    """What a config leaves open, by its keys, as ``model`` has it."""
+    primitives = ("weight_bits", "activations", "threshold", "precision")
+    return {
+        "model.name": model.variant,
+        "data.image_size": model.image_size,
+        **{f"model.{kinds}": ",".join(getattr(model, kinds)) for kinds in KINDS},
+        **{f"model.{name}": getattr(model.primitives, name) for name in primitives},
+    }
+
+
+def _warn_of_changes_back(teacher, student):
+    """Say where the config undoes what a reparameterization has done."""
+    for name in KINDS:
+        stages = zip(getattr(teacher, name), getattr(student, name), strict=True)
+        undone = sorted({f"{old} to {new}" for old, new in stages if old not in ORIGINAL and new in ORIGINAL})
+        if undone:
+            logger.warning(
+                "config.model.%s changes the checkpoint's model back: %s; leave it open to keep its kinds",
+                name,
+                ", ".join(undone),
+            )
+
+
+def _kinds(config):
+    return {name: parse_kinds(config.model[name]) for name in KINDS}
+
+
