@@ -181,7 +181,8 @@ class PyramidVisionTransformerV2(nn.Module):
         """Logits, in float32; without a head, the mean of the last stage's tokens.
 
         With ``train``, dropout and stochastic depth use the random stream ``"dropout"`` and MoE layers
-        ``"router"``. Collections: ``"params"``; ``"hash"`` where attention is hashed (see
+        ``"router"``. Given a stream ``"rounding"``, shift layers round at random, see `ShiftDense`.
+        Collections: ``"params"``; ``"hash"`` where attention is hashed (see
         `shiftaddvit_jax.nn.attention.HashedAttention`); ``"routing"``, when mutable, receives each MoE
         layer's statistics.
 
