@@ -1,6 +1,7 @@
 """Whole models, and the tables of their variants."""
 
 from shiftaddvit_jax.models.inspect import features
+from shiftaddvit_jax.models.outputs import Outputs
 from shiftaddvit_jax.models.preprocessing import Preprocessing
 from shiftaddvit_jax.models.pvt import PyramidVisionTransformer
 from shiftaddvit_jax.models.pvt_v2 import PyramidVisionTransformerV2
@@ -15,6 +16,7 @@ from shiftaddvit_jax.models.variables import count_parameters, init_variables
 from shiftaddvit_jax.models.vit import VisionTransformer
 
 __all__ = [
+    "Outputs",
     "Preprocessing",
     "PyramidVisionTransformer",
     "PyramidVisionTransformerV2",

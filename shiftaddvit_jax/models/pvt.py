@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from shiftaddvit_jax.models.outputs import Outputs
 from shiftaddvit_jax.models.position import Interpolation, resize_position_embeddings
 from shiftaddvit_jax.models.preprocessing import Preprocessing
 from shiftaddvit_jax.models.pyramid import SIDES, SR_RATIOS, STAGES, check_size, reductions, stage_arguments
@@ -157,9 +158,7 @@ class PyramidVisionTransformer(nn.Module):
             too small for the pyramid.
         """
         tokens, _ = self._run_stages(images, train)[-1]
-        y = self.norm(tokens[:, 0])
-        y = self.head(y) if self.num_classes else y
-        return y.astype(jnp.float32)
+        return self._classify(self.norm(tokens[:, 0]))
 
     def features(
         self, images: Float[Array, "batch height width 3"], train: bool = False
@@ -171,10 +170,27 @@ class PyramidVisionTransformer(nn.Module):
         The authors' detectors have neither that LayerNorm nor a class token. The grids have a token for 4, 8,
         16 and 32 pixels, rounded down. ``train``, collections and errors are as in ``__call__``.
         """
+        return self._normalized_stages(images, train)[1]
+
+    def outputs(self, images: Float[Array, "batch height width 3"], train: bool = False) -> Outputs:
+        """Logits, those of the one head, and features; arguments and errors are as in ``__call__``."""
+        token, features = self._normalized_stages(images, train)
+        logits = self._classify(token)
+        return Outputs(logits, (logits,), features)
+
+    @nn.nowrap
+    def _classify(self, y):
+        y = self.head(y) if self.num_classes else y
+        return y.astype(jnp.float32)
+
+    @nn.nowrap
+    def _normalized_stages(self, images, train):
+        """The class token after the model's LayerNorm, and each stage's tokens on their grid."""
         stages = self._run_stages(images, train)
         tokens, grid = stages[-1]
-        stages[-1] = self.norm(tokens)[:, 1:], grid
-        return tuple(x.reshape(x.shape[0], *grid, x.shape[-1]) for x, grid in stages)
+        tokens = self.norm(tokens)
+        stages[-1] = tokens[:, 1:], grid
+        return tokens[:, 0], tuple(x.reshape(x.shape[0], *grid, x.shape[-1]) for x, grid in stages)
 
     @nn.nowrap
     def _run_stages(self, images, train):

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from shiftaddvit_jax.models.outputs import Outputs
 from shiftaddvit_jax.models.preprocessing import Preprocessing
 from shiftaddvit_jax.models.pyramid import SIDES, SR_RATIOS, STAGES, check_size, reductions, stage_arguments
 from shiftaddvit_jax.nn import Block, Conv, Primitives, make_layer_norm, make_linear
@@ -180,7 +181,8 @@ class PyramidVisionTransformerV2(nn.Module):
         """Logits, in float32; without a head, the mean of the last stage's tokens.
 
         With ``train``, dropout and stochastic depth use the random stream ``"dropout"`` and MoE layers
-        ``"router"``. Collections: ``"params"``; ``"hash"`` where attention is hashed (see
+        ``"router"``. Given a stream ``"rounding"``, shift layers round at random, see `ShiftDense`.
+        Collections: ``"params"``; ``"hash"`` where attention is hashed (see
         `shiftaddvit_jax.nn.attention.HashedAttention`); ``"routing"``, when mutable, receives each MoE
         layer's statistics.
 
@@ -188,9 +190,7 @@ class PyramidVisionTransformerV2(nn.Module):
           ValueError: images of another rank, that are not floating-point numbers or have not 3 channels, or
             too small for the pyramid.
         """
-        x = self._run_stages(images, train)[-1]
-        y = self.head(x, train=train) if self.num_classes else jnp.mean(normalized(x), axis=(1, 2))
-        return y.astype(jnp.float32)
+        return self._classify(self._run_stages(images, train)[-1], train)
 
     def features(
         self, images: Float[Array, "batch height width 3"], train: bool = False
@@ -201,6 +201,17 @@ class PyramidVisionTransformerV2(nn.Module):
         for 4, 8, 16 and 32 pixels, rounded up. ``train``, collections and errors are as in ``__call__``.
         """
         return tuple(normalized(x) for x in self._run_stages(images, train))
+
+    def outputs(self, images: Float[Array, "batch height width 3"], train: bool = False) -> Outputs:
+        """Logits, those of the one head, and features; arguments and errors are as in ``__call__``."""
+        stages = self._run_stages(images, train)
+        logits = self._classify(stages[-1], train)
+        return Outputs(logits, (logits,), tuple(normalized(x) for x in stages))
+
+    @nn.nowrap
+    def _classify(self, x, train):
+        y = self.head(x, train=train) if self.num_classes else jnp.mean(normalized(x), axis=(1, 2))
+        return y.astype(jnp.float32)
 
     @nn.nowrap
     def _run_stages(self, images, train):

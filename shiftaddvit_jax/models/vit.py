@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from shiftaddvit_jax.models.outputs import Outputs
 from shiftaddvit_jax.models.position import Interpolation, resize_position_embeddings
 from shiftaddvit_jax.models.preprocessing import Preprocessing
 from shiftaddvit_jax.nn import Block, Primitives, make_layer_norm, make_linear, make_patch_conv
@@ -102,10 +103,7 @@ class VisionTransformer(nn.Module):
             whose sides are not multiples of 16.
         """
         x, _ = self._run_blocks(images, train)
-        y = self.head(x[:, 0]) if self.num_classes else x[:, 0]
-        if self.distilled:
-            y = (y + (self.head_dist(x[:, 1]) if self.num_classes else x[:, 1])) / 2
-        return y.astype(jnp.float32)
+        return _mean(self._heads(x))
 
     def features(
         self, images: Float[Array, "batch height width 3"], train: bool = False
@@ -115,8 +113,27 @@ class VisionTransformer(nn.Module):
         They are transformers' ``last_hidden_state`` without the class and distillation tokens. ``train``,
         collections and errors are as in ``__call__``.
         """
+        return (self._on_grid(*self._run_blocks(images, train)),)
+
+    def outputs(self, images: Float[Array, "batch height width 3"], train: bool = False) -> Outputs:
+        """Logits, those of each head, and features; ``train``, collections and errors are as in ``__call__``."""
         x, grid = self._run_blocks(images, train)
-        return (x[:, len(self.first) :].reshape(x.shape[0], *grid, self.embed_dim),)
+        heads = self._heads(x)
+        return Outputs(_mean(heads), heads, (self._on_grid(x, grid),))
+
+    @nn.nowrap
+    def _heads(self, x):
+        """Each head's logits, in float32; without heads, what they would get."""
+        y = [x[:, index] for index in range(len(self.first))]
+        if self.num_classes:
+            heads = (self.head, self.head_dist) if self.distilled else (self.head,)
+            y = [head(token) for head, token in zip(heads, y, strict=True)]
+        return tuple(logits.astype(jnp.float32) for logits in y)
+
+    @nn.nowrap
+    def _on_grid(self, x, grid):
+        """The tokens of the grid alone."""
+        return x[:, len(self.first) :].reshape(x.shape[0], *grid, self.embed_dim)
 
     @nn.nowrap
     def _run_blocks(self, images, train):
@@ -141,6 +158,10 @@ class VisionTransformer(nn.Module):
         for block in self.blocks:
             x = block(x, grid, train)
         return self.norm(x), grid
+
+
+def _mean(heads):
+    return heads[0] if len(heads) == 1 else (heads[0] + heads[1]) / 2
 
 
 # As in timm, whose files these are (`vision_transformer.py`, `_cfg`): crop_pct 0.9, Inception's mean.

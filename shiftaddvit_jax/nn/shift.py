@@ -30,6 +30,10 @@ kernel_init = nn.initializers.truncated_normal(0.02)
 class ShiftDense(nn.Module):
     """``y = x W + b`` where every entry of W is sign * 2^exponent.
 
+    A call with a random stream ``"rounding"`` draws each weight of mode ``"q"`` that is one power of two as
+    the power below or above its entry of ``kernel``, so that their mean over draws is that entry wherever the
+    range allows (see `power_of_two`). Without the stream, and in the other kinds of weight, it is the nearest.
+
     Attributes:
       features: number of outputs.
       use_bias: whether to add b; with fixed-point activations, b is rounded to their grid.
@@ -84,8 +88,12 @@ class ShiftDense(nn.Module):
             sign = self.get_variable("params", "sign")
             sign = jax.lax.stop_gradient(sign) if self.freeze_sign else sign
             return power_of_two_weight(sign, self.get_variable("params", "exponent"), self.weight_bits)
-        round_weight = power_of_two if self.quantizer == "power_of_two" else additive_power_of_two
-        return round_weight(self.get_variable("params", "kernel"), self.weight_bits)
+        kernel = self.get_variable("params", "kernel")
+        if self.quantizer == "additive_power_of_two":
+            return additive_power_of_two(kernel, self.weight_bits)
+        if self.has_rng("rounding"):
+            return power_of_two(kernel, self.weight_bits, "stochastic", self.make_rng("rounding"))
+        return power_of_two(kernel, self.weight_bits)
 
     def project(
         self, x: Float[Array, "*batch inputs"], weight: Float[Array, "inputs outputs"] | PackedWeight

@@ -3,7 +3,7 @@
 import fnmatch
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -34,6 +34,8 @@ def create_optimizer(
     Weights decay in proportion to the learning rate, and to a parameter's own rate. Patterns are shell
     patterns of a parameter's name, such as ``"stage1/*"`` or ``"*/norm?/*"``; ``*`` matches slashes too.
 
+    Equal settings give the same object: as a static argument of `jax.jit`, it compiles a step once.
+
     Args:
       name: one of `OPTIMIZERS`.
 
@@ -44,7 +46,7 @@ def create_optimizer(
         - ``"sgd"``: Nesterov momentum of 0.9; the decay is added to the gradient.
         - ``"muon"``: Jordan, 2024, for linear layers' kernels but the head's, with updates as large as
           AdamW's (Liu et al., 2025); AdamW for everything else.
-      learning_rate: a number, or a function of the number of updates.
+      learning_rate: a number, or a function of the number of updates, such as `cosine_schedule` returns.
       weight_decay: how much weights decay; see `decayed` for which.
       clip: largest norm or value of gradients; 0 is none.
       clip_mode: ``"norm"``, of all gradients together, or ``"value"``, of each number.
@@ -67,8 +69,19 @@ def create_optimizer(
         raise ValueError(f"layer_decay must be above 0 and at most 1, got {layer_decay}")
     if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+    patterns = tuple((rates or {}).items()), tuple(frozen)
+    chosen = tuple(sorted((options or {}).items()))
+    return _optimizer(
+        name, learning_rate, weight_decay, clip, clip_mode, layer_decay, *patterns, accumulate, chosen
+    )
+
+
+@lru_cache(maxsize=32)
+def _optimizer(
+    name, learning_rate, weight_decay, clip, clip_mode, layer_decay, rates, frozen, accumulate, options
+):
     try:
-        direction = OPTIMIZERS[name](**(options or {}))
+        direction = OPTIMIZERS[name](**dict(options))
     except TypeError as error:
         raise ValueError(f"options of {name}: {error}") from None
 
@@ -81,12 +94,11 @@ def create_optimizer(
     if clip:
         parts.insert(0, {"norm": optax.clip_by_global_norm, "value": optax.clip}[clip_mode](clip))
     parts.append(optax.scale_by_learning_rate(learning_rate))
-    rates = rates or {}
-    held = partial(_matching, patterns=tuple(frozen))
+    held = partial(_matching, patterns=frozen)
     optimizer = optax.chain(
         # What is frozen has no state, and no part in the norm.
         optax.masked(optax.chain(*parts), lambda params: jax.tree.map(lambda x: not x, held(params))),
-        _scale_rates(lambda params: learning_rate_factors(params, layer_decay=layer_decay, rates=rates)),
+        _scale_rates(lambda params: learning_rate_factors(params, layer_decay=layer_decay, rates=dict(rates))),
         optax.masked(optax.set_to_zero(), held),
     )
     if accumulate > 1:

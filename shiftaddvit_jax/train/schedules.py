@@ -1,11 +1,13 @@
 """Learning rates: by step, and with the size of batches, as timm sets them."""
 
 import math
+from functools import lru_cache
 
 import jax.numpy as jnp
 import optax
 
 
+@lru_cache(maxsize=32)
 def cosine_schedule(
     peak: float,
     *,
@@ -18,7 +20,8 @@ def cosine_schedule(
 ) -> optax.Schedule:
     """The learning rate by step: a linear rise, a cosine's half wave down, then ``end``, the cool-down.
 
-    Numbers are those of ``timm.scheduler.CosineLRScheduler`` (timm 1.0.31) with one cycle.
+    Numbers are those of ``timm.scheduler.CosineLRScheduler`` (timm 1.0.31) with one cycle. Equal
+    settings give the same function, see `create_optimizer`.
 
     Args:
       peak: learning rate at the top.

@@ -54,6 +54,25 @@ def test_logits_are_the_head_of_the_features(name):
     assert [tokens.shape for tokens in features] == [(2, *side, 16) for side in sides]
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_one_pass_gives_logits_heads_and_features(name):
+    model = small(name)
+    variables, x = random_variables(model), images(32, 32)
+
+    @jax.jit
+    def run(variables, x):
+        found = model.apply(variables, x, method="outputs")
+        return found, model.apply(variables, x), sav.features(model, variables, x)
+
+    found, logits, features = run(variables, x)
+    np.testing.assert_allclose(found.logits, logits, atol=1e-5)
+    np.testing.assert_allclose(np.mean(found.heads, axis=0), logits, atol=1e-5)
+    assert len(found.heads) == 1 + name.endswith("distilled")
+    assert len(found.heads) == 1 or np.abs(found.heads[0] - found.heads[1]).max() > 0.01
+    for mine, its in zip(found.features, features, strict=True):
+        np.testing.assert_allclose(mine, its, atol=1e-5)
+
+
 def headless(variables):
     params = {name: leaf for name, leaf in variables["params"].items() if not name.startswith("head")}
     return {**variables, "params": params}

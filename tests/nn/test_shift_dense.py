@@ -49,6 +49,66 @@ def test_mode_ps_multiplies_by_its_sign_and_rounded_exponent(implementation, lea
     np.testing.assert_allclose(y, x @ (SIGN * 2.0 ** np.round(EXPONENT)) + BIAS, rtol=1e-5, atol=1e-5)
 
 
+def draws(layer, params, x, count, *, stream="rounding"):
+    """The outputs by as many random keys."""
+    keys = jax.random.split(jax.random.key(3), count)
+    return jax.jit(jax.vmap(lambda key: layer.apply({"params": params}, x, rngs={stream: key})))(keys)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_weights_rounded_at_random_are_powers_whose_mean_is_the_weight(bits):
+    layer = ShiftDense(FEATURES, use_bias=False, weight_bits=bits)
+    low = -(2 ** (bits - 1) - 2)
+    weights = np.asarray(draws(layer, {"kernel": KERNEL}, np.eye(INPUTS, dtype=np.float32), 2000), float)
+    exponents = np.log2(np.abs(weights))
+    np.testing.assert_array_equal(exponents, np.round(exponents))
+    assert exponents.min() >= low
+    assert exponents.max() <= 0
+    np.testing.assert_array_equal(np.sign(weights), np.broadcast_to(np.sign(KERNEL), weights.shape))
+    # Outside the range, a weight is its nearest end.
+    expected = np.sign(KERNEL) * np.clip(np.abs(KERNEL.astype(float)), 2.0**low, 1)
+    error = weights.std(axis=0) / np.sqrt(len(weights))
+    assert np.all(np.abs(weights.mean(axis=0) - expected) <= 4.5 * error + 1e-7)
+
+
+@pytest.mark.parametrize("settings", [{}, {"mode": "ps"}, {"quantizer": "additive_power_of_two"}], ids=str)
+def test_without_the_stream_weights_are_rounded_to_the_nearest(settings):
+    layer, x = ShiftDense(FEATURES, **settings), tokens(3)
+    params = layer.init(jax.random.key(0), x)["params"]
+    expected = layer.apply({"params": params}, x)
+    for given in draws(layer, params, x, 3, stream="dropout"):
+        np.testing.assert_allclose(given, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_the_gradient_is_straight_through_where_weights_are_rounded_at_random():
+    x, cotangent = tokens(4), np.random.default_rng(2).normal(size=(4, FEATURES)).astype(np.float32)
+    layer, rngs = ShiftDense(FEATURES, use_bias=False), {"rounding": jax.random.key(0)}
+
+    def loss(kernel):
+        return jnp.vdot(layer.apply({"params": {"kernel": kernel}}, x, rngs=rngs), cotangent)
+
+    np.testing.assert_allclose(jax.grad(loss)(KERNEL), x.T @ cotangent, rtol=1e-5, atol=1e-6)
+
+
+def test_a_mixtures_shift_expert_rounds_at_random_too():
+    layer, x = make_linear("moe", FEATURES, Primitives(), name=None), tokens(3)
+    params = layer.init(jax.random.key(0), x)["params"]
+    params["shift"]["kernel"] = KERNEL
+    params["router"] = {"kernel": np.zeros((INPUTS, 2), np.float32), "bias": np.float32([-50, 50])}
+    streams = jax.random.split(jax.random.key(4), (500, 2))
+
+    @jax.jit
+    @jax.vmap
+    def train(keys):
+        rngs = dict(zip(("router", "rounding"), keys, strict=True))
+        return layer.apply({"params": params}, x, train=True, rngs=rngs)
+
+    y = np.asarray(train(streams), float)
+    error = y.std(axis=0) / np.sqrt(len(y))
+    assert np.all(error > 0)
+    assert np.all(np.abs(y.mean(axis=0) - x @ np.clip(KERNEL, -1, 1)) <= 4.5 * error + 1e-5)
+
+
 def test_both_modes_agree_on_the_same_powers():
     x, weight = tokens(3), powers(KERNEL)
     q = apply(ShiftDense(FEATURES, use_bias=False), x, kernel=KERNEL)

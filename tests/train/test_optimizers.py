@@ -217,6 +217,19 @@ def test_accumulated_gradients_are_one_step_of_their_mean():
     jax.tree.map(lambda *pair: np.testing.assert_allclose(*pair, atol=1e-6), changes, expected)
 
 
+def test_equal_settings_are_one_compiled_step():
+    def optimizer(peak=0.1):
+        schedule = cosine_schedule(peak, steps=4, warmup_steps=2)
+        patterns = {"rates": {"head/*": 2.0}, "frozen": ["hidden/*"]}
+        return create_optimizer("adamw", schedule, clip=1.0, options={"b2": 0.95}, **patterns)
+
+    params = tree("start")
+    step = jax.jit(lambda optimizer, params: optimizer.init(params), static_argnums=0)
+    for given in (optimizer(), optimizer(), optimizer(peak=0.2)):
+        step(given, params)
+    assert step._cache_size() == 2
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
