@@ -102,11 +102,12 @@ def _logs_shown() -> Iterator[None]:
     """What the packages log goes to the standard error stream as it is now; loggers are left as they were."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    loggers = [logging.getLogger(name) for name in ("shiftaddvit_jax", "kernels_tvm")]
+    levels = {"shiftaddvit_jax": logging.INFO, "kernels_tvm": logging.INFO, "absl": logging.ERROR}  # Orbax's
+    loggers = [logging.getLogger(name) for name in levels]
     before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
-    for logger in loggers:
+    for logger, level in zip(loggers, levels.values(), strict=True):
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.INFO)
+        logger.setLevel(level)
     try:
         yield
     finally:

@@ -37,8 +37,6 @@ def save_model(
     Raises:
       ValueError: ``path`` exists and is not a checkpoint.
     """
-    import orbax.checkpoint as ocp  # seconds
-
     path = Path(path).absolute()
     if path.exists() and not (path / DESCRIPTION).is_file():
         raise ValueError(f"{path} exists and is not a checkpoint; choose another folder")
@@ -47,7 +45,7 @@ def save_model(
     if is_packed(variables["params"]):
         description["packed"] = True
     with whole_folder(path) as temporary:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save(temporary / "variables", variables)
         description["digests"] = file_digests(temporary / "variables")
         write_json(temporary / DESCRIPTION, description)
@@ -66,8 +64,6 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Mod
       ValueError: no such checkpoint, files that are not what was written (with the first one's name), or
         parameters that are not the expected model's (with their names).
     """
-    import orbax.checkpoint as ocp
-
     path = Path(path).absolute()
     try:
         description = json.loads((path / DESCRIPTION).read_text())
@@ -82,7 +78,7 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Mod
     check_digests(path / "variables", description.pop("digests", {}))
     packed = description.get("packed", False)
     target = packed_shapes(saved) if packed else variable_shapes(saved)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         try:
             variables = checkpointer.restore(path / "variables", target)
         except (FileNotFoundError, ValueError) as error:
@@ -96,3 +92,17 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Mod
     if model is not None and not packed:
         check_variables(model, variables)
     return model or saved, variables, description
+
+
+def _checkpointer():
+    """A checkpointer of this process alone, which waits for no others of a run."""
+    import jax
+    import orbax.checkpoint as ocp  # seconds
+
+    if jax.process_count() == 1:
+        return ocp.StandardCheckpointer()
+    process = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process{process}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)

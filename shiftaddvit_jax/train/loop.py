@@ -205,7 +205,7 @@ def make_run(start: Start, dataset: Dataset, mesh: Mesh) -> Run:
     return Run(
         config,
         dataset,
-        start.model.clone(remat=config.train.remat),
+        start.model,
         start.preprocessing,
         make_optimizer(config, steps_per_epoch(config, dataset)),
         make_recipe(config),

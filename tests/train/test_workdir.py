@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,14 +13,13 @@ import pytest
 from shiftaddvit_jax.data.identity import data_difference, data_summary, describe_data
 from shiftaddvit_jax.data.sources import Dataset, Examples
 from shiftaddvit_jax.train.config import resolved_defaults
+from shiftaddvit_jax.train.devices import create_mesh, state_shardings
 from shiftaddvit_jax.train.workdir import (
     Checkpoints,
     check_not_shorter,
     check_same_run,
     claim,
-    read_history,
     read_run,
-    restore_target,
 )
 
 STATE = {"weight": jnp.arange(3000.0), "count": jnp.int32(7)}
@@ -44,8 +44,9 @@ def workdir(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "run")
 
 
-def restore(workdir):
-    return Checkpoints(workdir).restore(restore_target(STATE))
+def restore(workdir, state=STATE):
+    shapes = jax.eval_shape(lambda: state)
+    return Checkpoints(workdir).restore(shapes, state_shardings(create_mesh(), shapes))
 
 
 def largest(folder):
@@ -136,7 +137,7 @@ def test_without_a_whole_checkpoint_the_log_says_that_the_run_starts_anew(workdi
 
 def test_a_whole_checkpoint_of_another_model_is_refused(workdir):
     with pytest.raises(ValueError, match="is whole, but not of this model") as caught:
-        Checkpoints(workdir).restore(restore_target({**STATE, "more": jnp.zeros(3)}))
+        restore(workdir, {**STATE, "more": jnp.zeros(3)})
     assert "\n" not in str(caught.value)
     assert (workdir / "checkpoints" / "20").is_dir()
 
@@ -146,19 +147,6 @@ def test_a_file_in_the_checkpoints_place_is_refused(workdir):
     (workdir / "checkpoints").write_text("x")
     with pytest.raises(ValueError, match="checkpoints is a file, expected a folder"):
         Checkpoints(workdir)
-
-
-@pytest.mark.parametrize("text", ["", '[{"step": 1}, {"st', "{}x", "3", '[{"loss": 1}]', None])
-def test_a_history_that_is_not_whole_is_said_and_left_out(text, workdir, caplog):
-    if text is not None:
-        (workdir / "history.json").write_text(text)
-    assert read_history(workdir, 10) == []
-    assert "what was logged up to step 10 is lost" in caplog.text
-
-
-def test_a_history_goes_up_to_the_step(workdir):
-    (workdir / "history.json").write_text(json.dumps([{"step": 5}, {"step": 10}, {"step": 15}]))
-    assert read_history(workdir, 10) == [{"step": 5}, {"step": 10}]
 
 
 @pytest.mark.parametrize(
