@@ -25,6 +25,9 @@ PRECISIONS = ("float32", "bfloat16")
 SOURCES = ("digits", "folder", "idx")
 PICTURES = ("energy", "latency", "pareto", "routing", "attention", "weights", "training", "shares")
 
+# Of where a run's figures go.
+WRITERS = ("jsonl", "tensorboard", "wandb", "trackio")
+
 # Of what is compared, and how.
 PEERS = ("onnxruntime", "openvino", "torch")
 NUMBER_FORMATS = ("float32", "float16", "int32", "int8")

@@ -7,6 +7,9 @@ PACKAGES = {
     "train": ("absl", "grain", "ml_collections", "optax", "sklearn", "tensorboardX"),
     "plot": ("matplotlib",),
     "serve": ("starlette", "uvicorn", "python_multipart"),
+    "wandb": ("wandb",),
+    "trackio": ("trackio",),
+    "ray": ("ray", "pyarrow"),
 }
 
 

@@ -13,6 +13,7 @@ from shiftaddvit_jax.nn import attention
 from shiftaddvit_jax.ops.implementation import Implementation
 from shiftaddvit_jax.ops.precision import CONV_GENERAL_DILATED, DOT_GENERAL, Precision
 from shiftaddvit_jax.pictures.gallery import PICTURES
+from shiftaddvit_jax.train import writers
 
 
 def test_every_table_has_the_names_that_help_shows():
@@ -22,6 +23,7 @@ def test_every_table_has_the_names_that_help_shows():
     assert tuple(FORMATS) == names.NUMBER_FORMATS
     assert tuple(DOT_GENERAL) == tuple(CONV_GENERAL_DILATED) == get_args(Precision) == names.PRECISIONS
     assert get_args(get_args(Implementation)[0]) == names.IMPLEMENTATIONS
+    assert tuple(writers.OPEN) == names.WRITERS
     assert set(names.PAPER_MODELS) <= set(sav.list_models())
 
 

@@ -42,7 +42,7 @@ def hamming_product(
         output = jax.ShapeDtypeStruct((count, rows, others), jnp.int32)
         product = Kernel("hamming_product", HammingProductDescription(length))
         # The kernel compares a query with many keys at once.
-        (y,) = call_kernel(product, [output], queries, keys.swapaxes(1, 2))
+        (y,) = call_kernel(product, [output], queries, keys.swapaxes(1, 2), batched=2)
         return y.reshape(*batch, rows, others)
 
     return run_op("hamming_product", implementation, kernel, reference, queries, keys)

@@ -43,7 +43,7 @@ def _kernel(description, codes, values):
     values = jnp.broadcast_to(values, (*batch, inner, columns)).reshape(count, inner, columns)
     dtype = _sum_dtype(values)
     output = jax.ShapeDtypeStruct((codes.shape[0], rows, columns), dtype)
-    return call_kernel(Kernel("matadd", description), [output], codes, values)[0].reshape(
+    return call_kernel(Kernel("matadd", description), [output], codes, values, batched=2)[0].reshape(
         *batch, rows, columns
     )
 

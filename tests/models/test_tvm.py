@@ -1,6 +1,11 @@
 import dataclasses
 import functools
+import json
+import os
 import re
+import subprocess
+import sys
+import tempfile
 import warnings
 
 import jax
@@ -131,3 +136,50 @@ def test_the_kernels_of_a_model_are_those_that_its_first_call_makes():
     named = {kernel.name for kernel in kernels}
     expected = {"patch_embed", "hamming_linear", "softmax_attention", "mlp", "head"}
     assert named == expected
+
+
+ON_FOUR_DEVICES = """
+import json, re, sys
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import shiftaddvit_jax as sav
+
+model, packed, _ = sav.load_model(sys.argv[1])
+images = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype(np.float32)
+mesh = Mesh(jax.devices(), "batch")
+split = jax.device_put(images, NamedSharding(mesh, PartitionSpec("batch")))
+whole = jax.device_put(packed, NamedSharding(mesh, PartitionSpec()))
+program = jax.jit(model.apply).lower(whole, split).compile()
+text = program.as_text()
+found = {
+    "one": jax.jit(model.apply)(packed, images).tolist(),
+    "four": program(whole, split).tolist(),
+    "batches": re.findall(r"\\w+\\[(\\d+),[\\d,]*\\]\\S* custom-call\\([^\\n]*shiftaddvit\\.", text),
+    "exchanges": re.findall(r"all-gather|all-reduce|all-to-all|collective-permute", text),
+}
+print(json.dumps(found))
+"""
+
+
+@functools.cache
+def on_four_devices():
+    model, packed = model_and_packed(mlp="shift")
+    with tempfile.TemporaryDirectory() as folder:
+        sav.save_model(f"{folder}/model", model, packed)
+        flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
+        command = [sys.executable, "-c", ON_FOUR_DEVICES, f"{folder}/model"]
+        environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert not done.returncode, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_each_of_four_devices_computes_a_quarter_of_the_batch():
+    found = on_four_devices()
+    assert found["batches"] == ["2"] * 13
+    assert not found["exchanges"]
+
+
+def test_the_logits_of_four_devices_are_those_of_one():
+    found = on_four_devices()
+    np.testing.assert_allclose(found["four"], found["one"], rtol=0, atol=1e-6)

@@ -18,6 +18,7 @@ from kernels_tvm.gpu import library as gpu_library
 from kernels_tvm.gpu.targets import GpuTarget, supporting_target
 from kernels_tvm.runtime import once, provide_runtime
 from kernels_tvm.store import Kernel
+from shiftaddvit_jax.ops.implementation.partitioning import split_over_devices
 from shiftaddvit_jax.optional import how_to_install
 
 
@@ -54,27 +55,36 @@ def gpu_target() -> GpuTarget | None:
     return supporting_target(capability) if capability else None
 
 
-def call_kernel(kernel: Kernel, outputs: Sequence[jax.ShapeDtypeStruct], *arguments: Array) -> list[Array]:
-    """The outputs of a kernel, without a gradient. Under vmap the kernel is called once for each element."""
+def call_kernel(
+    kernel: Kernel, outputs: Sequence[jax.ShapeDtypeStruct], *arguments: Array, batched: int = 1
+) -> list[Array]:
+    """The outputs of a kernel, without a gradient. Under vmap the kernel is called once for each element.
+
+    The first axis of the outputs and of the first ``batched`` arguments is the batch. Where a program splits
+    it over devices, each calls the kernel on its part; the other arguments are whole on each.
+    """
     recorded = _recorded.get()
     if recorded is not None:
         recorded[kernel] = [(array.shape, array.dtype.name) for array in (*arguments, *outputs)]
         return [jnp.zeros(output.shape, output.dtype) for output in outputs]
-    if not on_gpu():
-        portable = _portable.get()
-        if portable is None:
-            name = _register(kernel)
-        else:
-            name = portable_name(kernel.key)
-            portable[name] = kernel
-        return list(jax.ffi.ffi_call(name, list(outputs), vmap_method="sequential")(*arguments))
-    between = [
-        jax.ShapeDtypeStruct(shape, dtype)
-        for _, shape, dtype in gpu_library.scratch(kernel, *arguments[0].shape[:-1])
-    ]
-    name = _register_gpu(kernel, gpu_target())
-    results = jax.ffi.ffi_call(name, [*between, *outputs], vmap_method="sequential")(*arguments)
-    return list(results[len(between) :])
+    if on_gpu():
+        name = _register_gpu(kernel, gpu_target())
+    elif (portable := _portable.get()) is None:
+        name = _register(kernel)
+    else:
+        name = portable_name(kernel.key)
+        portable[name] = kernel
+
+    def call(*arguments):
+        batch = arguments[0].shape[0]
+        between = gpu_library.scratch(kernel, *arguments[0].shape[:-1]) if on_gpu() else ()
+        shapes = [
+            *(jax.ShapeDtypeStruct(shape, dtype) for _, shape, dtype in between),
+            *(jax.ShapeDtypeStruct((batch, *output.shape[1:]), output.dtype) for output in outputs),
+        ]
+        return jax.ffi.ffi_call(name, shapes, vmap_method="sequential")(*arguments)[len(between) :]
+
+    return list(split_over_devices(call, batched)(*arguments))
 
 
 _recorded: ContextVar[dict | None] = ContextVar("recorded", default=None)
