@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from shiftaddvit_jax.data.pipeline import AUGMENTATIONS
+from shiftaddvit_jax.data import AUGMENTATIONS
 from shiftaddvit_jax.names import SOURCES
 from shiftaddvit_jax.validation import check_choice
 

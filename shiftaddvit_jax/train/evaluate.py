@@ -24,14 +24,16 @@ def evaluate(
     batch_size: int = 64,
     preprocessing: Preprocessing | None = None,
 ) -> dict[str, Any]:
-    """Accuracy over all ``examples``, in inference mode; by default, with the pixels of the model's variant.
+    """Accuracy over all ``examples`` that can be read, in inference mode.
+
+    Pixels are by default those of the model's variant.
 
     Returns:
       ``top1`` (a share from 0 to 1), ``loss`` (mean cross-entropy in nats), ``confusion`` (int array, rows
       are true classes) and ``shift_share`` (by MoE layer, the share of tokens on its shift expert).
 
     Raises:
-      ValueError: no examples, or a model without a head.
+      ValueError: no examples, none that can be read, or a model without a head.
     """
     check_head(model)
     if not len(examples):
@@ -42,24 +44,26 @@ def evaluate(
     count = -(-len(examples) // batch_size)
     preprocessing = preprocessing or model_preprocessing(model)
     batches = evaluation_batches(examples, preprocessing=preprocessing, batch_size=batch_size)
-    for batch, real in track(batches, "evaluating", count):
-        images, labels = batch["image"], batch["label"]
-        if real < batch_size and model.primitives.threshold == "tensor":  # padding would change the others
-            images, labels = images[:real], labels[:real]
+    for batch in track(batches, "evaluating", count):
+        images, labels, real = batch["image"], batch["label"], batch["real"]
+        if not real.all() and model.primitives.threshold == "tensor":  # padding would change the others
+            images, labels, real = images[real], labels[real], real[real]
         logits, losses, routed = evaluation_step(model, variables, images, labels)
-        np.add.at(confusion, (batch["label"][:real], np.asarray(logits).argmax(-1)[:real]), 1)
-        loss += float(np.sum(losses[:real]))
-        padding = len(images) - real
+        np.add.at(confusion, (labels[real], np.asarray(logits).argmax(-1)[real]), 1)
+        loss += float(np.sum(np.asarray(losses)[real]))
+        padding = len(images) - int(real.sum())
         if padding > 0 and routed:  # its tokens, those of blank images, are taken off again
             *_, blank = evaluation_step(model, variables, np.zeros_like(images), labels)
             routed = {
-                name: value - np.round(np.asarray(blank[name]) * (padding / batch_size))
+                name: value - np.round(np.asarray(blank[name]) * (padding / len(images)))
                 for name, value in routed.items()
             }
         tokens = {name: tokens.get(name, 0) + np.asarray(value) for name, value in routed.items()}
+    if not confusion.sum():
+        raise ValueError(f"none of the {len(examples)} images to evaluate can be read")
     return {
         "top1": float(np.trace(confusion) / confusion.sum()),
-        "loss": loss / len(examples),
+        "loss": loss / float(confusion.sum()),
         "confusion": confusion,
         "shift_share": {name: float(value[1] / value.sum()) for name, value in tokens.items()},
     }

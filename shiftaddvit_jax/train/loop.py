@@ -22,7 +22,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from shiftaddvit_jax.checkpoints import load_model, save_model
 from shiftaddvit_jax.command import Stopped
-from shiftaddvit_jax.data import Dataset, load_dataset, train_iterator
+from shiftaddvit_jax.data import AUGMENTATIONS, Dataset, load_dataset, train_iterator
 from shiftaddvit_jax.data.identity import class_difference, data_summary, describe_data
 from shiftaddvit_jax.files import read_latencies, write_json
 from shiftaddvit_jax.models import (
@@ -342,7 +342,7 @@ def _batches(config, dataset, preprocessing, first):
         dataset.train,
         preprocessing=preprocessing,
         batch_size=config.data.batch_size,
-        augmentation=config.data.augmentation,
+        augment=AUGMENTATIONS[config.data.augmentation],
         seed=config.seed,
         first_batch=first,
     )
