@@ -22,7 +22,7 @@ IMPLEMENTATIONS = ("xla", "tvm", "tvm_shift")
 PRECISIONS = ("float32", "bfloat16")
 
 # Of images, and of pictures.
-SOURCES = ("digits", "folder", "idx")
+SOURCES = ("digits", "folder", "idx", "tar", "array_record", "huggingface")
 PICTURES = ("energy", "latency", "pareto", "routing", "attention", "weights", "training", "shares")
 
 # Of where a run's figures go.

@@ -6,6 +6,7 @@ import importlib.util
 PACKAGES = {
     "train": ("absl", "grain", "ml_collections", "optax", "sklearn", "tensorboardX"),
     "plot": ("matplotlib",),
+    "datasets": ("pyarrow",),
     "serve": ("starlette", "uvicorn", "python_multipart"),
     "wandb": ("wandb",),
     "trackio": ("trackio",),

@@ -4,28 +4,20 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shiftaddvit_jax.data.images import SUFFIXES
+import numpy as np
+from jaxtyping import Bool, Int
+
+from shiftaddvit_jax.data.listing import Listing, walk
 
 logger = logging.getLogger(__name__)
 
 TEST_SHARE = 3  # one image in three is held out where the data set has no split of its own
 # Names of folders, in any case.
 TRAIN, VALIDATION, TEST = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
-# What systems and programs leave behind; beside it, all that begins with a dot or an @.
-LEFTOVERS = (
-    "__macosx",
-    "__pycache__",
-    "thumbs.db",
-    "desktop.ini",
-    "lost+found",
-    "$recycle.bin",
-    "system volume information",
-)
-File = tuple[Path, int]  # and its class
 
 
 @dataclass(frozen=True)
@@ -41,7 +33,27 @@ class Folders:
     test: Path | None
 
 
-def find_folders(root: Path) -> Folders:
+@dataclass(frozen=True)
+class Files:
+    """Image files of known classes.
+
+    Attributes:
+      names: their paths from the folder that has the class folders.
+      labels: class of each, from 0.
+    """
+
+    names: Sequence[str]
+    labels: Int[np.ndarray, "files"]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def chosen(self, these: Bool[np.ndarray, "files"]) -> "Files":
+        """Those of the files."""
+        return Files([self.names[index] for index in np.flatnonzero(these).tolist()], self.labels[these])
+
+
+def find_folders(listing: Listing, root: Path) -> Folders:
     """The folders of the data set in ``root``, which may lie deeper, in the only folder that is there.
 
     Beside ``train``, ``val`` (``valid``, ``validation``) is what a run is evaluated on; ``test`` if there is
@@ -53,27 +65,30 @@ def find_folders(root: Path) -> Folders:
     seen = set()
     while True:
         seen.add(os.path.realpath(root))
-        train = _one_of(root, TRAIN)
-        held_out = [folder for names in (VALIDATION, TEST) if (folder := _one_of(root, names))]
-        if train and (held_out or subfolders(train)):
-            return _beside(root, train, held_out)
-        only = _only_folder(root)
-        if only is None or not subfolders(only) or _has_images(only) or os.path.realpath(only) in seen:
+        train = _one_of(listing, root, TRAIN)
+        held_out = [folder for names in (VALIDATION, TEST) if (folder := _one_of(listing, root, names))]
+        if train and (held_out or listing[train].folders):
+            return _beside(listing, root, train, held_out)
+        only = _only_folder(listing, root)
+        if only is None or not listing[only].folders or listing[only].images:
+            return Folders(root, None)
+        if os.path.realpath(only) in seen:
             return Folders(root, None)
         root = only
         logger.info("the data set is taken to lie deeper, in %s", root)
 
 
-def _only_folder(root):
-    found = subfolders(root)
-    return found[0] if len(found) == 1 and not _has_images(root) else None
+def _only_folder(listing, root):
+    held = listing[root]
+    return root / held.folders[0] if len(held.folders) == 1 and not held.images else None
 
 
-def _beside(root, train, held_out):
-    others = [folder.name for folder in subfolders(root) if folder not in (train, *held_out)]
+def _beside(listing, root, train, held_out):
+    known = {folder.name for folder in (train, *held_out)}
+    others = [name for name in listing[root].folders if name not in known]
     if others:
         logger.warning("%s is a split; left alone beside it: %s", root, ", ".join(others[:5]))
-    with_classes = [folder for folder in held_out if subfolders(folder)]
+    with_classes = [folder for folder in held_out if listing[folder].folders]
     for folder in held_out:
         if folder not in with_classes:
             logger.warning("%s has no class folders and is left alone", folder)
@@ -85,22 +100,27 @@ def _beside(root, train, held_out):
     return Folders(train, test)
 
 
-def class_names(root: Path) -> tuple[str, ...]:
+def class_names(listing: Listing, root: Path) -> tuple[str, ...]:
     """The names of the class folders in their order; numbers in that of their values.
 
     Raises:
       ValueError: no class folders.
     """
-    names = [folder.name for folder in subfolders(root)]
-    for entry in _entries(root):
-        _is_dangling(entry)
+    names = listing[root].folders
+    for name in listing[root].dangling:
+        logger.warning("left out %s, a link to nothing", root / name)
     if not names:
         raise ValueError(f"{root} has no class folders; expected one folder a class with image files")
+    return in_order(names)
+
+
+def in_order(names: Sequence[str]) -> tuple[str, ...]:
+    """``names`` of classes in their order; numbers in that of their values."""
     are_numbers = all(name.isascii() and name.isdigit() for name in names)
     return tuple(sorted(names, key=lambda name: (int(name) if are_numbers else 0, name)))
 
 
-def image_files(root: Path, names: Sequence[str]) -> list[File]:
+def image_files(listing: Listing, root: Path, names: Sequence[str]) -> Files:
     """The images of each class, in the order of their names; what else there is, the log counts.
 
     Links are followed, each folder once a class.
@@ -108,100 +128,72 @@ def image_files(root: Path, names: Sequence[str]) -> list[File]:
     Raises:
       ValueError: a folder that cannot be read.
     """
-    files: list[File] = []
+    files: list[str] = []
+    counts: list[int] = []
     others: Counter[str] = Counter()
-    for label, name in enumerate(names):
-        if not (root / name).is_dir():
-            continue
-        for file in _walk(root / name, {os.path.realpath(root / name)}):
-            if file.suffix.lower() in SUFFIXES:
-                files.append((file, label))
-            else:
-                others[file.suffix.lower() or "no suffix"] += 1
+    held = set(listing[root].folders)
+    for name in names:
+        before = len(files)
+        for path, folder in walk(listing, root / name) if name in held else ():
+            files.extend([f"{name}/{path}{image}" for image in folder.images])
+            others.update(folder.others)
+        counts.append(len(files) - before)
     if others:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
         logger.warning("left out %d files in %s that are no images: %s", others.total(), root, kinds)
-    loose = sum(file.suffix.lower() in SUFFIXES for file in _entries(root))
-    if loose:
+    if loose := len(listing[root].images):
         logger.warning("left out %d images in %s that are in no class folder", loose, root)
-    return files
+    return Files(files, np.repeat(np.arange(len(names)), counts))
 
 
-def hold_out(root: Path, names: Sequence[str], files: Sequence[File]) -> tuple[list[File], list[File]]:
+def split(listing: Listing, root: Path, names: Sequence[str], files: Files) -> tuple[Files, Files]:
     """Training and test images: those of the folders ``train`` and ``val`` in every class, if they are there.
 
-    Else a third of each class is held out, by hashes of the files' names, so that few change sides when
-    others come or go. A class keeps at least one training image, and of two images has one held out.
+    Else a third of each class is held out, see `held_out`.
     """
     own = [
-        (_one_of(folder, TRAIN), _one_of(folder, VALIDATION) or _one_of(folder, TEST))
+        (
+            _one_of(listing, folder, TRAIN),
+            _one_of(listing, folder, VALIDATION) or _one_of(listing, folder, TEST),
+        )
         for folder in (root / name for name in names)
     ]
     if all(train and test for train, test in own):
         logger.info("each class in %s has training and test images of its own", root)
-        parts = zip(*own, strict=True)
-        train, test = ([entry for entry in files if part[entry[1]] in entry[0].parents] for part in parts)
+        labelled = list(zip(files.names, files.labels, strict=True))
+        inside = [
+            np.array(
+                [name.split("/")[1] == part[label].name for name, label in labelled],
+                bool,
+            )
+            for part in zip(*own, strict=True)
+        ]
+        train, test = (files.chosen(these) for these in inside)
         return train, test
-    by_class: dict[int, list[Path]] = {}
-    for file, label in files:
-        by_class.setdefault(label, []).append(file)
-    chosen = set()
-    for mine in by_class.values():
+    out = held_out([os.fsencode(name) for name in files.names], files.labels)
+    return files.chosen(~out), files.chosen(out)
+
+
+def held_out(names: Sequence[bytes], labels: Int[np.ndarray, "images"]) -> Bool[np.ndarray, "images"]:
+    """Which images are held out: a third of each class, by hashes of their names.
+
+    So few change sides when others come or go. A class keeps at least one training image, and of two images
+    has one held out.
+    """
+    chosen = np.zeros(len(names), bool)
+    drawn = [int.from_bytes(hashlib.sha256(name).digest()[:8]) for name in names]
+    order = np.argsort(labels, kind="stable")
+    for mine in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
         count = min(len(mine) - 1, max(1, round(len(mine) / TEST_SHARE)))
-        chosen.update(sorted(mine, key=lambda file: _draw(root, file))[:count])
-    train = [entry for entry in files if entry[0] not in chosen]
-    return train, [entry for entry in files if entry[0] in chosen]
+        # First those that versions up to 0.1 held out.
+        ranked = sorted(mine, key=lambda index: (drawn[index] % TEST_SHARE != 0, drawn[index], names[index]))
+        chosen[ranked[: max(count, 0)]] = True
+    return chosen
 
 
-def _draw(root, file):
-    name = os.fsencode(file.relative_to(root).as_posix())
-    drawn = int.from_bytes(hashlib.sha256(name).digest()[:8])
-    return drawn % TEST_SHARE != 0, drawn, name  # first those that versions up to 0.1 held out
-
-
-def subfolders(folder: Path) -> list[Path]:
-    """The folders in ``folder`` that may hold images, by name."""
-    return [entry for entry in _entries(folder) if entry.is_dir()]
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be read: {error.strerror}") from None
-    return [
-        entry
-        for entry in entries
-        if not entry.name.startswith((".", "@")) and entry.name.lower() not in LEFTOVERS
-    ]
-
-
-def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
-    for entry in _entries(folder):
-        if _is_dangling(entry):
-            continue
-        if not entry.is_dir():
-            yield entry
-        elif (real := os.path.realpath(entry)) not in seen:
-            seen.add(real)
-            yield from _walk(entry, seen)
-
-
-def _is_dangling(entry):
-    """Whether ``entry`` is a link to nothing, which the log then says."""
-    if not entry.is_symlink() or entry.exists():
-        return False
-    logger.warning("left out %s, a link to nothing", entry)
-    return True
-
-
-def _has_images(folder):
-    return any(entry.suffix.lower() in SUFFIXES and not entry.is_dir() for entry in _entries(folder))
-
-
-def _one_of(root, names):
+def _one_of(listing, root, names):
     """The folder in ``root`` with one of ``names``, in any case; None if there is none."""
-    found = [folder for folder in subfolders(root) if folder.name.lower() in names]
+    found = [name for name in listing[root].folders if name.lower() in names]
     if len(found) > 1:
-        raise ValueError(f"{root} has {' and '.join(folder.name for folder in found)}; keep one of them")
-    return found[0] if found else None
+        raise ValueError(f"{root} has {' and '.join(found)}; keep one of them")
+    return root / found[0] if found else None

@@ -1,14 +1,12 @@
 """Which data a run is on: the names of its classes, and a digest of its list of images."""
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shiftaddvit_jax.data.sources import Dataset, Examples
+from shiftaddvit_jax.data.examples import Dataset, Examples
 
 PARTS = {"train": "training", "test": "test"}  # of a `Dataset`, as people call them
 SHOWN, LISTED = 3, 12  # differences and classes that fit a line
@@ -18,9 +16,9 @@ def describe_data(dataset: Dataset) -> dict[str, Any]:
     """The data's identity, in types that JSON can hold: ``class_names``, and by part what each class has.
 
     Of every class, ``train`` and ``test`` hold the number of images, and a digest of their names in order:
-    paths below the data set's folder, or places in its file. What is in the images is not read.
+    paths below the data set's folder, or places in its files. What is in the images is not read.
     """
-    parts = {name: _classes(getattr(dataset, name), len(dataset.class_names), dataset.root) for name in PARTS}
+    parts = {name: _classes(getattr(dataset, name), len(dataset.class_names)) for name in PARTS}
     return {"class_names": list(dataset.class_names), **parts}
 
 
@@ -64,12 +62,15 @@ def data_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | No
     return "; ".join(found[:SHOWN]) + ("; ..." if len(found) > SHOWN else "") or None
 
 
-def _classes(examples: Examples, classes: int, root: Path | None) -> list[list]:
+def _classes(examples: Examples, classes: int) -> list[list]:
     digests = [hashlib.sha256() for _ in range(classes)]
-    counts = np.bincount(np.asarray(examples.labels, np.int64), minlength=classes)
-    for index, label in enumerate(examples.labels):
-        name = str(index).encode() if root is None else os.fsencode(examples.images[index].relative_to(root))
-        digests[int(label)].update(name + b"\0")
+    labels = np.asarray(examples.labels, np.int64)
+    names = examples.names
+    if names is None:
+        names = [str(place).encode() for place in range(len(examples))]
+    for name, label in zip(names, labels.tolist(), strict=True):
+        digests[label].update(name + b"\0")
+    counts = np.bincount(labels, minlength=classes)
     return [[int(count), digest.hexdigest()[:16]] for count, digest in zip(counts, digests, strict=True)]
 
 

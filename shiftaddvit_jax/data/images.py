@@ -2,12 +2,20 @@
 
 import io
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+
+try:
+    import simplejpeg
+except ImportError:  # the extra `jpeg`; Pillow decodes the same pixels in more time
+    simplejpeg = None
 
 # The files that folders are searched for. What is in a file, its first bytes say, whatever its name.
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -16,6 +24,14 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 # Where Pillow takes an image for a decompression bomb: twice the pixels whose RGB fills a quarter of a GiB.
 MAX_PIXELS = 178_956_970
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
+SHRINKS = (
+    8,
+    4,
+    2,
+    1,
+)  # what a JPEG's sides may be divided by while it is decoded, which saves most of the work
+
+Pixels = UInt8[np.ndarray, "height width 3"]
 
 _pillows_limit = threading.Lock()
 # What undoes each EXIF orientation but 1, the upright one.
@@ -30,9 +46,61 @@ _UPRIGHT = {
 }
 
 
-def decode_file(
-    source: str | Path | bytes | BinaryIO | Image.Image, max_pixels: int = MAX_PIXELS
-) -> UInt8[np.ndarray, "height width 3"]:
+class UnreadableImage(ValueError):
+    """An image that is missing, damaged or of a kind that is not read; one line says which and why."""
+
+
+@dataclass(frozen=True)
+class Jpeg:
+    """A JPEG file of which the header is read, for pixels of less than full size.
+
+    Attributes:
+      data: the file's bytes.
+      name: what errors call it.
+      stored: height and width of what is stored, in pixels.
+      orientation: EXIF's; None if there is none.
+    """
+
+    data: bytes
+    name: str
+    stored: tuple[int, int]
+    orientation: int | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, upright, in pixels."""
+        height, width = self.stored
+        return (width, height) if self.orientation in (5, 6, 7, 8) else (height, width)
+
+    def decode(self, shrink: int = 1) -> Pixels:
+        """The pixels as `decode_file` has them, with both sides divided by one of `SHRINKS`, rounded up.
+
+        Raises:
+          UnreadableImage: a file that is damaged or cut off.
+        """
+        with named(self.name):
+            pixels = self._decode_quickly(shrink)
+            if pixels is None:
+                with _open(self.data) as image:
+                    image.draft(image.mode, (image.width // shrink, image.height // shrink))
+                    pixels = np.asarray(image.convert("RGB"))
+            if self.orientation in _UPRIGHT:
+                return np.asarray(Image.fromarray(pixels).transpose(_UPRIGHT[self.orientation]))
+            return pixels
+
+    def _decode_quickly(self, shrink):
+        """Simplejpeg's pixels; None where it is missing, or objects to what Pillow may read or name."""
+        if simplejpeg is None:
+            return None
+        height, width = (-(-side // shrink) for side in self.stored)
+        try:
+            pixels = simplejpeg.decode_jpeg(self.data, min_height=height, min_width=width)
+        except ValueError:
+            return None
+        return pixels if pixels.shape == (height, width, 3) else None
+
+
+def decode_file(source: str | Path | bytes | BinaryIO | Image.Image, max_pixels: int = MAX_PIXELS) -> Pixels:
     """The RGB pixels of an image file: upright, opaque, 8 bits a channel.
 
     - EXIF's orientation is undone.
@@ -50,31 +118,78 @@ def decode_file(
       max_pixels: an image of more is refused before it is decoded.
 
     Raises:
-      ValueError: a file that is missing, damaged, cut off or none of these; more than ``max_pixels`` pixels;
-        integers of 32 bits, or floating-point numbers out of range. In one line, with the file's name.
+      UnreadableImage: a file that is missing, damaged, cut off or none of these; more than ``max_pixels``
+        pixels; integers of 32 bits, or floating-point numbers out of range. In one line, with its name.
     """
-    name = source if isinstance(source, str | Path) else getattr(source, "name", None) or "the image"
-    try:
+    return whole(open_image(source, max_pixels))
+
+
+def whole(image: Pixels | Jpeg) -> Pixels:
+    """All pixels of what `open_image` returns."""
+    return image.decode() if isinstance(image, Jpeg) else image
+
+
+def open_image(
+    source: str | Path | bytes | BinaryIO | Image.Image,
+    max_pixels: int = MAX_PIXELS,
+    name: str | None = None,
+) -> Pixels | Jpeg:
+    """What `decode_file` decodes; of a JPEG in gray or RGB, given by its path or as bytes, the header alone.
+
+    Args:
+      source: as for `decode_file`.
+      max_pixels: as for `decode_file`.
+      name: what errors call it; by default its path.
+
+    Raises:
+      UnreadableImage: as for `decode_file`; a JPEG may turn out to be damaged when it is decoded.
+    """
+    if name is None:
+        name = str(source if isinstance(source, str | Path) else getattr(source, "name", None) or "the image")
+    with named(name):
         if isinstance(source, Image.Image):
             return _upright_rgb(source, max_pixels)
+        source = _jpeg_bytes(source) or source
         with _open(source) as image:
+            # Others, such as CMYK or several pictures in one file, are Pillow's.
+            if isinstance(source, bytes) and image.format == "JPEG" and image.mode in ("RGB", "L"):
+                _check_size(image, max_pixels)
+                return Jpeg(source, name, image.size[::-1], _orientation(image))
             return _upright_rgb(image, max_pixels)
+
+
+@contextmanager
+def named(name: str) -> Generator[None]:
+    """Whatever goes wrong in the block becomes an `UnreadableImage` of that name."""
+    try:
+        yield
+        return
     except FileNotFoundError:
-        raise ValueError(f"no image file at {name}") from None
+        raise UnreadableImage(f"no image file at {name}") from None
     except UnidentifiedImageError:
         reason = "it is no whole JPEG, PNG, WebP, BMP, TIFF or GIF file"
     except Exception as error:  # a damaged file can lead Pillow's decoders to any
         reason = " ".join(str(error).split()) or type(error).__name__
-    raise ValueError(f"{name} cannot be read as an image: {reason}")
+    raise UnreadableImage(f"{name} cannot be read as an image: {reason}")
+
+
+def _jpeg_bytes(source: Any) -> bytes | None:
+    """The bytes of a file that begins as a JPEG does; None for others, which need not be read whole."""
+    if isinstance(source, bytes):
+        return source
+    if not isinstance(source, str | Path):
+        return None
+    source = Path(source)
+    if source.exists() and not source.is_file():  # a pipe would be waited for
+        raise ValueError(f"it is {'a folder' if source.is_dir() else 'no regular file'}")
+    with source.open("rb") as file:
+        start = file.read(3)
+        return start + file.read() if start == b"\xff\xd8\xff" else None
 
 
 def _open(source):
     if isinstance(source, bytes):
         source = io.BytesIO(source)
-    elif isinstance(source, str | Path):
-        source = Path(source)
-        if source.exists() and not source.is_file():  # a pipe would be waited for
-            raise ValueError(f"it is {'a folder' if source.is_dir() else 'no regular file'}")
     with _pillows_limit:  # one for the process, with a warning at half of it; MAX_PIXELS is the limit here
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -83,16 +198,24 @@ def _open(source):
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _upright_rgb(image, max_pixels):
+def _check_size(image, max_pixels):
     width, height = image.size
     if width * height > max_pixels:
         raise ValueError(f"it has {width} x {height} pixels; at most {max_pixels:,} are read")
+
+
+def _orientation(image):
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # the image is whole, what is said of it is not
+        return None
+
+
+def _upright_rgb(image, max_pixels):
+    _check_size(image, max_pixels)
     _scale_transparent_color(image)
     image.load()  # all that a file says of its image may come after the pixels
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # the image is whole, what is said of it is not
-        orientation = None
+    orientation = _orientation(image)
     rgb = _to_rgb(image)
     return np.asarray(rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb)
 

@@ -32,11 +32,28 @@ def normalize_as(
     pixels: UInt8[np.ndarray, "*shape 3"], preprocessing: Preprocessing
 ) -> Float[np.ndarray, "*shape 3"]:
     """Pixels of the model's size as the model takes them: rescaled, less the mean, over the deviation."""
-    values = pixels.astype(np.float32) * np.float32(preprocessing.rescale)
     if preprocessing.channels == "bgr":
-        values = values[..., ::-1]
-    mean, deviation = (np.array(x, np.float32) for x in (preprocessing.mean, preprocessing.deviation))
-    return (values - mean) / deviation
+        pixels = pixels[..., ::-1]
+    values = pixels.astype(np.float32, order="C")
+    # In place, and whole rows at once: NumPy is five times as slow where its innermost loop is three long.
+    rows = values.reshape(-1, pixels.shape[-2] * 3 if pixels.ndim > 1 else 3)
+    mean, deviation = (
+        np.tile(np.array(x, np.float32), rows.shape[1] // 3)
+        for x in (preprocessing.mean, preprocessing.deviation)
+    )
+    rows *= np.float32(preprocessing.rescale)
+    rows -= mean
+    rows /= deviation
+    return values
+
+
+def resize(image: UInt8[np.ndarray, "height width 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """The centre square of ``image``, scaled to ``size`` pixels a side (bicubic)."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box))
 
 
 def crop(

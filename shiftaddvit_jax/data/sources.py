@@ -1,62 +1,25 @@
-"""Data sets on this machine: bundled digits, folders of images, IDX files."""
+"""Data sets on this machine: bundled digits, folders of images, IDX files, shards."""
 
 import gzip
 import logging
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from shiftaddvit_jax.data.folders import TEST_SHARE, class_names, find_folders, hold_out, image_files
-from shiftaddvit_jax.data.images import SUFFIXES, decode_file
+from shiftaddvit_jax.data.examples import Dataset, Examples
+from shiftaddvit_jax.data.folders import TEST_SHARE, Files, class_names, find_folders, image_files, split
+from shiftaddvit_jax.data.images import SUFFIXES, open_image
+from shiftaddvit_jax.data.listing import Listing, PackedNames, Paths
+from shiftaddvit_jax.data.shards import FORMATS, all_images, load_shards
 from shiftaddvit_jax.names import SOURCES
 from shiftaddvit_jax.optional import require
-from shiftaddvit_jax.progress import track
 from shiftaddvit_jax.validation import check_choice
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Examples:
-    """Images with labels, each decoded when it is asked for.
-
-    Attributes:
-      images: where the images are, one entry an image.
-      labels: class of each image, from 0.
-      decode: from an entry of ``images`` to pixels, uint8 [height, width, 3], of any size.
-    """
-
-    images: Sequence | np.ndarray
-    labels: Sequence[int] | np.ndarray
-    decode: Callable[[Any], UInt8[np.ndarray, "height width 3"]]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict:
-        return {"image": self.decode(self.images[index]), "label": np.int32(self.labels[index])}
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Two fixed, disjoint sets of examples.
-
-    Attributes:
-      train: what models are trained on.
-      test: what they are evaluated on, never trained on.
-      class_names: name of each class.
-      root: the folder that the images' paths lie in; None if ``images`` are pixels.
-    """
-
-    train: Examples
-    test: Examples
-    class_names: tuple[str, ...]
-    root: Path | None = None
+EXPECTED = f"expected {', '.join(SUFFIXES)} in one folder a class, or shards with such images"
 
 
 def load_dataset(source: str, path: str = "") -> Dataset:
@@ -64,16 +27,22 @@ def load_dataset(source: str, path: str = "") -> Dataset:
 
     Args:
       source: ``"digits"``, scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, every third held out;
-        ``"folder"``, image files in one folder a class under ``path``; ``"idx"``, MNIST's file format.
+        ``"folder"``, image files in one folder a class under ``path``; ``"idx"``, MNIST's file format;
+        ``"tar"``, shards in WebDataset's layout; ``"array_record"``, records of ``tf.train.Example``, as
+        TFDS writes them; ``"huggingface"``, Arrow files, as ``datasets`` saves them or keeps them in its
+        cache.
       path: for ``"folder"``, a folder with ``train`` and ``val`` (``valid``, ``validation``) or ``test``, in
         any case, or with the classes themselves; then every third image of each class, chosen by its name, is
         held out. What is hidden or a system's is ignored, links are followed. For ``"idx"``, the folder
         with ``train-images-idx3-ubyte`` and its three companions, ``.gz`` or not (Debian's package
-        dataset-fashion-mnist has them in /usr/share/datasets/fashion-mnist).
+        dataset-fashion-mnist has them in /usr/share/datasets/fashion-mnist). For shards, a folder with them,
+        see `load_shards`.
+
+    No image is read: one that can't be is met where it is used, or by `check_data`.
 
     Raises:
-      ValueError: an unknown source, scikit-learn missing, a path without the images expected there, fewer
-        than two classes, or a class without training images.
+      ValueError: an unknown source, a package missing, a path without the images expected there, fewer than
+        two classes, or a class without training images.
     """
     check_choice("data source", source, SOURCES)
     if source == "digits":
@@ -81,7 +50,9 @@ def load_dataset(source: str, path: str = "") -> Dataset:
     root = Path(path)
     if not path or not root.is_dir():
         raise ValueError(f"data source {source!r} needs a folder as data path, got {path!r}")
-    return _folder(root) if source == "folder" else _idx(root)
+    if source == "idx":
+        return _idx(root)
+    return _checked(_folder(root) if source == "folder" else load_shards(source, root), root)
 
 
 def load_test_set(
@@ -89,8 +60,8 @@ def load_test_set(
 ) -> tuple[Examples, tuple[str, ...]]:
     """Images to evaluate on, and the names of their classes.
 
-    Those are the data set's test images; but of a folder that has the classes themselves and no ``test`` or
-    ``val``, all images, unless the model was trained on a share of them.
+    Those are the data set's test images; but of a folder or shards without a ``test`` or ``val`` beside
+    others, all images, unless the model was trained on a share of them.
 
     Args:
       source: as for `load_dataset`.
@@ -101,17 +72,23 @@ def load_test_set(
       ValueError: as `load_dataset`.
     """
     root = Path(path)
-    folders = find_folders(root) if source == "folder" and path and root.is_dir() else None
     is_trained_on = trained_on and Path(trained_on).absolute() == root.absolute()
-    if folders is None or folders.test is not None or is_trained_on:
-        dataset = load_dataset(source, path)
-        return dataset.test, dataset.class_names
-    root = folders.train
-    names = class_names(root)
-    files = image_files(root, names)
-    if not files:
-        raise ValueError(f"{root} has no images; expected {', '.join(SUFFIXES)} in one folder a class")
-    return _readable("test", files), names
+    if not is_trained_on and path and root.is_dir():
+        found = all_images(source, root) if source in FORMATS else None
+        if source == "folder":
+            listing = Listing(root)
+            folders = find_folders(listing, root)
+            if folders.test is None:
+                names = class_names(listing, folders.train)
+                files = image_files(listing, folders.train, names)
+                listing.close()
+                if not files:
+                    raise ValueError(f"{folders.train} has no images; {EXPECTED}")
+                found = _files(folders.train, files), names
+        if found is not None:
+            return found
+    dataset = load_dataset(source, path)
+    return dataset.test, dataset.class_names
 
 
 def _gray_to_rgb(gray: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width 3"]:
@@ -132,62 +109,54 @@ def _digits() -> Dataset:
 
 
 def _folder(path: Path) -> Dataset:
-    folders = find_folders(path)
-    root, names = folders.train, class_names(folders.train)
+    listing = Listing(path)
+    folders = find_folders(listing, path)
+    root, names = folders.train, class_names(listing, folders.train)
+    files = image_files(listing, root, names)
     if folders.test is None:
-        train, test = hold_out(root, names, image_files(root, names))
+        train, test = split(listing, root, names, files)
     else:
-        extra = set(class_names(folders.test)) - set(names)
+        extra = set(listing[folders.test].folders) - set(names)
         if extra:
             raise ValueError(f"{folders.test} has classes that {root} lacks: {', '.join(sorted(extra))}")
-        train, test = image_files(root, names), image_files(folders.test, names)
-    expected = f"expected {', '.join(SUFFIXES)} in one folder a class"
-    if not train:
-        raise ValueError(f"{path} has no training images; {expected}")
-    if len(names) < 2:
-        raise ValueError(f"{root} has one class, {names[0]!r}; expected two or more, one folder a class")
-    if not test:
-        raise ValueError(f"{path} has no test images; {expected}")
-    train, test = _readable("training", train), _readable("test", test)
+        train, test = files, image_files(listing, folders.test, names)
+    listing.close()
+    return Dataset(_files(root, train), _files(folders.test or root, test), names)
+
+
+def _files(root: Path, files: Files) -> Examples:
+    names = PackedNames(files.names)
+    return Examples(Paths(root, names), files.labels.astype(np.int32), open_image, names)
+
+
+def _checked(dataset: Dataset, root: Path) -> Dataset:
+    """``dataset``, of images that can be learned from."""
+    if not len(dataset.train):
+        raise ValueError(f"{root} has no training images; {EXPECTED}")
+    if len(dataset.class_names) < 2:
+        raise ValueError(f"{root} has one class, {dataset.class_names[0]!r}; expected two or more")
+    if not len(dataset.test):
+        raise ValueError(f"{root} has no test images; {EXPECTED}")
     untrained, untested = (
-        [repr(name) for name, count in zip(names, _counts(part, names), strict=True) if not count]
-        for part in (train, test)
+        [
+            repr(name)
+            for name, count in zip(dataset.class_names, _counts(part, dataset), strict=True)
+            if not count
+        ]
+        for part in (dataset.train, dataset.test)
     )
     if untrained:
         raise ValueError(
-            f"{root} has no training images of class {', '.join(untrained)}; expected at least one that can "
-            "be read; add some, or remove the folder"
+            f"{root} has no training images of class {', '.join(untrained)}; expected one or more; add some, "
+            "or remove the class"
         )
     if untested:
         logger.warning("no test images of class %s", ", ".join(untested))
-    return Dataset(train, test, names, path)
+    return dataset
 
 
-def _counts(examples, names):
-    return np.bincount(np.asarray(examples.labels, np.int64), minlength=len(names))
-
-
-def _readable(what: str, files: Sequence[tuple[Path, int]]) -> Examples:
-    """The files that can be decoded; the others are named, counted and left out."""
-
-    def problem(entry):
-        try:
-            decode_file(entry[0])
-        except ValueError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor() as pool:
-        problems = list(track(pool.map(problem, files), f"checking {what} images", len(files)))
-    for message in filter(None, problems):
-        logger.warning("skipped: %s", message)
-    good = [entry for entry, message in zip(files, problems, strict=True) if message is None]
-    if len(good) < len(files):
-        logger.warning("skipped %d of %d %s images", len(files) - len(good), len(files), what)
-    if not good:
-        raise ValueError(f"none of the {len(files)} {what} images can be read")
-    paths, labels = zip(*good, strict=True)
-    return Examples(paths, labels, decode_file)
+def _counts(examples, dataset):
+    return np.bincount(np.asarray(examples.labels, np.int64), minlength=len(dataset.class_names))
 
 
 def _idx(root: Path) -> Dataset:

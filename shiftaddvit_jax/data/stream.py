@@ -2,15 +2,19 @@
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 
 from shiftaddvit_jax.data.preprocessing import preprocess
 from shiftaddvit_jax.models.preprocessing import Preprocessing
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Prepared(NamedTuple):
@@ -37,10 +41,15 @@ def prepare(source: Any, preprocessing: Preprocessing) -> Prepared:
 
 def prepare_all(sources: Iterable[Any], preprocessing: Preprocessing, ahead: int) -> Iterator[Prepared]:
     """Each of ``sources`` in its order, prepared in threads, ``ahead`` images at most before it is needed."""
+    return map_ahead(partial(prepare, preprocessing=preprocessing), sources, ahead)
+
+
+def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Generator[Result]:
+    """``function`` of each of ``items`` in order, in threads, ``ahead`` items at most before it is needed."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         waiting: deque = deque()
-        for source in sources:
-            waiting.append(pool.submit(prepare, source, preprocessing))
+        for item in items:
+            waiting.append(pool.submit(function, item))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:

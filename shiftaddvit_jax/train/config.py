@@ -9,12 +9,11 @@ import ml_collections
 from ml_collections.config_dict import placeholder
 
 from shiftaddvit_jax.data.augmentation import ERASING_MODES, INTERPOLATIONS, parse_policy
-from shiftaddvit_jax.data.pipeline import AUGMENTATIONS
-from shiftaddvit_jax.names import PRECISIONS, SOURCES
+from shiftaddvit_jax.data import AUGMENTATIONS
+from shiftaddvit_jax.names import PRECISIONS, SOURCES, WRITERS
 from shiftaddvit_jax.train.distillation import DISTILLATIONS
 from shiftaddvit_jax.train.losses import LOSSES
 from shiftaddvit_jax.train.optimizers import OPTIMIZERS
-from shiftaddvit_jax.train.writers import WRITERS
 from shiftaddvit_jax.validation import check_choice
 
 # Of sequences, as an error shows them.

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +24,13 @@ from shiftaddvit_jax import __version__
 from shiftaddvit_jax.checkpoints import load_model
 from shiftaddvit_jax.checkpoints.source import Source
 from shiftaddvit_jax.command import Stopped
-from shiftaddvit_jax.data import Augmentation, Dataset, load_dataset, train_iterator
-from shiftaddvit_jax.data.augmentation import affine, no_augmentation
+from shiftaddvit_jax.data import (
+    AUGMENTATIONS,
+    Augmentation,
+    Dataset,
+    load_dataset,
+    train_iterator,
+)
 from shiftaddvit_jax.data.identity import data_summary, describe_data
 from shiftaddvit_jax.models import Preprocessing
 from shiftaddvit_jax.models.variables import variable_shapes
@@ -95,7 +100,7 @@ class Run:
     teacher: Source | None
     mesh: Mesh
 
-    def batches(self, first: int, whole: bool = False) -> Iterator[dict[str, np.ndarray]]:
+    def batches(self, first: int, whole: bool = False) -> Generator[dict[str, np.ndarray]]:
         """Batches from number ``first`` on, endless: ``whole``, or this process's rows of them."""
         settings = self.config.data
         hosts = {} if whole else {"host": jax.process_index(), "hosts": jax.process_count()}
@@ -220,18 +225,21 @@ def steps_per_epoch(config: ml_collections.ConfigDict, dataset: Dataset) -> int:
 
 
 def _augmentation(config):
-    names = ("scale", "ratio", "interpolation", "flip", "policy", "color_jitter")
+    if config.data.augmentation != "crop_flip":
+        return AUGMENTATIONS[config.data.augmentation]
+    names = ("interpolation", "flip", "policy", "color_jitter")
     settings = {name: config.augment[name] for name in names}
-    settings |= {name: tuple(settings[name]) for name in ("scale", "ratio")}
-    choices = {"none": no_augmentation, "affine": affine, "crop_flip": Augmentation(**settings)}
-    return choices[config.data.augmentation]
+    return Augmentation(
+        scale=tuple(config.augment.scale), ratio=tuple(config.augment.ratio), **settings
+    )
 
 
 def _with_hashes(run, variables):
     """``variables`` with hashes learned from the first batch, whole in every process, where there are any."""
     if "hash" not in variables:
         return variables
-    images = jnp.asarray(next(run.batches(0, whole=True))["image"])
+    with closing(run.batches(0, whole=True)) as batches:
+        images = jnp.asarray(next(batches)["image"])
     learned = learn_hashes(run.model, variables, images, jax.random.key(run.config.seed))
     return {**variables, "hash": learned["hash"]}
 
@@ -244,9 +252,10 @@ def _train(run, state, step, checkpoints, workdir):
     teacher = (run.teacher.model, run.teacher.variables) if run.teacher else (None, None)
     history = read_metrics(workdir, step)
     best = Best(workdir, settings.keep_best)
-    batches, pending, pace = run.batches(step), [], _Pace(config.data.batch_size)
+    pending, pace = [], _Pace(config.data.batch_size)
     names = settings.writers if jax.process_index() == 0 else ()
     with (
+        closing(run.batches(step)) as batches,
         stop_signals() as asked_to_stop,
         open_writers(names, workdir, config.to_dict(), step + 1) as writers,
         progress_bar() as bar,

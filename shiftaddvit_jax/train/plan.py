@@ -50,7 +50,6 @@ def plan_run(config: ml_collections.ConfigDict) -> dict[str, Any]:
     }
     teacher = (run.teacher.model, run.teacher.variables) if run.teacher else (None, None)
     batches = run.batches(0)
-    began = time.perf_counter()
     batch = place_batch(mesh, next(batches))
     fixed = (run.model, run.optimizer, run.recipe, mesh, *teacher)
     key = jax.random.key(config.seed)
@@ -69,6 +68,7 @@ def plan_run(config: ml_collections.ConfigDict) -> dict[str, Any]:
         jax.block_until_ready((state, metrics))
         inputs.append(read - began)
         steps.append(time.perf_counter() - read)
+    batches.close()
     input_seconds, step_seconds = (float(np.median(times[1:])) for times in (inputs, steps))
     settings = config.train
     per_epoch = steps_per_epoch(config, dataset)

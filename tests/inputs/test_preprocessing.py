@@ -15,7 +15,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 import shiftaddvit_jax as sav
 from shiftaddvit_jax.checkpoints import from_timm, from_transformers
 from shiftaddvit_jax.data import normalize, preprocess
-from shiftaddvit_jax.data.pipeline import resize
+from shiftaddvit_jax.data.preprocessing import resize
 from shiftaddvit_jax.models import Preprocessing, model_preprocessing
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

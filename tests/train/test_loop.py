@@ -361,7 +361,7 @@ def test_routing_shares_do_not_depend_on_the_batch_size():
     model = sav.create_model("pvt_v2_nano", num_classes=10, mlp=("moe", "dense", "dense", "dense"))
     variables = sav.init_variables(model, jax.random.key(0))
     test = load_dataset("digits").test
-    few = Examples(test.images[:10], test.labels[:10], test.decode)
+    few = Examples(test.images[:10], test.labels[:10], test.read)
     whole, padded = (evaluate(model, variables, few, batch_size=size) for size in (10, 4))
     for name, share in whole["shift_share"].items():
         assert padded["shift_share"][name] == pytest.approx(share, abs=2e-3), name

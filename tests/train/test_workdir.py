@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from shiftaddvit_jax.data.examples import Dataset, Examples
 from shiftaddvit_jax.data.identity import data_difference, data_summary, describe_data
-from shiftaddvit_jax.data.sources import Dataset, Examples
+from shiftaddvit_jax.data.images import open_image
 from shiftaddvit_jax.train.config import resolved_defaults
 from shiftaddvit_jax.train.devices import create_mesh, state_shardings
 from shiftaddvit_jax.train.workdir import (
@@ -217,9 +218,11 @@ def test_a_shorter_run_than_what_is_done_says_how(workdir):
 
 def test_the_datas_identity_is_its_list_and_not_its_pixels(tmp_path):
     def dataset(names, test=("ant/9.png",), root=tmp_path):
-        paths, held_out = [root / name for name in names], [root / name for name in test]
-        train = Examples(paths, [0] * len(paths), lambda path: None)
-        return Dataset(train, Examples(held_out, [0] * len(held_out), lambda path: None), ("ant",), root)
+        train, held_out = (
+            Examples([root / name for name in part], [0] * len(part), open_image, list(map(str.encode, part)))
+            for part in (names, test)
+        )
+        return Dataset(train, held_out, ("ant",))
 
     first = describe_data(dataset(["ant/1.png", "ant/2.png"]))
     assert data_summary(first) == "1 classes, 2 training and 1 test images: ant 2 + 1"
