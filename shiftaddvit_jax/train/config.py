@@ -101,6 +101,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "optimizer_options": (),  # pairs such as ("b2", 0.95), of Optax's own function
                 "learning_rate": 2e-3,
                 "learning_rate_batch_size": 0,  # for which it is meant, see `scaled_learning_rate`; 0: any
+                "learning_rate_scaling": "",  # linear, sqrt, or timm's choice by the optimizer
                 "learning_rate_by": "step",  # changed every step, or every epoch
                 "warmup_steps": 100,
                 "warmup_epochs": 0.0,
@@ -244,6 +245,7 @@ CHOICES = {
     "train.loss": LOSSES,
     "train.optimizer": tuple(OPTIMIZERS),
     "train.learning_rate_by": ("step", "epoch"),
+    "train.learning_rate_scaling": ("", "linear", "sqrt"),
     "distillation.kind": DISTILLATIONS,
 }
 

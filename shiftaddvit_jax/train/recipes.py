@@ -51,6 +51,7 @@ def imagenet_config(variant: str, stage: str = "dense", *, drop_path: float = 0.
             "warmup_learning_rate": first,
             "learning_rate": peak,
             "learning_rate_batch_size": 512,
+            "learning_rate_scaling": "linear",
             "final_learning_rate": last,
             "clip_norm": 0.0,
             "log_every": 100,

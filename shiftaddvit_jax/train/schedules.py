@@ -54,13 +54,26 @@ def cosine_schedule(
 
 
 def scaled_learning_rate(
-    base: float, batch_size: int, optimizer: str, *, base_batch_size: int = 256
+    base: float,
+    batch_size: int,
+    optimizer: str,
+    *,
+    base_batch_size: int = 256,
+    scaling: str = "",
 ) -> float:
     """The learning rate for batches of ``batch_size``, where ``base`` is that for ``base_batch_size``.
 
-    As timm's ``train.py`` does: it grows as the square root for optimizers that adapt steps (those with "ada"
-    or "lamb" in their name), in proportion for others. With accumulated gradients, ``batch_size`` counts the
-    images of one update.
+    With accumulated gradients, ``batch_size`` counts the images of one update.
+
+    Args:
+      base: learning rate for ``base_batch_size``.
+      batch_size: images of one update.
+      optimizer: its name.
+      base_batch_size: images that ``base`` is meant for.
+      scaling: ``"linear"``, in proportion, or ``"sqrt"``, as the square root; by default as timm's
+        ``train.py`` chooses: the root for optimizers with "ada" or "lamb" in their name.
     """
     ratio = batch_size / base_batch_size
-    return base * (math.sqrt(ratio) if "ada" in optimizer or "lamb" in optimizer else ratio)
+    adapts = "ada" in optimizer or "lamb" in optimizer
+    is_root = scaling == "sqrt" or (not scaling and adapts)
+    return base * (math.sqrt(ratio) if is_root else ratio)

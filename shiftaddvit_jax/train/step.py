@@ -112,16 +112,14 @@ def make_recipe(config: ml_collections.ConfigDict) -> Recipe:
 def learning_rate(config: ml_collections.ConfigDict, steps_per_epoch: int = 1) -> optax.Schedule:
     """The learning rate by step: a rise, a cosine down, and a cool-down; see `cosine_schedule`."""
     settings = config.train
-    peak, final = settings.learning_rate, settings.final_learning_rate
+    peak = settings.learning_rate
     if settings.learning_rate_batch_size:
-        peak, final = (
-            scaled_learning_rate(
-                rate,
-                config.data.batch_size,
-                settings.optimizer,
-                base_batch_size=settings.learning_rate_batch_size,
-            )
-            for rate in (peak, final)
+        peak = scaled_learning_rate(
+            peak,
+            config.data.batch_size,
+            settings.optimizer,
+            base_batch_size=settings.learning_rate_batch_size,
+            scaling=settings.learning_rate_scaling,
         )
     warmup = min(settings.warmup_steps, settings.steps // 2)
     return cosine_schedule(
@@ -129,7 +127,7 @@ def learning_rate(config: ml_collections.ConfigDict, steps_per_epoch: int = 1) -
         steps=max(1, settings.steps - warmup - settings.cooldown_steps),
         warmup_steps=warmup,
         start=settings.warmup_learning_rate,
-        end=final,
+        end=settings.final_learning_rate,
         warmup_first=True,
         steps_per_epoch=steps_per_epoch if settings.learning_rate_by == "epoch" else 1,
     )
