@@ -18,6 +18,7 @@ COMMANDS = (
     training.add_demo,
     training.add_train,
     training.add_eval,
+    training.add_compare,
     models.add_models,
     predict.add_info,
     predict.add_predict,
