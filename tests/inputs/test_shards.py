@@ -112,9 +112,9 @@ def write_arrow(root):
         (root / part).mkdir()
         images = [{"bytes": picture(number)[0], "path": None} for number in numbers]
         table = pyarrow.table([images, [number % 2 for number in numbers], list(numbers)], schema=schema)
-        with pyarrow.OSFile(str(root / part / "data-00000-of-00001.arrow"), "wb") as file:
-            with pyarrow.ipc.new_stream(file, schema) as writer:
-                writer.write_table(table, max_chunksize=3)
+        file = str(root / part / "data-00000-of-00001.arrow")
+        with pyarrow.OSFile(file, "wb") as out, pyarrow.ipc.new_stream(out, schema) as writer:
+            writer.write_table(table, max_chunksize=3)
 
 
 KINDS = {"tar": write_tars, "array_record": write_records, "huggingface": write_arrow}
@@ -208,10 +208,8 @@ def test_a_shard_is_read_through_once_and_again_after_it_changed(tmp_path, monke
         read.clear()
         return describe_data(load_dataset(source, str(root)))
 
-    index = shards.FORMATS[source].index
-    counting = dataclasses.replace(
-        shards.FORMATS[source], index=lambda file: read.append(file) or index(file)
-    )
+    kind = shards.FORMATS[source]
+    counting = dataclasses.replace(kind, index=lambda file: read.append(file) or kind.index(file))
     monkeypatch.setitem(shards.FORMATS, source, counting)
     first = load()
     assert len(read) == len(list(root.iterdir()))
@@ -266,6 +264,14 @@ def test_what_are_no_shards_is_refused(tmp_path, source, files, message):
         (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=message):
         load_dataset(source, str(tmp_path))
+
+
+def test_several_data_sets_in_one_cache_are_refused(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        write_arrow(tmp_path / name)
+    with pytest.raises(ValueError, match="has several data sets; give the folder of one, such as"):
+        load_dataset("huggingface", str(tmp_path))
 
 
 def test_numbers_that_have_no_name_are_refused(tmp_path):
