@@ -191,6 +191,12 @@ def find_shards(source: str, root: Path) -> dict[str, list[str]]:
     others = parts.pop("", [])
     if not parts and not others:
         raise ValueError(f"{root} has no {kind.expected}")
+    if source == "huggingface":
+        for files in (others, *parts.values()):
+            if len(folders := sorted({os.path.dirname(file) for file in files})) > 1:
+                raise ValueError(
+                    f"{root} has several data sets; give the folder of one, such as {folders[0]}"
+                )
     if not parts:
         return {"train": others}
     if others:
@@ -341,7 +347,10 @@ def _record_reader(file: str) -> Any:
 
     # Nothing is read ahead, since the order is random.
     options = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
-    return array_record_module.ArrayRecordReader(file, **options)
+    reader = array_record_module.ArrayRecordReader(file, **options)
+    if not reader.ok():
+        raise ValueError(f"{file} cannot be read as an ArrayRecord file; expected a whole one")
+    return reader
 
 
 def _feature_keys(file: str) -> tuple[Sequence[str], Sequence[str]]:
@@ -379,7 +388,12 @@ def _records(file: str) -> Iterator[dict[str, list]]:
     reader, step = _record_reader(file), 64
     for first in range(0, reader.num_records(), step):
         numbers = list(range(first, min(first + step, reader.num_records())))
-        for number, record in zip(numbers, reader.read(numbers), strict=True):
+        try:
+            found = reader.read(numbers)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{file} cannot be read as an ArrayRecord file: {reason}") from None
+        for number, record in zip(numbers, found, strict=True):
             try:
                 yield read_example(record)
             except ValueError:
@@ -418,8 +432,9 @@ def _arrow(file: str) -> Any:
 @lru_cache(maxsize=256)
 def _arrow_columns(file: str) -> tuple[str, str, tuple[str, ...] | None]:
     """The columns of image and label, and the names of classes, as `datasets` says them in the schema."""
+    metadata = _arrow(file).schema.metadata or {}
     try:
-        about = json.loads((_arrow(file).schema.metadata or {})[b"huggingface"])
+        about = json.loads(metadata[b"huggingface"])
         features = about["info"]["features"]
         kinds = {name: feature.get("_type") for name, feature in features.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
