@@ -1,16 +1,14 @@
-"""DeiT-Small on ImageNet-1k: from the published weights to shifts and adds, a stage a run.
+"""DeiT-Small on ImageNet-1k: from the published weights to shifts and adds.
 
-    shiftaddvit train --config configs/deit_small_imagenet.py:dense --workdir runs/deit_small/dense
-    shiftaddvit train --config configs/deit_small_imagenet.py:add_attention --workdir runs/deit_small/add_attention
-    shiftaddvit train --config configs/deit_small_imagenet.py:moe --workdir runs/deit_small/moe
-    shiftaddvit train --config configs/deit_small_imagenet.py:shift --workdir runs/deit_small/shift
+    shiftaddvit train --config configs/deit_small_imagenet.py:STAGE --workdir runs/deit_small/STAGE
 
-ImageNet's ``train`` and ``val`` are expected in ``imagenet/``; ``--config.data.path=DIR`` says otherwise.
+with STAGE dense, then add_attention, then moe or shift. ImageNet's ``train`` and ``val`` are expected in
+``imagenet/``; ``--config.data.path=DIR`` says otherwise.
 
 Cost: 500,456 steps of 256 images each; ``--plan`` times one on your devices. The authors used eight GPUs.
-To expect: the weights begin at 79.9 % top-1 (facebookresearch/deit). The paper
-(arXiv 2306.06446) keeps close to the dense accuracy with mixtures, and loses some with shifts alone. These
-configs have not been run to their end.
+To expect: the weights begin at 79.9 % top-1 (facebookresearch/deit).
+The paper (arXiv 2306.06446) keeps close to the dense accuracy with mixtures, and loses some with shifts
+alone. These configs have not been run to their end.
 """
 
 from shiftaddvit_jax.train.recipes import imagenet_config

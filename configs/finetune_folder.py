@@ -7,8 +7,8 @@ takes other weights, such as ``configs/finetune_folder.py:hf:OpenGVLab/pvt_v2_b2
 
 Cost: 30 epochs, for 5,000 photographs 2,344 steps of 64 images. With pvt_v2_b0 on two cores of a CPU a step
 takes about 6 s; ``--plan`` times it on your machine.
-To expect: rates and layer decay are those that timm users finetune with, at a scale where layers near the image
-change little; a linear head on the same features is the lower bound.
+To expect: layers near the image change little (layer decay 0.75), and the average of the parameters scores
+better than the parameters. Not measured on a data set of this size.
 """
 
 from shiftaddvit_jax.train import default_config

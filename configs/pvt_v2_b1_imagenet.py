@@ -1,16 +1,15 @@
-"""PVTv2-B1 on ImageNet-1k: from the published weights to shifts and adds, a stage a run.
+"""PVTv2-B1 on ImageNet-1k: from the published weights to shifts and adds.
 
-    shiftaddvit train --config configs/pvt_v2_b1_imagenet.py:dense --workdir runs/pvt_v2_b1/dense
-    shiftaddvit train --config configs/pvt_v2_b1_imagenet.py:add_attention --workdir runs/pvt_v2_b1/add_attention
-    shiftaddvit train --config configs/pvt_v2_b1_imagenet.py:moe --workdir runs/pvt_v2_b1/moe
-    shiftaddvit train --config configs/pvt_v2_b1_imagenet.py:shift --workdir runs/pvt_v2_b1/shift
+    shiftaddvit train --config configs/pvt_v2_b1_imagenet.py:STAGE --workdir runs/pvt_v2_b1/STAGE
 
-ImageNet's ``train`` and ``val`` are expected in ``imagenet/``; ``--config.data.path=DIR`` says otherwise.
+with STAGE dense, then add_attention, then moe or shift. ImageNet's ``train`` and ``val`` are expected in
+``imagenet/``; ``--config.data.path=DIR`` says otherwise.
 
 Cost: 500,456 steps of 256 images each; ``--plan`` times one on your devices. The authors used eight GPUs.
-To expect: the weights begin at 78.7 % top-1 (whai362/PVT). The first stage gives it softmax attention in place of spatial reductions. The paper
-(arXiv 2306.06446) keeps close to the dense accuracy with mixtures, and loses some with shifts alone. These
-configs have not been run to their end.
+To expect: the weights begin at 78.7 % top-1 (whai362/PVT).
+The stage dense gives softmax attention in place of spatial reductions.
+The paper (arXiv 2306.06446) keeps close to the dense accuracy with mixtures, and loses some with shifts
+alone. These configs have not been run to their end.
 """
 
 from shiftaddvit_jax.train.recipes import imagenet_config

@@ -2,12 +2,18 @@
 
 import hashlib
 import json
+import logging
+import math
 import os
 import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"  # what a run logged
 
 
 @contextmanager
@@ -113,3 +119,34 @@ def read_latencies(file: str | Path) -> dict[str, tuple[float, ...]]:
         raise ValueError(
             f"{file} holds no latencies; expected what `shiftaddvit measure-latency --json` writes"
         ) from None
+
+
+def read_metrics(workdir: Path, last_step: int | None = None) -> list[dict[str, float]]:
+    """What a run in ``workdir`` logged up to ``last_step``, or all: ``{"step", ...}`` in the order of steps.
+
+    A last line that a stopped run left unfinished is no line. Where others are lost, the log says so.
+    """
+    try:
+        text = (workdir / METRICS).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        if last_step:
+            logger.warning(
+                "%s is missing; what was logged up to step %d is lost", workdir / METRICS, last_step
+            )
+        return []
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    entries = [entry for line in lines if (entry := _metrics_of(line)) is not None]
+    if len(entries) < len(lines):
+        logger.warning(
+            "%s: %d of %d lines are not whole", workdir / METRICS, len(lines) - len(entries), len(lines)
+        )
+    return [entry for entry in entries if last_step is None or entry["step"] <= last_step]
+
+
+def _metrics_of(line):
+    """The object of a line; None if it is damaged."""
+    try:
+        entry = json.loads(line)
+        return entry if isinstance(entry["step"], int) and all(map(math.isfinite, entry.values())) else None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None

@@ -13,6 +13,7 @@ from jaxtyping import Float, PyTree, UInt8
 from shiftaddvit_jax.checkpoints import load_model
 from shiftaddvit_jax.data import decode_file, load_dataset
 from shiftaddvit_jax.data.preprocessing import crop, normalize_as
+from shiftaddvit_jax.files import read_metrics
 from shiftaddvit_jax.models import Preprocessing, model_preprocessing
 from shiftaddvit_jax.pack import inference_variables
 
@@ -70,8 +71,8 @@ def load_subject(folder: str | Path) -> Subject:
         folder = folder / "model"
     model, variables, description = load_model(folder)
     run, data, history = folder.parent, training_data(folder), ()
-    if data is not None and (run / "history.json").is_file():
-        history = json.loads((run / "history.json").read_text())
+    if data is not None:
+        history = read_metrics(run)
     return Subject(
         run.name if folder.name == "model" else folder.name,
         model,

@@ -123,14 +123,14 @@ def _weights(subjects, pixels):
 def _training(subjects, pixels):
     histories = {subject.name: subject.history for subject in subjects if subject.history}
     if not histories:
-        raise ValueError("there is no history.json beside the model: it was not trained here")
+        raise ValueError("there is no metrics.jsonl beside the model: it was not trained here")
     return plot_history(histories)
 
 
 def _shares(subjects, pixels):
     (subject,) = subjects
     if not subject.history:
-        raise ValueError("there is no history.json beside the model: it was not trained here")
+        raise ValueError("there is no metrics.jsonl beside the model: it was not trained here")
     return plot_routing_history(subject.history)
 
 

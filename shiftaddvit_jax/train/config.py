@@ -8,8 +8,8 @@ from typing import Any
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from shiftaddvit_jax.data.augmentation import ERASING_MODES, INTERPOLATIONS, parse_policy
 from shiftaddvit_jax.data import AUGMENTATIONS
+from shiftaddvit_jax.data.augmentation import ERASING_MODES, INTERPOLATIONS, parse_policy
 from shiftaddvit_jax.names import PRECISIONS, SOURCES, WRITERS
 from shiftaddvit_jax.train.distillation import DISTILLATIONS
 from shiftaddvit_jax.train.losses import LOSSES
@@ -266,7 +266,9 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         if name in RANGES and value not in RANGES[name]:
             raise ValueError(f"config.{name} must be {RANGES[name]}, got {value!r}")
         for kind, words in ((str, "text"), (bool, "true or false"), (tuple, "a sequence")):
-            if isinstance(known[name], kind) and not isinstance(value, (tuple, list) if kind is tuple else kind):
+            if isinstance(known[name], kind) and not isinstance(
+                value, (tuple, list) if kind is tuple else kind
+            ):
                 raise ValueError(f"config.{name} must be {words}, got {value!r}")
         if name in CHOICES and not (value == "" and name in DEFAULTS):
             check_choice(f"config.{name}", value, CHOICES[name])

@@ -36,13 +36,15 @@ def check_batch_size(mesh: Mesh, batch_size: int, parts: int = 1) -> None:
 
 
 def state_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """Where an array of the state lies: its longest axis that can be split over "model" is, else it is whole."""
+    """Where an array of the state lies: split along its longest axis that "model" divides, or whole."""
     parts = mesh.shape[MODEL]
     axes = [axis for axis, size in enumerate(shape) if size % parts == 0 and size]
     if parts == 1 or not axes:
         return NamedSharding(mesh, PartitionSpec())
     longest = max(axes, key=lambda axis: shape[axis])
-    return NamedSharding(mesh, PartitionSpec(*(MODEL if axis == longest else None for axis in range(len(shape)))))
+    return NamedSharding(
+        mesh, PartitionSpec(*(MODEL if axis == longest else None for axis in range(len(shape))))
+    )
 
 
 def state_shardings(mesh: Mesh, state: PyTree) -> PyTree:
@@ -70,11 +72,13 @@ def to_host(tree: PyTree) -> PyTree:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def start_processes(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+def start_processes(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> None:
     """Join the processes of one run, before anything is computed.
 
-    Without arguments the environment tells them: that of SLURM, Open MPI, TPU pods or Kubernetes, or JAX's own
-    variables.
+    Without arguments the environment tells them: that of SLURM, Open MPI, TPU pods or Kubernetes, or
+    JAX's own variables.
 
     Args:
       coordinator: ``HOST:PORT`` of process 0, which listens there and nowhere else.

@@ -32,6 +32,7 @@ from shiftaddvit_jax.data import (
     train_iterator,
 )
 from shiftaddvit_jax.data.identity import data_summary, describe_data
+from shiftaddvit_jax.files import read_metrics
 from shiftaddvit_jax.models import Preprocessing
 from shiftaddvit_jax.models.variables import variable_shapes
 from shiftaddvit_jax.progress import progress_bar
@@ -49,7 +50,6 @@ from shiftaddvit_jax.train.signals import stop_signals
 from shiftaddvit_jax.train.start import Start, begin, open_teacher, resume, with_measured_latencies
 from shiftaddvit_jax.train.step import (
     Recipe,
-    TrainState,
     initial_state,
     learning_rate,
     make_optimizer,
@@ -69,7 +69,7 @@ from shiftaddvit_jax.train.workdir import (
     read_run,
     save_whole_model,
 )
-from shiftaddvit_jax.train.writers import open_writers, read_metrics
+from shiftaddvit_jax.train.writers import open_writers
 
 logger = logging.getLogger(__name__)
 
@@ -144,9 +144,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     this with the same arguments, and see the same workdir.
 
     Returns:
-      The result of `evaluate` for the trained model on the test set, with ``parameters``; with ``average``, the
-      same for the average, where there is one; and with ``history``: a list of ``{"step", "loss", ...}``, the
-      values that were logged, ``"shift_share/LAYER"`` among them.
+      The result of `evaluate` for the trained model on the test set, with ``parameters``; with ``average``,
+      the same for the average, where there is one; and with ``history``: a list of ``{"step", "loss", ...}``,
+      the values that were logged, ``"shift_share/LAYER"`` among them.
 
     Raises:
       ValueError: a config or data that cannot work, or a workdir that holds another run, a run on other data
@@ -192,7 +192,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
             run = make_run(start, dataset, mesh)
     claim(workdir, run.config, {"data": data, **start.describe()})
     if state is None:
-        state = place_state(mesh, initial_state(_with_hashes(run, start.variables), run.optimizer, run.recipe))
+        state = place_state(
+            mesh, initial_state(_with_hashes(run, start.variables), run.optimizer, run.recipe)
+        )
     if step:
         logger.info("resuming at step %d of %d", step, run.config.train.steps)
     with closing(checkpoints):
@@ -229,9 +231,7 @@ def _augmentation(config):
         return AUGMENTATIONS[config.data.augmentation]
     names = ("interpolation", "flip", "policy", "color_jitter")
     settings = {name: config.augment[name] for name in names}
-    return Augmentation(
-        scale=tuple(config.augment.scale), ratio=tuple(config.augment.ratio), **settings
-    )
+    return Augmentation(scale=tuple(config.augment.scale), ratio=tuple(config.augment.ratio), **settings)
 
 
 def _with_hashes(run, variables):
@@ -352,9 +352,7 @@ def _finish(run, state, history, best, totals, workdir):
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     about = _about(run, steps)
     if average is not None:
-        save_whole_model(
-            workdir / AVERAGE, run.model, state.averaged, {**about, "top1": average["top1"]}
-        )
+        save_whole_model(workdir / AVERAGE, run.model, state.averaged, {**about, "top1": average["top1"]})
         metrics["average"] = average
     write_run_summary(run, metrics, parameters, best, totals, workdir)
     save_whole_model(workdir / MODEL, run.model, state.variables, {**about, "top1": metrics["top1"]})
@@ -458,7 +456,7 @@ def write_run_summary(run, metrics, parameters, best, totals, workdir):
         "parameters": parameters,
         "final": {name: metrics[name] for name in scores},
         **({"ema": {name: average[name] for name in scores}} if average else {}),
-        "best": best.first(),
+        **({"best": best.first()} if best.first() else {}),
         "shift_share": metrics["shift_share"],
         "class_names": list(run.dataset.class_names),
         "version": __version__,

@@ -74,7 +74,15 @@ def plan_run(config: ml_collections.ConfigDict) -> dict[str, Any]:
     per_epoch = steps_per_epoch(config, dataset)
     schedule = learning_rate(config, per_epoch)
     warmup = min(settings.warmup_steps, settings.steps // 2)
-    marks = sorted({0, warmup, (warmup + settings.steps) // 2, max(0, settings.steps - settings.cooldown_steps - 1), settings.steps - 1})
+    marks = sorted(
+        {
+            0,
+            warmup,
+            (warmup + settings.steps) // 2,
+            max(0, settings.steps - settings.cooldown_steps - 1),
+            settings.steps - 1,
+        }
+    )
     return {
         "model": run.model.variant,
         "devices": mesh.size,

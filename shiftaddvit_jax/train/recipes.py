@@ -15,7 +15,9 @@ STAGES = {
 }
 
 
-def imagenet_config(variant: str, stage: str = "dense", *, drop_path: float = 0.1) -> ml_collections.ConfigDict:
+def imagenet_config(
+    variant: str, stage: str = "dense", *, drop_path: float = 0.1
+) -> ml_collections.ConfigDict:
     """One stage of the paper's on ImageNet: 100 epochs of 256 images a step, from the stage before it.
 
     The numbers are the authors' (the commands in ``pvt/README.md`` and the defaults in ``pvt/params.py`` of
@@ -28,8 +30,8 @@ def imagenet_config(variant: str, stage: str = "dense", *, drop_path: float = 0.
 
     Args:
       variant: a name that `shiftaddvit_jax.list_pretrained` has weights of.
-      stage: ``"dense"``, softmax attention in all stages; ``"add_attention"``, stage 1 of the paper; ``"moe"``
-        and ``"shift"``, stage 2 with mixtures or with shifts alone.
+      stage: ``"dense"``, softmax attention in all stages; ``"add_attention"``, stage 1 of the paper;
+        ``"moe"`` and ``"shift"``, stage 2 with mixtures or with shifts alone.
       drop_path: of the last block.
 
     Raises:
@@ -63,7 +65,7 @@ def imagenet_config(variant: str, stage: str = "dense", *, drop_path: float = 0.
 
 
 def photographs(config: ml_collections.ConfigDict) -> None:
-    """Give ``config`` DeiT's changes to images, as timm names them: crops, RandAugment, erasing, mixup, CutMix."""
+    """Give ``config`` DeiT's changes to images: crops, RandAugment, erasing, mixup, CutMix."""
     config.data.augmentation = "crop_flip"
     config.augment.update(
         {

@@ -13,7 +13,7 @@ Asked = Callable[[int], signal.Signals | None]
 
 @contextmanager
 def stop_signals() -> Generator[Asked]:
-    """A function of a step's number: SIGTERM or SIGINT if one of them asks to stop after that step, else None.
+    """A function of a step's number: SIGTERM or SIGINT if one asks to stop after that step, else None.
 
     While the block runs, neither ends the process by itself, but for a second Ctrl-C. All processes of a run
     get the same answer at the same step, where one of them got the signal. Outside the main thread, signals

@@ -101,7 +101,9 @@ def resume(config: ml_collections.ConfigDict, began: Mapping[str, Any]) -> Start
     return Start(config, model, None, pixels)
 
 
-def open_teacher(config: ml_collections.ConfigDict, start: Start, class_names: tuple[str, ...]) -> Source | None:
+def open_teacher(
+    config: ml_collections.ConfigDict, start: Start, class_names: tuple[str, ...]
+) -> Source | None:
     """What the run distills from; None if the config names nothing.
 
     Raises:
@@ -210,5 +212,3 @@ def _warn_of_changes_back(teacher, student):
 
 def _kinds(config):
     return {name: parse_kinds(config.model[name]) for name in KINDS}
-
-

@@ -1,4 +1,4 @@
-"""One step of training: from a state and a batch to the next state, under one jit on any number of devices."""
+"""One step of training: from a state and a batch to the next state, on any number of devices."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from shiftaddvit_jax.train.mixing import Mixing, mix
 from shiftaddvit_jax.train.optimizers import create_optimizer
 from shiftaddvit_jax.train.schedules import cosine_schedule, scaled_learning_rate
 
+NOT_MIXED = Mixing(mixup_alpha=0.0, cutmix_alpha=0.0)
 Latencies = tuple[float, ...] | tuple[tuple[str, tuple[float, ...]], ...]
 
 
@@ -76,7 +77,7 @@ class Recipe:
 
     loss: Any = "cross_entropy"
     loss_threshold: float | None = None
-    mixing: Mixing = Mixing(mixup_alpha=0.0, cutmix_alpha=0.0)
+    mixing: Mixing = NOT_MIXED
     erasing: Erasing | None = None
     distillation: str = ""
     distillation_weight: float = 0.5
@@ -151,9 +152,7 @@ def make_optimizer(
     )
 
 
-def initial_state(
-    variables: PyTree, optimizer: optax.GradientTransformation, recipe: Recipe
-) -> TrainState:
+def initial_state(variables: PyTree, optimizer: optax.GradientTransformation, recipe: Recipe) -> TrainState:
     """The state before the first step."""
     params = variables["params"]
     constants = {name: value for name, value in variables.items() if name != "params"}
@@ -202,14 +201,14 @@ def train_step(
     if recipe.accumulate == 1:
         (loss, metrics), gradient = gradient_of(state.params, *parts, model_key)
     else:
-        (loss, metrics), gradient = _in_parts(gradient_of, recipe.accumulate, mesh, state.params, parts, model_key)
+        (loss, metrics), gradient = _in_parts(
+            gradient_of, recipe.accumulate, mesh, state.params, parts, model_key
+        )
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, updates)
     average = state.average
     if average is not None:
-        average = update_ema(
-            average, params, ema_decay(step + 1, recipe.ema_decay, warmup=recipe.ema_warmup)
-        )
+        average = update_ema(average, params, ema_decay(step + 1, recipe.ema_decay, warmup=recipe.ema_warmup))
     state = dataclasses.replace(state, params=params, opt_state=opt_state, average=average)
     state = jax.lax.with_sharding_constraint(state, state_shardings(mesh, state))
     return state, {"loss": loss, **metrics}
@@ -248,7 +247,7 @@ def _loss(model, recipe, teacher, teacher_variables, constants, params, images, 
 
 
 def _in_parts(gradient_of, count, mesh, params, batch, key):
-    """Means over ``count`` parts of the batch, one after another; each has its share of every device's rows."""
+    """Means over ``count`` parts of the batch, one after another; each has a share of every device's rows."""
 
     def split(array):
         parts = array.reshape(-1, count, *array.shape[1:]).swapaxes(0, 1)

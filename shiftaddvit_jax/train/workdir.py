@@ -177,8 +177,8 @@ class Checkpoints:
     def restore(self, shapes: PyTree, shardings: PyTree) -> tuple[int, PyTree | None]:
         """The newest whole step and its state, placed by ``shardings``; 0 and None without any.
 
-        On how many devices it was saved does not matter. Steps that are not whole are named in the log and set
-        aside.
+        On how many devices it was saved does not matter. Steps that are not whole are named in the log and
+        set aside.
 
         Raises:
           ValueError: a whole step of another model, or a folder that cannot be changed.
@@ -281,7 +281,7 @@ class Best:
         self.folder, self.keep = workdir / BEST, keep
 
     def offer(self, step: int, top1: float, model: nn.Module, variables: PyTree, about: Mapping) -> None:
-        """Save a model that is among the best, and remove those that are no longer; ties go to the earlier."""
+        """Save a model that is among the best, remove those no longer; ties go to the earlier."""
         kept = [entry for entry in self._entries() if entry[1] != step]
         ranked = sorted([*kept, (-top1, step)])
         if (-top1, step) in ranked[: self.keep]:

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from shiftaddvit_jax.files import read_object, whole_file, write_json
+from shiftaddvit_jax.files import METRICS, read_metrics, read_object, whole_file, write_json
 from shiftaddvit_jax.names import WRITERS
 from shiftaddvit_jax.optional import PACKAGES, require
 from shiftaddvit_jax.validation import check_choice
 
 logger = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
 IDENTITY = "run_id.json"  # of the run among those of other folders that are watched
 PROJECT = "shiftaddvit_jax"
 
@@ -103,37 +102,6 @@ def open_writers(
             opened.enter_context(OPEN[name](workdir, config, first_step)) for name in dict.fromkeys(names)
         ]
         yield Writers(writers, first_step)
-
-
-def read_metrics(workdir: Path, last_step: int | None = None) -> list[dict[str, float]]:
-    """What the writer ``jsonl`` wrote, up to ``last_step`` or all: ``{"step", ...}`` in the order of steps.
-
-    A last line that a stopped run left unfinished is no line. Where others are lost, the log says so.
-    """
-    try:
-        text = (workdir / METRICS).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        if last_step:
-            logger.warning(
-                "%s is missing; what was logged up to step %d is lost", workdir / METRICS, last_step
-            )
-        return []
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    entries = [entry for line in lines if (entry := _parse(line)) is not None]
-    if len(entries) < len(lines):
-        logger.warning(
-            "%s: %d of %d lines are not whole", workdir / METRICS, len(lines) - len(entries), len(lines)
-        )
-    return [entry for entry in entries if last_step is None or entry["step"] <= last_step]
-
-
-def _parse(line):
-    """The object of a line; None if it is damaged."""
-    try:
-        entry = json.loads(line)
-        return entry if isinstance(entry["step"], int) and all(map(math.isfinite, entry.values())) else None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
 
 
 class _Lines:

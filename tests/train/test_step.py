@@ -83,7 +83,9 @@ def test_the_average_follows_the_parameters():
     for step in range(3):
         params = by_hand(params)
         kept = 0.75 if step else 0.0  # the first update copies
-        average = jax.tree.map(lambda old, new, kept=kept: kept * old + (1 - kept) * new, average or params, params)
+        average = jax.tree.map(
+            lambda old, new, kept=kept: kept * old + (1 - kept) * new, average or params, params
+        )
     state, _ = take(recipe, steps=3)
     assert_close(state.average, average)
 
@@ -100,7 +102,9 @@ def test_a_teacher_has_its_weight_of_the_loss():
     recipe = Recipe(mixing=PLAIN, distillation="soft", distillation_weight=0.25, temperature=2.0)
     _, metrics = take(recipe, **teacher)
     mine, its = (MODEL.apply(v, BATCH["image"]) / 2.0 for v in (variables(), variables(9)))
-    divergence = np.mean(np.sum(jax.nn.softmax(its) * (jax.nn.log_softmax(its) - jax.nn.log_softmax(mine)), 1))
+    divergence = np.mean(
+        np.sum(jax.nn.softmax(its) * (jax.nn.log_softmax(its) - jax.nn.log_softmax(mine)), 1)
+    )
     np.testing.assert_allclose(metrics["distillation_loss"], 4 * divergence, rtol=1e-5)
     expected = 0.75 * metrics["task_loss"] + 0.25 * metrics["distillation_loss"]
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)

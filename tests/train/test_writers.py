@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from shiftaddvit_jax.train.writers import open_writers, read_metrics
+from shiftaddvit_jax.files import read_metrics
+from shiftaddvit_jax.train.writers import open_writers
 
 
 def write(workdir, steps, first_step=1, names=("jsonl",)):
