@@ -102,7 +102,8 @@ def _logs_shown() -> Iterator[None]:
     """What the packages log goes to the standard error stream as it is now; loggers are left as they were."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    levels = {"shiftaddvit_jax": logging.INFO, "kernels_tvm": logging.INFO, "absl": logging.ERROR}  # Orbax's
+    levels = {"shiftaddvit_jax": logging.INFO, "kernels_tvm": logging.INFO}
+    levels["absl"] = logging.CRITICAL  # what Orbax says there, with a traceback, it also raises
     loggers = [logging.getLogger(name) for name in levels]
     before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
     for logger, level in zip(loggers, levels.values(), strict=True):

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 CONFIG = "config.json"  # what was asked for
 RUN = "run.json"  # what it began with: its data, model and pixels
 CHECKPOINTS, DIGESTS, ITEM = "checkpoints", "digests.json", "default"
+ROOM = 1.1  # of a checkpoint's arrays, for what is written beside them
 DAMAGED = "damaged"  # where checkpoints go that are not whole
 MODEL, AVERAGE = "model", "average"
 BEST = "best"
@@ -209,8 +210,13 @@ class Checkpoints:
         return 0, None
 
     def save(self, step: int, state: PyTree) -> None:
-        """Begin to write a step, after those before; the state may change meanwhile."""
+        """Begin to write a step, after those before; the state may change meanwhile.
+
+        Raises:
+          ValueError: it cannot be written, or one before could not; those before that are as they were.
+        """
         self.finish()
+        self._check_disk(step, state)
         if self._manager is None:
             options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -236,6 +242,16 @@ class Checkpoints:
                 write_json(folder / DIGESTS, file_digests(folder))
         except Exception as error:  # Orbax's own for a disk that is full
             raise _cannot_be_saved(self.folder / str(step), error) from None
+
+    def _check_disk(self, step, state):
+        """Orbax's threads would say what is missing in hundreds of lines."""
+        needed = sum(shard.data.nbytes for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards)
+        free = shutil.disk_usage(self.workdir).free
+        if free < ROOM * needed:
+            reason = f"it needs {ROOM * needed / 2**20:.1f} MiB, and the disk has {free / 2**20:.1f} MiB left"
+            raise _cannot_be_saved(self.folder / str(step), OSError(reason))
+        if self.folder.exists() and not os.access(self.folder, os.W_OK):
+            raise _cannot_be_saved(self.folder / str(step), OSError("its folder is read-only"))
 
     def close(self) -> None:
         """Finish, and let go of the folder."""

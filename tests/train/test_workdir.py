@@ -3,19 +3,23 @@
 import json
 import logging
 import os
+import resource
 import shutil
+from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import shiftaddvit_jax as sav
 from shiftaddvit_jax.data.examples import Dataset, Examples
 from shiftaddvit_jax.data.identity import data_difference, data_summary, describe_data
 from shiftaddvit_jax.data.images import open_image
 from shiftaddvit_jax.train.config import resolved_defaults
 from shiftaddvit_jax.train.devices import create_mesh, state_shardings
 from shiftaddvit_jax.train.workdir import (
+    Best,
     Checkpoints,
     check_not_shorter,
     check_same_run,
@@ -244,3 +248,37 @@ def test_pixels_are_known_by_their_places():
 
     assert data_difference(identity([0, 1, 1]), identity([0, 1, 1])) is None
     assert data_difference(identity([0, 1, 1]), identity([1, 0, 1])) is not None
+
+
+@contextmanager
+def disk_that_fills():
+    """Files cannot grow beyond a kilobyte, as on a disk without room."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_step_that_finds_no_room_is_said_in_a_line_and_the_one_before_is_whole(workdir):
+    checkpoints = Checkpoints(workdir)
+    with (
+        disk_that_fills(),
+        pytest.raises(ValueError, match=r"30 cannot be written: .*; what was saved") as caught,
+    ):
+        checkpoints.save(30, STATE)
+        checkpoints.finish()
+    assert "\n" not in str(caught.value)
+    assert restore(workdir)[0] == 20
+
+
+def test_the_models_that_score_best_are_kept(tmp_path):
+    model = sav.create_model("pvt_v2_nano", num_classes=2)
+    variables = sav.init_variables(model, jax.random.key(0))
+    best = Best(tmp_path, keep=2)
+    for step, top1 in ((10, 0.5), (20, 0.7), (30, 0.4), (40, 0.7), (50, 0.6)):
+        best.offer(step, top1, model, variables, {"class_names": ["ant", "bee"]})
+    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == ["20", "40"]
+    assert best.first() == {"step": 20, "top1": 0.7, "path": "best/20"}
+    assert sav.load_model(tmp_path / "best" / "40")[2]["top1"] == 0.7
