@@ -117,17 +117,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir", required=True, metavar="DIR", help="where the run is written, and resumed"
     )
+    parser.add_argument(
+        "--check-data", action="store_true", help="decode every image, name those that can't be, and end"
+    )
     parser.epilog = (
         "Any key of the config can be set: --config.train.steps=10 --config.model.attention=linear"
     )
 
 
 def train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Run what ``--config`` says and print the accuracy."""
+    """Run what ``--config`` says and print the accuracy; with ``--check-data``, look at its data alone.
+
+    Raises:
+      ValueError: as `train_and_evaluate`; of data that is checked, an image that can't be read.
+    """
+    config = load_config(arguments.config, overrides)
+    if arguments.check_data:
+        check(config.data.source, config.data.path)
+        return
     from shiftaddvit_jax.train import train_and_evaluate
 
-    metrics = train_and_evaluate(load_config(arguments.config, overrides), arguments.workdir)
+    metrics = train_and_evaluate(config, arguments.workdir)
     print(f"top-1 {metrics['top1']:.2%} on the test set; the model is in {arguments.workdir}/model")
+
+
+def check(source: str, path: str) -> None:
+    """Decode every image of a data set and print those that can't be.
+
+    Raises:
+      ValueError: there are such images; the message says how many.
+    """
+    from shiftaddvit_jax.data import check_data, load_dataset
+
+    dataset = load_dataset(source, path)
+    count, problems = len(dataset.train) + len(dataset.test), check_data(dataset)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise ValueError(f"{len(problems)} of {count} images can't be read; mend or remove them")
+    print(f"all {count} images can be read")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
