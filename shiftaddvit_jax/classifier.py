@@ -13,6 +13,7 @@ from PIL import Image
 
 from shiftaddvit_jax.checkpoints import Source, open_source, push_to_hub, save_pretrained
 from shiftaddvit_jax.data.images import SUFFIXES
+from shiftaddvit_jax.data.listing import Listing, walk
 from shiftaddvit_jax.data.preprocessing import preprocess
 from shiftaddvit_jax.data.stream import Prepared, prepare_all
 from shiftaddvit_jax.ops.implementation.custom_call import unavailable
@@ -209,10 +210,8 @@ def from_pretrained(
 
 def image_files(folder: Path) -> list[Path]:
     """The image files in ``folder`` and the folders in it, by their suffixes, in the order of their names."""
-    found = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    return sorted(
-        file for file in found if not any(part.startswith(".") for part in file.parts[len(folder.parts) :])
-    )
+    held = walk(Listing(folder), folder)
+    return sorted(folder / f"{path}{name}" for path, inside in held for name in inside.images)
 
 
 def softmax(logits: Float[np.ndarray, "batch classes"]) -> Float[np.ndarray, "batch classes"]:

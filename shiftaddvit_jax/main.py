@@ -141,6 +141,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     only.add_argument(
         "--plan", action="store_true", help="show what the run would be and what a step costs here; no run"
     )
+    only.add_argument(
+        "--check-data", action="store_true", help="decode every image and name those that can't be; no run"
+    )
     together = parser.add_argument_group("several processes")
     together.add_argument(
         "--distributed", action="store_true", help="join those that SLURM, Kubernetes or a TPU pod started"
@@ -154,8 +157,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Run what ``--config`` says and print the accuracy; or what else was asked for."""
+    """Run what ``--config`` says and print the accuracy; or look at its plan or its data alone.
+
+    Raises:
+      ValueError: as `train_and_evaluate`; of data that is checked, an image that can't be read.
+    """
     config = load_config(arguments.config, overrides)
+    if arguments.check_data:
+        check(config.data.source, config.data.path)
+        return
     if not arguments.workdir and not arguments.plan:
         raise ValueError("--workdir DIR is missing: where the run is written, and resumed")
     processes = (arguments.coordinator, arguments.processes, arguments.process)
@@ -173,6 +183,23 @@ def train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     metrics = train_and_evaluate(config, arguments.workdir)
     average = f" (average {metrics['average']['top1']:.2%})" if "average" in metrics else ""
     print(f"top-1 {metrics['top1']:.2%}{average} on the test set; the model is in {arguments.workdir}/model")
+
+
+def check(source: str, path: str) -> None:
+    """Decode every image of a data set and print those that can't be.
+
+    Raises:
+      ValueError: there are such images; the message says how many.
+    """
+    from shiftaddvit_jax.data import check_data, load_dataset
+
+    dataset = load_dataset(source, path)
+    count, problems = len(dataset.train) + len(dataset.test), check_data(dataset)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise ValueError(f"{len(problems)} of {count} images can't be read; mend or remove them")
+    print(f"all {count} images can be read")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

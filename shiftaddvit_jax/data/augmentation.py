@@ -197,10 +197,12 @@ def random_resized_crop(
         shortest = min(right - left, bottom - top)
         shrink = next(shrink for shrink in SHRINKS if shrink == 1 or shrink * size <= shortest)
         image = image.decode(shrink)
-        left, top, right, bottom = (edge // shrink for edge in box)
+        left, top, right, bottom = (edge / shrink for edge in box)
     # Cut first: Pillow's resize of a box also reads the pixels around it.
-    cut = Image.fromarray(np.ascontiguousarray(image[top:bottom, left:right]))
-    return np.asarray(cut.resize((size, size), _filter(_drawn(interpolation, rng))))
+    x, y = math.floor(left), math.floor(top)
+    cut = Image.fromarray(np.ascontiguousarray(image[y : math.ceil(bottom), x : math.ceil(right)]))
+    inside = (left - x, top - y, right - x, bottom - y)
+    return np.asarray(cut.resize((size, size), _filter(_drawn(interpolation, rng)), inside))
 
 
 def random_flip(

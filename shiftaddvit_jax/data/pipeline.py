@@ -238,24 +238,28 @@ def evaluation_batches(
 
     def prepared(index):
         if index >= len(examples):
-            return blank, 0, False
+            return None
         try:
-            image = preprocess(whole(examples.open(index)), preprocessing)
+            return preprocess(whole(examples.open(index)), preprocessing), examples.labels[index]
         except UnreadableImage as error:
-            logger.warning("left out: %s", error)
-            return blank, 0, False
-        return image, examples.labels[index], True
+            return error
 
     def batches():
         firsts = range(host * rows, math.ceil(len(examples) / batch_size) * batch_size, batch_size)
         indices = (first + row for first in firsts for row in range(rows))
         made = map_ahead(prepared, indices, ahead=2 * rows)
-        while batch := list(itertools.islice(made, rows)):
-            images, labels, real = zip(*batch, strict=True)
+        while found := list(itertools.islice(made, rows)):
+            for error in found:
+                if isinstance(error, UnreadableImage):
+                    logger.warning("left out: %s", error)
+            real = [isinstance(one, tuple) for one in found]
+            images, labels = zip(
+                *(one if isinstance(one, tuple) else (blank, 0) for one in found), strict=True
+            )
             yield {
                 "image": np.stack(images),
                 "label": np.array(labels, np.int32),
-                "real": np.array(real, bool),
+                "real": np.array(real),
             }
 
     return batches()

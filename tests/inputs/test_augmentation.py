@@ -23,6 +23,7 @@ from shiftaddvit_jax.data.augmentation import (
     random_resized_crop,
     three_augment,
 )
+from shiftaddvit_jax.data.images import Jpeg, open_image, whole
 from shiftaddvit_jax.models import Preprocessing
 
 PIXELS = Preprocessing(size=16, resize_to=16)
@@ -313,3 +314,28 @@ def test_the_mean_colour_is_the_models():
 def test_wrong_settings_are_refused_by_name(field, value, message):
     with pytest.raises(ValueError, match=message):
         Augmentation(**{field: value})
+
+
+@pytest.mark.parametrize(("side", "shrink"), [(40, 1), (64, 2), (130, 4), (300, 8)])
+def test_a_jpeg_is_decoded_as_small_as_the_crop_allows(monkeypatch, side, shrink):
+    asked = []
+    monkeypatch.setattr(Jpeg, "decode", lambda self, by=1: asked.append(by) or large[::by, ::by])
+    large = np.zeros((side, side, 3), np.uint8)
+    large[:, side // 2 :] = 255
+    image = Jpeg(b"", "a.jpg", (side, side), None)
+    whole = {"scale": (1, 1), "ratio": (1, 1), "interpolation": "bilinear"}
+    cut = random_resized_crop(image, 32, np.random.default_rng(0), **whole)
+    assert asked == [shrink]
+    np.testing.assert_array_equal(cut[:, [0, 10, 21, 31], 0], [[0, 0, 255, 255]] * 32)
+
+
+def test_a_crop_of_a_shrunk_jpeg_is_that_of_the_whole_picture(tmp_path):
+    rows, columns = np.mgrid[:400, :500]
+    waves = np.stack([np.sin(rows / 40), np.cos(columns / 50), rows / 400], -1)
+    Image.fromarray((127 + 100 * waves).astype(np.uint8)).save(tmp_path / "a.jpg", quality=95)
+    image = open_image(tmp_path / "a.jpg")
+    for seed in range(10):
+        small, large = (
+            random_resized_crop(each, 40, np.random.default_rng(seed)) for each in (image, whole(image))
+        )
+        assert abs(small.astype(int) - large.astype(int)).mean() < 2

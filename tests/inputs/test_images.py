@@ -11,8 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shiftaddvit_jax.data import decode_file
-from shiftaddvit_jax.data.images import FORMATS, MAX_PIXELS, SUFFIXES
+from shiftaddvit_jax.data import decode_file, images
+from shiftaddvit_jax.data.images import (
+    FORMATS,
+    MAX_PIXELS,
+    SHRINKS,
+    SUFFIXES,
+    Jpeg,
+    UnreadableImage,
+    open_image,
+)
 
 RAMP = np.linspace(0, 65535, 256 * 8).astype(np.uint16).reshape(8, 256)
 DIVIDED = np.round(RAMP / 257).astype(np.uint8)  # 65535 / 255 is 257
@@ -469,3 +477,82 @@ def test_threads_decode_at_once():
     with ThreadPoolExecutor(8) as pool:
         for pixels in pool.map(decode_file, [data] * 64):
             np.testing.assert_array_equal(pixels, COLORS)
+
+
+def photograph(height=61, width=83):
+    rows, columns = np.mgrid[:height, :width]
+    waves = [np.sin(rows / 5 + k) + np.cos(columns / (4 + k)) for k in range(3)]
+    return (127 + 60 * np.stack(waves, -1)).astype(np.uint8)
+
+
+def jpeg(tmp_path, pixels, orientation=None, **settings):
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    path = tmp_path / "photograph.jpg"
+    Image.fromarray(pixels).save(path, quality=90, exif=exif, **settings)
+    return path
+
+
+@pytest.fixture(params=["simplejpeg", "Pillow"])
+def decoder(request, monkeypatch):
+    if request.param == "Pillow":
+        monkeypatch.setattr(images, "simplejpeg", None)
+    return request.param
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"subsampling": 0}, {"subsampling": 1}, {"progressive": True}, {"restart_marker_blocks": 2}],
+    ids=str,
+)
+@pytest.mark.parametrize("gray", [False, True])
+def test_a_jpeg_is_the_picture_that_pillow_decodes(tmp_path, decoder, settings, gray):
+    pixels = photograph()[..., 0] if gray else photograph()
+    path = jpeg(tmp_path, pixels, **settings)
+    with Image.open(path) as image:
+        expected = np.asarray(image.convert("RGB")).astype(int)
+    assert abs(decode_file(path).astype(int) - expected).max() <= 1
+    assert abs(decode_file(path.read_bytes()).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", [None, *range(1, 9)])
+def test_a_jpeg_is_shrunk_upright_and_its_size_known_before(tmp_path, decoder, orientation):
+    sides = (64, 88) if orientation else (61, 83)
+    image = open_image(jpeg(tmp_path, photograph(*sides), orientation))
+    assert isinstance(image, Jpeg)
+    whole = image.decode()
+    assert image.size == whole.shape[:2] == decode_file(tmp_path / "photograph.jpg").shape[:2]
+    for shrink in (2, 4, 8):
+        small = image.decode(shrink)
+        assert small.shape[:2] == tuple(-(-side // shrink) for side in image.size)
+        # Means of squares, which the scaled transforms of libjpeg come close to.
+        rows, columns = (side // shrink for side in image.size)
+        squares = whole[: rows * shrink, : columns * shrink].reshape(rows, shrink, columns, shrink, 3)
+        inner = small[2 : rows - 2, 2 : columns - 2].astype(float)
+        means = squares.mean((1, 3))[2 : rows - 2, 2 : columns - 2]
+        assert abs(inner - means).mean() < 2
+
+
+def test_both_decoders_shrink_to_the_same_picture(tmp_path, monkeypatch):
+    image = open_image(jpeg(tmp_path, photograph(), 6))
+    quick = [image.decode(shrink).astype(int) for shrink in SHRINKS]
+    monkeypatch.setattr(images, "simplejpeg", None)
+    for one, shrink in zip(quick, SHRINKS, strict=True):
+        assert abs(one - image.decode(shrink).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("kept", [0.4, 0.9, 0.995])
+def test_a_jpeg_that_is_cut_off_is_refused_by_both_decoders(tmp_path, decoder, kept):
+    path = jpeg(tmp_path, photograph())
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept * len(data))])
+    with pytest.raises(UnreadableImage, match=r"photograph\.jpg cannot be read as an image: .*truncated"):
+        decode_file(path)
+
+
+def test_what_simplejpeg_is_not_for_is_pillows(tmp_path):
+    Image.fromarray(photograph()).convert("CMYK").save(tmp_path / "ink.jpg")
+    Image.fromarray(photograph()).save(tmp_path / "a.png")
+    for name in ("ink.jpg", "a.png"):
+        assert isinstance(open_image(tmp_path / name), np.ndarray)
