@@ -98,7 +98,9 @@ def _optimizer(
     optimizer = optax.chain(
         # What is frozen has no state, and no part in the norm.
         optax.masked(optax.chain(*parts), lambda params: jax.tree.map(lambda x: not x, held(params))),
-        _scale_rates(lambda params: learning_rate_factors(params, layer_decay=layer_decay, rates=dict(rates))),
+        _scale_rates(
+            lambda params: learning_rate_factors(params, layer_decay=layer_decay, rates=dict(rates))
+        ),
         optax.masked(optax.set_to_zero(), held),
     )
     if accumulate > 1:
