@@ -52,13 +52,15 @@ class Stage(nn.Module):
         x = x.reshape(batch, math.prod(grid), channels)
         init = nn.initializers.truncated_normal(0.02)
         if self.class_token:
-            token = self.param("cls_token", init, (channels,), jnp.float32).astype(dtype)
-            x = jnp.concatenate([jnp.broadcast_to(token, (batch, 1, channels)), x], axis=1)
+            # What every image has is summed over images in its gradient, so its dtype comes last.
+            token = self.param("cls_token", init, (channels,), jnp.float32)
+            token = jnp.broadcast_to(token, (batch, 1, channels)).astype(dtype)
+            x = jnp.concatenate([token, x], axis=1)
         shape = (self.class_token + self.trained_grid**2, channels)
         embeddings = self.param("pos_embed", init, shape, jnp.float32)
         trained_grid = (self.trained_grid, self.trained_grid)
         embeddings = resize_position_embeddings(embeddings, trained_grid, grid, self.interpolation)
-        x = nn.Dropout(self.block["dropout"], deterministic=not train)(x + embeddings.astype(dtype))
+        x = nn.Dropout(self.block["dropout"], deterministic=not train)((x + embeddings).astype(dtype))
         for index, rate in enumerate(self.drop_path):
             x = Block(**self.block, drop_path=rate, name=f"block{index + 1}")(x, grid, train)
         return x, grid

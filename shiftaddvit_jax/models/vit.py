@@ -116,7 +116,7 @@ class VisionTransformer(nn.Module):
         return (self._on_grid(*self._run_blocks(images, train)),)
 
     def outputs(self, images: Float[Array, "batch height width 3"], train: bool = False) -> Outputs:
-        """Logits, those of each head, and features; ``train``, collections and errors are as in ``__call__``."""
+        """Logits, those of each head, and features; arguments and errors are as in ``__call__``."""
         x, grid = self._run_blocks(images, train)
         heads = self._heads(x)
         return Outputs(_mean(heads), heads, (self._on_grid(x, grid),))
@@ -151,10 +151,11 @@ class VisionTransformer(nn.Module):
         grid = sides[0], sides[1]
         trained_grid = (self.image_size // PATCH_SIZE,) * 2
         embeddings = resize_position_embeddings(self.pos_embed, trained_grid, grid, self.interpolation)
-        first = jnp.stack(self.first).astype(dtype)
-        first = jnp.broadcast_to(first, (batch, *first.shape))
+        # Parameters that every image has are summed over images in their gradient, so their dtype comes last.
+        first = jnp.stack(self.first)
+        first = jnp.broadcast_to(first, (batch, *first.shape)).astype(dtype)
         x = jnp.concatenate([first, x.reshape(batch, math.prod(grid), channels)], axis=1)
-        x = self.token_dropout(x + embeddings.astype(dtype), deterministic=not train)
+        x = self.token_dropout((x + embeddings).astype(dtype), deterministic=not train)
         for block in self.blocks:
             x = block(x, grid, train)
         return self.norm(x), grid

@@ -100,7 +100,7 @@ class Attention(nn.Module):
         """``x`` plus a depthwise convolution of the values over the tokens, one kernel a head."""
         heads, head_dim = values.shape[1], values.shape[-1]
         init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=0, out_axis=())
-        kernel = self.param("dconv", init, (VALUE_KERNEL_SIZE, heads), jnp.float32).astype(values.dtype)
+        kernel = self.param("dconv", init, (VALUE_KERNEL_SIZE, heads), jnp.float32)
         # [batch, tokens, heads * head_dim]: the channels of one head share their kernel.
         channels = values.transpose(0, 2, 1, 3).reshape(values.shape[0], values.shape[2], heads * head_dim)
         y = depthwise_conv_1d(channels, jnp.repeat(kernel, head_dim, axis=1), implementation)
@@ -127,9 +127,10 @@ def softmax_attention(
     k: Float[Array, "batch heads other head_dim"],
     v: Float[Array, "batch heads other head_dim"],
 ) -> Float[Array, "batch heads tokens head_dim"]:
-    """softmax(q k^T / sqrt(head_dim)) v."""
-    scores = jnp.einsum("bhnd,bhmd->bhnm", q, k) * q.shape[-1] ** -0.5
-    return jnp.einsum("bhnm,bhmd->bhnd", jax.nn.softmax(scores), v)
+    """softmax(q k^T / sqrt(head_dim)) v; the softmax is computed in float32 at least."""
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    scores = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=dtype) * q.shape[-1] ** -0.5
+    return jnp.einsum("bhnm,bhmd->bhnd", jax.nn.softmax(scores).astype(v.dtype), v)
 
 
 class SoftmaxAttention(Attention):
@@ -276,8 +277,8 @@ class HammingQuadraticAttention(Attention):
         q, k, v = self.qkv(x, train)
         implementation = self.primitives.implementation_of_ops(train)
         similarity = code_similarity(q, k, self.primitives.threshold, implementation)
-        scores = similarity * q.shape[-1] ** -0.5
-        return self.output(jnp.einsum("bhnm,bhmd->bhnd", jax.nn.softmax(scores), v), train)
+        scores = similarity.astype(jnp.promote_types(q.dtype, jnp.float32)) * q.shape[-1] ** -0.5
+        return self.output(jnp.einsum("bhnm,bhmd->bhnd", jax.nn.softmax(scores).astype(v.dtype), v), train)
 
 
 class HashedAttention(Attention):

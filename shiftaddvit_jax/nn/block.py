@@ -90,6 +90,13 @@ class Block(nn.Module):
         self, x: Float[Array, "batch tokens channels"], grid: tuple[int, int], train: bool = False
     ) -> Float[Array, "batch tokens channels"]:
         """Both sums; ``train`` turns on dropout, stochastic depth and the routers' noise."""
+        both = Block._add_both
+        if train and self.primitives.remat:
+            both = nn.remat(both, static_argnums=(2, 3))
+        return both(self, x, grid, train)
+
+    @nn.nowrap
+    def _add_both(self, x, grid, train):
         x = self.add_attention(x, grid, train=train)
         return self.add_mlp(x, grid, train=train)
 

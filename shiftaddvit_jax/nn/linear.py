@@ -3,7 +3,7 @@
 import flax.linen as nn
 
 from shiftaddvit_jax.names import LINEAR_KINDS
-from shiftaddvit_jax.nn.dense import Dense
+from shiftaddvit_jax.nn.dense import Conv, Dense
 from shiftaddvit_jax.nn.moe import MoEDense
 from shiftaddvit_jax.nn.primitives import Primitives
 from shiftaddvit_jax.nn.shift import ShiftDense, kernel_init
@@ -11,9 +11,9 @@ from shiftaddvit_jax.ops.precision import CONV_GENERAL_DILATED, DOT_GENERAL
 from shiftaddvit_jax.validation import check_choice
 
 
-def make_patch_conv(features: int, side: int, primitives: Primitives, *, name: str) -> nn.Conv:
+def make_patch_conv(features: int, side: int, primitives: Primitives, *, name: str) -> Conv:
     """A convolution over patches of ``side`` x ``side`` that do not overlap."""
-    return nn.Conv(
+    return Conv(
         features,
         (side, side),
         (side, side),

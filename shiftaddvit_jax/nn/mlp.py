@@ -28,7 +28,7 @@ class DepthwiseConv(nn.Module):
         # He initialisation for the fan-out of one kernel, as in PVTv2.
         kernel = self.param("kernel", nn.initializers.normal((2 / 9) ** 0.5), (3, 3, channels), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.primitives.dtype)
+        (x,) = promote_dtype(x, dtype=self.primitives.dtype)
         image = x.reshape(x.shape[0], *grid, channels)
         implementation = self.primitives.implementation_of_ops(train)
         return depthwise_conv_gelu(image, kernel, bias, implementation).reshape(x.shape)

@@ -102,8 +102,7 @@ class MoEDense(nn.Module):
         """The chosen experts' weighed sum, where both experts compute all tokens."""
         gates = probabilities * jnp.sum(jax.nn.one_hot(chosen, len(EXPERTS), dtype=jnp.float32), axis=1)
         by_dense, by_shift = dense(tokens), shift(tokens)
-        gates = gates.astype(by_dense.dtype)
-        return gates[:, :1] * by_dense + gates[:, 1:] * by_shift
+        return (gates[:, :1] * by_dense + gates[:, 1:] * by_shift).astype(by_dense.dtype)
 
     def compute_chosen(
         self,

@@ -22,6 +22,8 @@ class Primitives:
       implementation: see `shiftaddvit_jax.ops`.
       dtype: dtype of the computation, float32 by default; parameters are float32.
       precision: number format of the factors in dense layers and convolutions over patches.
+      remat: whether training keeps a block's input alone and computes the rest again for its gradients,
+        which takes less memory and more time. Gradients and variables are the same.
     """
 
     weight_bits: int = 5
@@ -30,6 +32,7 @@ class Primitives:
     implementation: Implementation = None
     dtype: Any = None
     precision: Precision = "float32"
+    remat: bool = False
 
     @property
     def dot_general(self) -> Callable:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
+from shiftaddvit_jax.nn.dense import promote_factors
 from shiftaddvit_jax.ops import (
     PackedWeight,
     additive_power_of_two,
@@ -31,8 +32,8 @@ class ShiftDense(nn.Module):
     """``y = x W + b`` where every entry of W is sign * 2^exponent.
 
     A call with a random stream ``"rounding"`` draws each weight of mode ``"q"`` that is one power of two as
-    the power below or above its entry of ``kernel``, so that their mean over draws is that entry wherever the
-    range allows (see `power_of_two`). Without the stream, and in the other kinds of weight, it is the nearest.
+    the power below or above its entry of ``kernel``, so that the mean over draws is that entry wherever the
+    range allows (see `power_of_two`). Without the stream, and in other kinds of weight, it is the nearest.
 
     Attributes:
       features: number of outputs.
@@ -104,7 +105,7 @@ class ShiftDense(nn.Module):
             x, bias = promote_dtype(x, bias, dtype=self.dtype)
             y = packed_product(x, weight, self.features, self.activations, self.implementation)
         else:
-            x, weight, bias = promote_dtype(x, weight, bias, dtype=self.dtype)
+            x, weight, bias = promote_factors(x, weight, bias, dtype=self.dtype)
             activations, implementation = self.activations, self.implementation
             if self.quantizer == "additive_power_of_two" or self.weight_bits > 5:
                 what = "sums of two powers of two" if self.weight_bits <= 5 else "weights of more than 5 bits"
@@ -116,7 +117,7 @@ class ShiftDense(nn.Module):
             y = shift_product(x, weight, activations, implementation)
         if bias is None:
             return y
-        return y + (fixed_point(bias) if self.activations == "fixed_point" else bias)
+        return (y + (fixed_point(bias) if self.activations == "fixed_point" else bias)).astype(y.dtype)
 
 
 def _init_sign(key, shape):

@@ -1,4 +1,4 @@
-"""What a student's outputs cost where a teacher's differ, such as those of the dense model it was made from."""
+"""What a student's outputs cost where they differ from those of its teacher, such as a dense model."""
 
 from typing import Literal
 
