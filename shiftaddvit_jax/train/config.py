@@ -120,6 +120,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "ema_warmup": False,
                 "stochastic_rounding": False,  # of shift weights
                 "redraw_every": 0,  # steps after which Performer's features are drawn anew; 0: never
+                "dtype": "",  # of activations and products: float32 or bfloat16; parameters are float32
                 "remat": False,  # blocks are computed again for gradients: less memory, more time
                 # The latency-aware load-balancing loss: its weight (the paper's), and the latencies of the
                 # dense and the shift expert (the authors' 6:4; only their ratio counts). The name of a file
@@ -244,6 +245,7 @@ CHOICES = {
     "mixing.mode": ("batch", "elem"),
     "train.loss": LOSSES,
     "train.optimizer": tuple(OPTIMIZERS),
+    "train.dtype": ("", *PRECISIONS),
     "train.learning_rate_by": ("step", "epoch"),
     "train.learning_rate_scaling": ("", "linear", "sqrt"),
     "distillation.kind": DISTILLATIONS,

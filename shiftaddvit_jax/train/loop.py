@@ -37,6 +37,7 @@ from shiftaddvit_jax.models import Preprocessing
 from shiftaddvit_jax.models.variables import variable_shapes
 from shiftaddvit_jax.progress import progress_bar
 from shiftaddvit_jax.reparameterize import learn_hashes, redraw_features
+from shiftaddvit_jax.train.compute import compute_as
 from shiftaddvit_jax.train.config import DEFAULTS, check_config, filled, flat, with_steps
 from shiftaddvit_jax.train.devices import (
     check_batch_size,
@@ -83,7 +84,8 @@ class Run:
     Attributes:
       config: with nothing left open.
       dataset: what is trained and evaluated on.
-      model: what is trained.
+      model: what is trained, as it is saved and evaluated.
+      computed: the same, as training computes it.
       preprocessing: the pixels that it expects.
       optimizer: the optimizer.
       recipe: what a step does with a batch.
@@ -94,6 +96,7 @@ class Run:
     config: ml_collections.ConfigDict
     dataset: Dataset
     model: nn.Module
+    computed: nn.Module
     preprocessing: Preprocessing
     optimizer: optax.GradientTransformation
     recipe: Recipe
@@ -213,6 +216,7 @@ def make_run(start: Start, dataset: Dataset, mesh: Mesh) -> Run:
         config,
         dataset,
         start.model,
+        compute_as(start.model, dtype=config.train.dtype or None, remat=config.train.remat),
         start.preprocessing,
         make_optimizer(config, steps_per_epoch(config, dataset)),
         make_recipe(config),
@@ -265,7 +269,7 @@ def _train(run, state, step, checkpoints, workdir):
             with pace.waiting():
                 batch = next(batches)
             state, metrics = train_step(
-                run.model,
+                run.computed,
                 run.optimizer,
                 run.recipe,
                 run.mesh,

@@ -25,8 +25,7 @@ def plan_run(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What a run of ``config`` would be; nothing is written.
 
     Returns:
-      ``model``, ``devices``, ``parameters``, ``trained`` (those not frozen), ``images`` (training, test),
-      ``classes``, ``batch_size``, ``steps``, ``epochs``, ``learning_rates`` (pairs of a step and its rate),
+      ``model``, ``devices``, ``parameters``, ``images`` (training, test), ``classes``, ``batch_size``, ``steps``, ``epochs``, ``learning_rates`` (pairs of a step and its rate),
       ``bytes`` (of one device: ``parameters``, ``optimizer``, ``average``, and ``step``, what a step needs
       beside them), ``compile_seconds``, ``input_seconds`` and ``step_seconds`` (medians of three steps), and
       ``seconds`` (of the whole run, without evaluation).
@@ -51,7 +50,7 @@ def plan_run(config: ml_collections.ConfigDict) -> dict[str, Any]:
     teacher = (run.teacher.model, run.teacher.variables) if run.teacher else (None, None)
     batches = run.batches(0)
     batch = place_batch(mesh, next(batches))
-    fixed = (run.model, run.optimizer, run.recipe, mesh, *teacher)
+    fixed = (run.computed, run.optimizer, run.recipe, mesh, *teacher)
     key = jax.random.key(config.seed)
     step = partial(train_step, *fixed)
     lowered = train_step.lower(*fixed, state, batch, key, np.int32(0), True)
@@ -113,14 +112,14 @@ def print_plan(plan: dict[str, Any]) -> None:
     table.add_column()
     train, test = plan["images"]
     megabytes = {name: f"{size / 2**20:,.1f} MiB {name}" for name, size in plan["bytes"].items() if size}
-    rates = ", ".join(f"{rate:.3g} at {step:,}" for step, rate in plan["learning_rates"])
+    rates = ", ".join(f"{rate:.3g} at step {step:,}" for step, rate in plan["learning_rates"])
     batch = plan["batch_size"]
     slower = max(plan["step_seconds"], plan["input_seconds"])
     rows = {
         "model": f"{plan['model']}, {plan['parameters']:,} parameters, {plan['classes']} classes",
         "data": f"{train:,} training and {test:,} test images",
         "length": f"{plan['steps']:,} steps of {batch} images, {plan['epochs']:.1f} epochs",
-        "learning rate": f"{rates} (of step)",
+        "learning rate": rates,
         "a device holds": ", ".join(megabytes.values()) + f"; {plan['devices']} in all",
         "a step": f"{plan['step_seconds'] * 1e3:,.0f} ms on the devices, "
         f"{plan['input_seconds'] * 1e3:,.0f} ms waiting for its images: {batch / slower:,.0f} images/s",
