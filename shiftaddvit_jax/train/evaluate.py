@@ -43,8 +43,8 @@ def evaluate(
 
     Returns:
       ``top1`` and ``top5`` (shares from 0 to 1; of fewer than five classes, all), ``loss`` (mean
-      cross-entropy in nats), ``confusion`` (int array, rows are true classes), ``images`` (how many were read)
-      and ``shift_share`` (by MoE layer, the share of tokens on its shift expert).
+      cross-entropy in nats), ``confusion`` (int array, rows are true classes), ``images`` (how many were
+      read) and ``shift_share`` (by MoE layer, the share of tokens on its shift expert).
 
     Raises:
       ValueError: no examples, none that can be read, or a model without a head.

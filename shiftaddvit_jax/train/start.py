@@ -182,7 +182,8 @@ def _names_classes(teacher):
 
 def _model(config, class_names):
     """The model that the config describes, for the data's classes."""
-    settings = {name: value for name, value in config.model.items() if name != "new_head"} | _kinds(config)
+    settings: dict[str, Any] = {**config.model.to_dict(), **_kinds(config)}
+    del settings["new_head"]
     return create_model(**settings, num_classes=len(class_names), image_size=config.data.image_size)
 
 

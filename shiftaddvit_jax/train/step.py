@@ -223,10 +223,10 @@ def _loss(model, recipe, teacher, teacher_variables, constants, params, images, 
         outputs, mutated = apply(method="outputs")
         logits = label_logits(recipe.distillation, outputs)
     else:
-        logits, mutated = apply()
+        outputs, (logits, mutated) = None, apply()
     labelled = task = classification_loss(recipe.loss, logits, targets, threshold=recipe.loss_threshold)
     metrics = {}
-    if recipe.distillation:
+    if outputs is not None:
         says = teacher.apply(teacher_variables, images, method="outputs")
         taught = distillation_loss(recipe.distillation, outputs, says, temperature=recipe.temperature)
         weight = recipe.distillation_weight

@@ -245,7 +245,8 @@ class Checkpoints:
 
     def _check_disk(self, step, state):
         """Orbax's threads would say what is missing in hundreds of lines."""
-        needed = sum(shard.data.nbytes for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards)
+        leaves = jax.tree.leaves(state)
+        needed = sum(shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards)
         free = shutil.disk_usage(self.workdir).free
         if free < ROOM * needed:
             reason = f"it needs {ROOM * needed / 2**20:.1f} MiB, and the disk has {free / 2**20:.1f} MiB left"
