@@ -119,6 +119,20 @@ def test_a_wrong_override_is_refused(override, message, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_data_is_checked_ahead_of_training(tmp_path, capsys):
+    source = ["--config.data.source=folder", f"--config.data.path={tmp_path}"]
+    run = ["--config", "configs/digits.py", "--workdir", tmp_path / "run"]
+    command = ["train", *run, "--check-data", *source]
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    assert main(list(map(str, command))) == 0
+    assert capsys.readouterr().out == "all 4 images can be read\n"
+    (tmp_path / "b/1.png").write_bytes(b"x")
+    assert "1 of 4 images can't be read; mend or remove them" in fails(capsys, *command)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -138,20 +152,6 @@ def test_a_wrong_override_is_refused(override, message, tmp_path, capsys):
         ),
     ],
 )
-def test_data_is_checked_ahead_of_training(tmp_path, capsys):
-    source = ["--config.data.source=folder", f"--config.data.path={tmp_path}"]
-    run = ["--config", "configs/digits.py", "--workdir", tmp_path / "run"]
-    command = ["train", *run, "--check-data", *source]
-    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.new("RGB", (4, 4)).save(tmp_path / name)
-    assert main(list(map(str, command))) == 0
-    assert capsys.readouterr().out == "all 4 images can be read\n"
-    (tmp_path / "b/1.png").write_bytes(b"x")
-    assert "1 of 4 images can't be read; mend or remove them" in fails(capsys, *command)
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_config_file_that_is_none_is_refused_by_file_and_line(text, message, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(text)
     error = fails(capsys, "train", "--config", tmp_path / "mine.py", "--workdir", tmp_path / "run")

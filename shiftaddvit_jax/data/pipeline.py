@@ -253,9 +253,8 @@ def evaluation_batches(
                 if isinstance(error, UnreadableImage):
                     logger.warning("left out: %s", error)
             real = [isinstance(one, tuple) for one in found]
-            images, labels = zip(
-                *(one if isinstance(one, tuple) else (blank, 0) for one in found), strict=True
-            )
+            shown = [one if isinstance(one, tuple) else (blank, 0) for one in found]
+            images, labels = zip(*shown, strict=True)
             yield {
                 "image": np.stack(images),
                 "label": np.array(labels, np.int32),

@@ -27,8 +27,9 @@ def plan_run(config: ml_collections.ConfigDict) -> dict[str, Any]:
     Returns:
       ``model``, ``devices``, ``parameters``, ``images`` (training, test), ``classes``, ``batch_size``,
       ``steps``, ``epochs``, ``learning_rates`` (pairs of a step and its rate), ``bytes`` (of one device:
-      ``parameters``, ``optimizer``, ``average``, and ``step``, what a step needs beside them), ``compile_seconds``, ``input_seconds`` and ``step_seconds`` (medians of three steps), and
-      ``seconds`` (of the whole run, without evaluation).
+      ``parameters``, ``optimizer``, ``average``, and ``step``, what a step needs beside them),
+      ``compile_seconds``, ``input_seconds`` and ``step_seconds`` (medians of three steps), and ``seconds``
+      (of the whole run, without evaluation).
 
     Raises:
       ValueError: as `train_and_evaluate`.
