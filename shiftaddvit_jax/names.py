@@ -28,6 +28,9 @@ PICTURES = ("energy", "latency", "pareto", "routing", "attention", "weights", "t
 # Of where a run's figures go.
 WRITERS = ("jsonl", "tensorboard", "wandb", "trackio")
 
+# Of what computes for many images.
+ENGINES = ("local", "ray")
+
 # Of what is compared, and how.
 PEERS = ("onnxruntime", "openvino", "torch")
 NUMBER_FORMATS = ("float32", "float16", "int32", "int8")

@@ -2,15 +2,17 @@
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shiftaddvit_jax.command import Parser
 from shiftaddvit_jax.files import read_latencies
-from shiftaddvit_jax.names import PRECISIONS, SHIFT_SHARE
+from shiftaddvit_jax.names import ENGINES, PRECISIONS, SHIFT_SHARE
 
 if TYPE_CHECKING:
+    from shiftaddvit_jax.cluster import MapOnWorkers
     from shiftaddvit_jax.costs.counting import ShiftShare
 
 Commands = argparse._SubParsersAction  # what `add_subparsers` returns
@@ -128,6 +130,42 @@ def print_shift_share(shift_share: "ShiftShare | None") -> None:
         from shiftaddvit_jax.costs.report import describe_shift_share
 
         print(f"{describe_shift_share(shift_share)} of tokens on shift experts (--shift-share).")
+
+
+def add_engine(command: argparse.ArgumentParser) -> None:
+    """Add the choice of the machines that compute."""
+    command.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="local",
+        help="local: this process; ray: workers of Ray, one for each GPU or else for each machine "
+        "(default: %(default)s)",
+    )
+    command.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="of a cluster of Ray that runs; default: RAY_ADDRESS, or a Ray of this machine alone",
+    )
+
+
+@contextmanager
+def open_engine(arguments: argparse.Namespace) -> "Generator[MapOnWorkers | None]":
+    """What maps over Ray's workers, see `shiftaddvit_jax.cluster.connect`; None for this process.
+
+    With workers, JAX leaves GPUs to them in this process.
+    """
+    if arguments.engine == "local":
+        if arguments.address:
+            raise ValueError("--address is a cluster's of Ray; add --engine ray")
+        yield None
+        return
+    from shiftaddvit_jax.cluster import connect
+
+    with connect(arguments.address) as map_on_workers:
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")
+        yield map_on_workers
 
 
 def add_images(command: argparse.ArgumentParser) -> None:

@@ -4,18 +4,22 @@ import argparse
 import csv
 import glob
 import json
+import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shiftaddvit_jax.cli.arguments import (
     Commands,
     add_command,
+    add_engine,
     add_source,
     add_source_settings,
     check_folders,
+    open_engine,
     source_settings,
 )
 from shiftaddvit_jax.files import whole_file
@@ -23,8 +27,10 @@ from shiftaddvit_jax.optional import require
 
 if TYPE_CHECKING:
     from shiftaddvit_jax.classifier import Answer, Classifier
+    from shiftaddvit_jax.cluster import MapOnWorkers
 
 FORMATS = (".jsonl", ".csv", ".parquet")
+PART = 16  # batches that a worker of Ray gets at a time: it decodes images of one while it computes another
 
 
 def add_info(commands: Commands) -> None:
@@ -111,6 +117,7 @@ def add_predict(commands: Commands) -> None:
         metavar="FILE",
         help=f"write a row an image there, as {', '.join(FORMATS)} by its suffix; a stopped run goes on",
     )
+    add_engine(command)
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -132,16 +139,20 @@ def predict(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--output must end in one of {', '.join(FORMATS)}, got {arguments.output}")
         if arguments.output.endswith(".parquet"):
             require("parquet", "writing .parquet", "pyarrow")
-    from shiftaddvit_jax.classifier import from_pretrained
-
     files = _expand(paths)
-    classifier = from_pretrained(source, max_batch=arguments.batch, **source_settings(arguments))
-    for note in classifier.source.notes:
-        print(f"note: {note}", file=sys.stderr)
-    if arguments.output:
-        failed, total = _write(classifier, files, arguments.output, arguments.top_k)
-    else:
-        failed, total = _print(classifier, files, arguments.top_k, arguments.json)
+    with open_engine(arguments) as map_on_workers:
+        if map_on_workers is None:
+            from shiftaddvit_jax.classifier import from_pretrained
+
+            classifier = from_pretrained(source, max_batch=arguments.batch, **source_settings(arguments))
+            _print_notes(classifier.source.notes)
+            rows = partial(_rows, classifier, arguments.top_k)
+        else:
+            rows = partial(_rows_of_workers, map_on_workers, source, arguments)
+        if arguments.output:
+            failed, total = _write(rows, files, arguments.output, arguments.top_k)
+        else:
+            failed, total = _print(rows, files, arguments.json)
     if failed:
         if len(failed) == total:
             raise ValueError(failed[0] if total == 1 else f"none of {total} images can be read; {failed[0]}")
@@ -151,7 +162,7 @@ def predict(arguments: argparse.Namespace) -> None:
 Row = tuple[str, "list[Answer] | None", str | None]
 
 
-def _rows(classifier: "Classifier", files: Iterable[str], top_k: int) -> Iterator[Row]:
+def _rows(classifier: "Classifier", top_k: int, files: Iterable[str]) -> Iterator[Row]:
     """Path, answers and error of each file, with a progress bar."""
     from shiftaddvit_jax.progress import progress_bar
 
@@ -164,7 +175,54 @@ def _rows(classifier: "Classifier", files: Iterable[str], top_k: int) -> Iterato
             progress.advance(task, len(prepared))
 
 
-def _print(classifier, files, top_k, as_json):
+def _rows_of_workers(
+    map_on_workers: "MapOnWorkers", source: str, arguments: argparse.Namespace, files: Iterable[str]
+) -> Iterator[Row]:
+    """The same rows, from workers, who compute the same batches."""
+    from shiftaddvit_jax.classifier import Answer
+    from shiftaddvit_jax.progress import progress_bar
+
+    # Workers may have another working directory; rows have the paths as they were given.
+    source = os.path.abspath(source) if os.path.exists(source) else source
+    settings = source_settings(arguments) | {"max_batch": arguments.batch}
+    files, size = list(files), PART * arguments.batch
+    parts = [
+        [os.path.abspath(file) for file in files[first : first + size]]
+        for first in range(0, len(files), size)
+    ]
+    make = partial(file_classification, source, settings, arguments.top_k)
+    names = iter(files)
+    with progress_bar() as progress:
+        task = progress.add_task("images", total=len(files), note="")
+        for number, (notes, rows) in enumerate(map_on_workers(make, parts)):
+            if not number:
+                _print_notes(notes)
+            for (path, answers, error), name in zip(rows, names, strict=False):
+                error = error and error.replace(path, name)
+                yield name, answers and [Answer(*answer) for answer in answers], error
+            progress.advance(task, len(rows))
+
+
+def file_classification(
+    source: str, settings: dict[str, Any], top_k: int
+) -> Callable[[list[str]], tuple[list[str], list[Row]]]:
+    """What a worker does: from the paths of some files to notes on the source, and the files' rows."""
+    from shiftaddvit_jax.classifier import from_pretrained
+
+    classifier = from_pretrained(source, **settings)
+
+    def work(files):
+        return list(classifier.source.notes), list(_rows(classifier, top_k, files))
+
+    return work
+
+
+def _print_notes(notes):
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _print(rows, files, as_json):
     """Print rows; the errors, and the number of rows."""
     from rich.console import Console
     from rich.table import Table
@@ -172,7 +230,7 @@ def _print(classifier, files, top_k, as_json):
 
     entries, failed, total = {}, [], 0
     console = Console(soft_wrap=True)
-    for path, answers, error in _rows(classifier, files, top_k):
+    for path, answers, error in rows(files):
         total += 1
         if error:
             failed.append(error)
@@ -189,7 +247,7 @@ def _print(classifier, files, top_k, as_json):
     return failed, total
 
 
-def _write(classifier, files, output, top_k):
+def _write(rows, files, output, top_k):
     """Write rows that ``output`` lacks; the errors, and the number of rows."""
     output = Path(output)
     is_parquet = output.suffix == ".parquet"
@@ -204,7 +262,7 @@ def _write(classifier, files, output, top_k):
         files = list(kept) if isinstance(files, Sequence) else kept
     failed, total = [], 0
     with _writer(lines, top_k) as write:
-        for row in _rows(classifier, files, top_k):
+        for row in rows(files):
             total += 1
             if row[2]:
                 failed.append(row[2])

@@ -53,6 +53,10 @@ class Examples:
         """
         return self.read(self.images[index])
 
+    def part(self, chosen: range) -> "Examples":
+        """Some of them."""
+        return Examples(chosen, [self.labels[index] for index in chosen], self.open)
+
     def problem(self, index: int) -> str | None:
         """Why an image can't be read, in one line; None if it can."""
         try:

@@ -1,6 +1,7 @@
 """Which data a run is on: the names of its classes, and a digest of its list of images."""
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,8 +33,11 @@ def data_summary(data: Mapping[str, Any]) -> str:
 
 
 def class_difference(then: Sequence[str], now: Sequence[str]) -> str | None:
-    """What became of the classes ``then``, in words; None if they are ``now``'s."""
-    if list(then) == list(now):
+    """What became of the classes ``then``, in words; None if they are ``now``'s.
+
+    ImageNet's 1,000 classes in their order are the same by words and by WordNet's numbers (n01440764, ...).
+    """
+    if list(then) == list(now) or (len(then) == len(now) and _is_imagenet(then) != _is_imagenet(now)):
         return None
     gone = [name for name in then if name not in set(now)]
     new = [name for name in now if name not in set(then)]
@@ -72,6 +76,13 @@ def _classes(examples: Examples, classes: int) -> list[list]:
         digests[label].update(name + b"\0")
     counts = np.bincount(labels, minlength=classes)
     return [[int(count), digest.hexdigest()[:16]] for count, digest in zip(counts, digests, strict=True)]
+
+
+def _is_imagenet(names):
+    """Whether these are the 1,000 synsets of ImageNet-1k's folders, whose order is that of its labels."""
+    if len(names) != 1000 or (names[0], names[-1]) != ("n01440764", "n15075141"):
+        return False
+    return list(names) == sorted(names) and all(re.fullmatch(r"n\d{8}", name) for name in names)
 
 
 def _some(names):

@@ -1,7 +1,8 @@
 """How good a model is on examples it was not trained on."""
 
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,22 +11,40 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from shiftaddvit_jax.data import evaluation_batches
-from shiftaddvit_jax.data.sources import Examples
+from shiftaddvit_jax.data import Examples, evaluation_batches
 from shiftaddvit_jax.models import Preprocessing, model_preprocessing
 from shiftaddvit_jax.nn.moe import routing_layers
 from shiftaddvit_jax.progress import track
 from shiftaddvit_jax.train.devices import place_batch
 from shiftaddvit_jax.validation import check_head
 
+BATCH = 64
 BEST = 5  # guesses that top-5 counts
+
+
+class Evaluated(NamedTuple):
+    """What a model said of the images of a batch that could be read, as values of JSON.
+
+    Attributes:
+      labels: the images' classes.
+      predicted: the classes that the model takes them for.
+      among_best: how many have their class among the model's five best guesses.
+      loss: the sum of their cross-entropies, in nats.
+      tokens: by MoE layer, how many tokens went to each expert.
+    """
+
+    labels: list[int]
+    predicted: list[int]
+    among_best: int
+    loss: float
+    tokens: dict[str, list[float]]
 
 
 def evaluate(
     model: nn.Module,
     variables: PyTree,
     examples: Examples,
-    batch_size: int = 64,
+    batch_size: int = BATCH,
     preprocessing: Preprocessing | None = None,
     mesh: Mesh | None = None,
 ) -> dict[str, Any]:
@@ -49,66 +68,104 @@ def evaluate(
     Raises:
       ValueError: no examples, none that can be read, or a model without a head.
     """
-    check_head(model)
-    if not len(examples):
-        raise ValueError("there is nothing to evaluate: expected at least one image, got none")
-    preprocessing = preprocessing or model_preprocessing(model)
-    devices = mesh.size if mesh else 1
-    batch_size = -(-min(batch_size, len(examples)) // devices) * devices
-    hosts = {"host": jax.process_index(), "hosts": jax.process_count()} if mesh else {}
-    batches = evaluation_batches(examples, preprocessing=preprocessing, batch_size=batch_size, **hosts)
-    sums: dict[str, Any] = {}
-    for batch in track(batches, "evaluating", -(-len(examples) // batch_size)):
-        found = _sums(model, variables, batch, batch_size, mesh)
-        sums = jax.tree.map(np.add, sums, found) if sums else found
-    images = int(sums["confusion"].sum())
+    count = count_batches(len(examples), batch_size)
+    batches = evaluate_batches(model, variables, examples, range(count), batch_size, preprocessing, mesh)
+    return summarize(track(batches, "evaluating", count), model.num_classes)
+
+
+def count_batches(images: int, batch_size: int = BATCH) -> int:
+    """The number of batches of so many images; a ``ValueError`` without any."""
     if not images:
-        raise ValueError(f"none of the {len(examples)} images can be read")
+        raise ValueError("there is nothing to evaluate: expected at least one image, got none")
+    return -(-images // min(batch_size, images))
+
+
+def evaluate_batches(
+    model: nn.Module,
+    variables: PyTree,
+    examples: Examples,
+    numbers: range,
+    batch_size: int = BATCH,
+    preprocessing: Preprocessing | None = None,
+    mesh: Mesh | None = None,
+) -> Iterator[Evaluated]:
+    """Those batches of `evaluate`, by their numbers from 0; `summarize` makes the result of all of them.
+
+    Raises:
+      ValueError: a model without a head.
+    """
+    check_head(model)
+    preprocessing = preprocessing or model_preprocessing(model)
+    batch_size = min(batch_size, len(examples))
+    chosen = examples.part(range(numbers.start * batch_size, min(numbers.stop * batch_size, len(examples))))
+    hosts = {"host": jax.process_index(), "hosts": jax.process_count()} if mesh else {}
+    size = -(-batch_size // mesh.size) * mesh.size if mesh else batch_size
+    for batch in evaluation_batches(chosen, preprocessing=preprocessing, batch_size=size, **hosts):
+        yield _evaluated(model, variables, batch, mesh)
+
+
+def summarize(batches: Iterable[Evaluated], num_classes: int) -> dict[str, Any]:
+    """The result of `evaluate`, from its batches in their order; a ``ValueError`` if they have no images."""
+    confusion = np.zeros((num_classes, num_classes), np.int64)
+    loss, among_best, tokens = 0.0, 0, {}
+    for batch in batches:
+        np.add.at(confusion, (batch.labels, batch.predicted), 1)
+        loss += batch.loss
+        among_best += batch.among_best
+        tokens = {name: tokens.get(name, 0) + np.asarray(value) for name, value in batch.tokens.items()}
+    images = int(confusion.sum())
+    if not images:
+        raise ValueError("there is nothing to evaluate: none of the images can be read")
     return {
-        "top1": float(np.trace(sums["confusion"]) / images),
-        "top5": float(sums["among_best"] / images),
-        "loss": float(sums["loss"] / images),
-        "confusion": sums["confusion"],
+        "top1": float(np.trace(confusion) / images),
+        "top5": among_best / images,
+        "loss": loss / images,
+        "confusion": confusion,
         "images": images,
-        "shift_share": {name: float(value[1] / value.sum()) for name, value in sums["tokens"].items()},
+        "shift_share": {name: float(value[1] / value.sum()) for name, value in tokens.items()},
     }
 
 
-def _sums(model, variables, batch, batch_size, mesh):
-    """A batch's sums over its real images, float64 or int64."""
-    real = batch["real"]
-    if mesh is None and not real.all() and model.primitives.threshold == "tensor":
+def _evaluated(model, variables, batch, mesh):
+    if mesh is None and not batch["real"].all() and model.primitives.threshold == "tensor":
         # Blank images would change the others' threshold.
-        batch, batch_size = {name: part[real] for name, part in batch.items()}, int(real.sum())
-        if not batch_size:
-            batch = {name: np.zeros((1, *part.shape[1:]), part.dtype) for name, part in batch.items()}
-            batch_size = 1
+        batch = {name: part[batch["real"]] for name, part in batch.items()}
+        if not len(batch["real"]):
+            return Evaluated([], [], 0, 0.0, {})
     placed = place_batch(mesh, batch) if mesh else batch
     step = partial(evaluation_step, model, mesh, variables)
     found = jax.device_get(step(placed["image"], placed["label"], placed["real"]))
-    blank = batch_size - int(found["confusion"].sum())
-    if blank and found["tokens"]:  # their tokens are taken off again
+    real = found["real"]
+    blank = int(len(real) - real.sum())
+    tokens = {name: np.asarray(value, np.float64) for name, value in found["tokens"].items()}
+    if blank and tokens:  # their tokens are taken off again
         of_blank = step(jnp.zeros_like(placed["image"]), placed["label"], placed["real"])["tokens"]
-        found["tokens"] = {
-            name: value - np.round(np.asarray(of_blank[name]) * (blank / batch_size))
-            for name, value in found["tokens"].items()
+        tokens = {
+            name: value - np.round(np.asarray(of_blank[name]) * (blank / len(real)))
+            for name, value in tokens.items()
         }
-    return jax.tree.map(lambda x: np.asarray(x, np.int64 if x.dtype.kind in "iu" else np.float64), found)
+    return Evaluated(
+        labels=found["labels"][real].tolist(),
+        predicted=found["best"][real, 0].tolist(),
+        among_best=int((found["best"] == found["labels"][:, None]).any(1)[real].sum()),
+        loss=float(found["losses"][real].sum(dtype=np.float64)),
+        tokens={name: value.tolist() for name, value in tokens.items()},
+    )
 
 
 @partial(jax.jit, static_argnames=("model", "mesh"))
 def evaluation_step(model, mesh, variables, images, labels, real):
-    """Sums over the real images, and the tokens of each expert by MoE layer over all."""
+    """Of each image its best guesses and loss, and by MoE layer the tokens of each expert, on every device."""
     logits, state = model.apply(variables, images, mutable=["routing"])
     logits = logits.astype(jnp.float32)
     _, best = jax.lax.top_k(logits, min(BEST, logits.shape[-1]))
     losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
-    counted = real.astype(jnp.int32)
     layers = routing_layers(state.get("routing", {}))
-    sums = {
-        "confusion": jnp.zeros((model.num_classes,) * 2, jnp.int32).at[labels, best[:, 0]].add(counted),
-        "among_best": jnp.sum(jnp.any(best == labels[:, None], axis=1) * counted),
-        "loss": jnp.sum(jnp.where(real, losses, 0.0)),
+    found = {
+        "best": best,
+        "losses": losses,
+        "labels": labels,
+        "real": real,
         "tokens": {name: layer["tokens"] for name, layer in layers.items()},
     }
-    return jax.lax.with_sharding_constraint(sums, NamedSharding(mesh, PartitionSpec())) if mesh else sums
+    return jax.lax.with_sharding_constraint(found, NamedSharding(mesh, PartitionSpec())) if mesh else found

@@ -273,7 +273,9 @@ def test_a_step_that_finds_no_room_is_said_in_a_line_and_the_one_before_is_whole
 
 def test_a_disk_that_has_no_room_for_a_step_is_said_with_both_numbers(workdir, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 2**13))
-    with pytest.raises(ValueError, match=r"it needs 0\.0 MiB, and the disk has 0\.0 MiB left; what was saved"):
+    with pytest.raises(
+        ValueError, match=r"it needs 0\.0 MiB, and the disk has 0\.0 MiB left; what was saved"
+    ):
         Checkpoints(workdir).save(30, STATE)
 
 
