@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import optax
 
 
-@lru_cache(maxsize=32)
 def cosine_schedule(
     peak: float,
     *,
@@ -21,7 +20,7 @@ def cosine_schedule(
     """The learning rate by step: a linear rise, a cosine's half wave down, then ``end``, the cool-down.
 
     Numbers are those of ``timm.scheduler.CosineLRScheduler`` (timm 1.0.31) with one cycle. Equal
-    settings give the same function, see `create_optimizer`.
+    arguments give the same function, see `create_optimizer`.
 
     Args:
       peak: learning rate at the top.
@@ -41,6 +40,11 @@ def cosine_schedule(
         raise ValueError(f"steps and steps_per_epoch must be at least 1, got {steps} and {steps_per_epoch}")
     if warmup_steps < 0 or (warmup_steps > steps and not warmup_first):
         raise ValueError(f"warmup_steps must be from 0 to {steps}, got {warmup_steps}")
+    return _cosine(peak, steps, warmup_steps, start, end, warmup_first, steps_per_epoch)
+
+
+@lru_cache(maxsize=32)
+def _cosine(peak, steps, warmup_steps, start, end, warmup_first, steps_per_epoch):
     begin = warmup_steps if warmup_first else 0
 
     def schedule(step):

@@ -13,8 +13,14 @@ import numpy as np
 import pytest
 
 import shiftaddvit_jax as sav
+from shiftaddvit_jax.checkpoints.configs import imagenet_classes
 from shiftaddvit_jax.data.examples import Dataset, Examples
-from shiftaddvit_jax.data.identity import data_difference, data_summary, describe_data
+from shiftaddvit_jax.data.identity import (
+    class_difference,
+    data_difference,
+    data_summary,
+    describe_data,
+)
 from shiftaddvit_jax.data.images import open_image
 from shiftaddvit_jax.train.config import resolved_defaults
 from shiftaddvit_jax.train.devices import create_mesh, state_shardings
@@ -288,3 +294,12 @@ def test_the_models_that_score_best_are_kept(tmp_path):
     assert sorted(path.name for path in (tmp_path / "best").iterdir()) == ["20", "40"]
     assert best.first() == {"step": 20, "top1": 0.7, "path": "best/20"}
     assert sav.load_model(tmp_path / "best" / "40")[2]["top1"] == 0.7
+
+
+def test_imagenets_classes_are_the_same_by_words_and_by_folders():
+    synsets = ("n01440764", *(f"n{number:08}" for number in range(2000000, 2000998)), "n15075141")
+    words = imagenet_classes()
+    assert class_difference(words, synsets) is None
+    assert class_difference(synsets, words) is None
+    assert class_difference(words[::-1], synsets) is not None
+    assert class_difference(words, synsets[1:]) is not None
