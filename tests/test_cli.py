@@ -107,7 +107,7 @@ def test_train_takes_overrides_from_the_command_line(tmp_path, capsys):
         ("--config.train.stepz=10", "unknown config key 'train.stepz'; did you mean 'train.steps'"),
         ("--config.model.attn=linear", "'model.attn'; did you mean 'model.attention'"),
         ("--config.x=1", "unknown config key 'x'; known: "),
-        ("--config.train.steps=many", "invalid literal for int"),
+        ("--config.train.steps=many", "config.train.steps must be a whole number"),
         ("--config.seed", "bad config override"),
         ("--steps=10", "unknown"),
         ("steps", "unexpected argument 'steps'"),

@@ -155,7 +155,7 @@ def _evaluated(model, variables, batch, mesh):
 
 @partial(jax.jit, static_argnames=("model", "mesh"))
 def evaluation_step(model, mesh, variables, images, labels, real):
-    """Of each image its best guesses and loss, and by MoE layer the tokens of each expert, whole everywhere."""
+    """Of each image its best guesses and loss, and by MoE layer the tokens of each expert."""
     logits, state = model.apply(variables, images, mutable=["routing"])
     logits = logits.astype(jnp.float32)
     _, best = jax.lax.top_k(logits, min(BEST, logits.shape[-1]))
