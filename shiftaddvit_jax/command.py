@@ -100,7 +100,7 @@ def run_command(name: str, command: Callable[[], None]) -> int:
 @contextmanager
 def _logs_shown() -> Iterator[None]:
     """What the packages log goes to the standard error stream as it is now; loggers are left as they were."""
-    handler = logging.StreamHandler()
+    handler: logging.Handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     levels = {"shiftaddvit_jax": logging.INFO, "kernels_tvm": logging.INFO}
     levels["absl"] = logging.CRITICAL  # what Orbax says there, with a traceback, it also raises

@@ -91,7 +91,7 @@ def start_processes(
     given = (coordinator, processes, process)
     if any(value is not None for value in given) and None in given:
         raise ValueError("--coordinator, --processes and --process belong together; give all three, or none")
-    if coordinator is not None:
+    if coordinator is not None and processes is not None and process is not None:
         host, _, port = coordinator.rpartition(":")
         if not host or not port.isdecimal():
             raise ValueError(f"--coordinator must be HOST:PORT, got {coordinator!r}")

@@ -201,8 +201,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     if step:
         logger.info("resuming at step %d of %d", step, run.config.train.steps)
     with closing(checkpoints):
-        state, *measured = _train(run, state, step, checkpoints, workdir)
-    return _finish(run, state, *measured, workdir)
+        state, history, best, totals = _train(run, state, step, checkpoints, workdir)
+    return _finish(run, state, history, best, totals, workdir)
 
 
 def make_run(start: Start, dataset: Dataset, mesh: Mesh) -> Run:
@@ -297,7 +297,8 @@ def _train(run, state, step, checkpoints, workdir):
                 due |= {"checkpoint": True, "evaluate": False}
             if not any(due.values()):
                 continue
-            entry = {"step": step, **_mean_metrics(pending, step), "learning_rate": float(schedule(step))}
+            rate: Any = schedule(step)
+            entry = {"step": step, **_mean_metrics(pending, step), "learning_rate": float(rate)}
             entry |= pace.since(len(pending))
             if due["evaluate"] and not last:
                 entry |= _evaluated(run, state, best, step)

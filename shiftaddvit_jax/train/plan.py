@@ -58,7 +58,9 @@ def plan_run(config: ml_collections.ConfigDict) -> dict[str, Any]:
     began = time.perf_counter()
     compiled = lowered.compile()
     compile_seconds = time.perf_counter() - began
-    sizes["step"] = int(compiled.memory_analysis().temp_size_in_bytes)
+    analysis = compiled.memory_analysis()
+    if analysis is not None:  # as on some devices
+        sizes["step"] = int(analysis.temp_size_in_bytes)
     inputs, steps = [], []
     for number in range(TIMED + 1):  # the first one warms up
         began = time.perf_counter()
@@ -72,7 +74,7 @@ def plan_run(config: ml_collections.ConfigDict) -> dict[str, Any]:
     input_seconds, step_seconds = (float(np.median(times[1:])) for times in (inputs, steps))
     settings = config.train
     per_epoch = steps_per_epoch(config, dataset)
-    schedule = learning_rate(config, per_epoch)
+    rate: Any = learning_rate(config, per_epoch)
     warmup = min(settings.warmup_steps, settings.steps // 2)
     marks = sorted(
         {
@@ -92,7 +94,7 @@ def plan_run(config: ml_collections.ConfigDict) -> dict[str, Any]:
         "batch_size": config.data.batch_size,
         "steps": settings.steps,
         "epochs": settings.steps * config.data.batch_size / len(dataset.train),
-        "learning_rates": [(mark, float(schedule(jnp.int32(mark)))) for mark in marks],
+        "learning_rates": [(mark, float(rate(jnp.int32(mark)))) for mark in marks],
         "bytes": sizes,
         "compile_seconds": compile_seconds,
         "input_seconds": input_seconds,
