@@ -6,7 +6,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,7 +98,7 @@ def run_command(name: str, command: Callable[[], None]) -> int:
 
 
 @contextmanager
-def _logs_shown() -> Iterator[None]:
+def _logs_shown() -> Generator[None]:
     """What the packages log goes to the standard error stream as it is now; loggers are left as they were."""
     handler: logging.Handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
