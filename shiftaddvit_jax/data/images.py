@@ -202,9 +202,8 @@ def _plain_jpeg_size(source: bytes) -> tuple[int, int] | None:
     is_jpeg = source.startswith(JPEG_START)
     if simplejpeg is None or not is_jpeg or any(mark in source for mark in MORE_TO_KNOW):
         return None
-    header: Any
     try:
-        header = simplejpeg.decode_jpeg_header(source)
+        header: Any = simplejpeg.decode_jpeg_header(source)
     except ValueError:
         return None
     height, width, colors, _ = header
