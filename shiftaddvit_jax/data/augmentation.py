@@ -1,8 +1,8 @@
 """Random changes to training images, as timm makes them: crops, flips, colours, RandAugment, erasing.
 
-Each function takes an image and a generator, and leaves the image itself as it is. Distributions are those of
-timm 1.0.31 (``timm.data.transforms``, ``auto_augment``, ``random_erasing``) and of torchvision's
-``ColorJitter``; pixels are Pillow's, as theirs are.
+Each function takes an image, an array or Pillow's, and a generator, and leaves the image itself as it is.
+Distributions are those of timm 1.0.31 (``timm.data.transforms``, ``auto_augment``, ``random_erasing``) and of
+torchvision's ``ColorJitter``; pixels are Pillow's, as theirs are.
 """
 
 import math
@@ -25,6 +25,8 @@ INTERPOLATIONS = ("random", "nearest", "bilinear", "bicubic", "lanczos")
 ERASING_MODES = ("const", "rand", "pixel")
 GREY = (128, 128, 128)
 
+# Functions of these return what they were given: between Pillow's images, nothing is copied.
+Picture = UInt8[np.ndarray, "height width 3"] | Image.Image
 Fill = tuple[int, int, int]
 Range = tuple[float, float]
 
@@ -86,25 +88,19 @@ class Augmentation:
         rng: np.random.Generator,
     ) -> Float[np.ndarray, "size size 3"]:
         """``image``, changed at random, as the model takes it, float32."""
-        image = random_resized_crop(
-            image,
-            preprocessing.size,
-            rng,
-            scale=self.scale,
-            ratio=self.ratio,
-            interpolation=self.interpolation,
+        picture: Picture = _resized_crop(
+            image, preprocessing.size, rng, self.scale, self.ratio, self.interpolation
         )
-        image = random_flip(image, rng, self.flip)
+        picture = random_flip(picture, rng, self.flip)
         if self.policy == "3a":
-            image = three_augment(image, rng)
+            picture = three_augment(picture, rng)
         elif self.policy:
-            image = rand_augment(
-                image, self.policy, rng, fill=mean_color(preprocessing), interpolation=self.interpolation
-            )
+            fill = mean_color(preprocessing)
+            picture = rand_augment(picture, self.policy, rng, fill=fill, interpolation=self.interpolation)
         if self.policy in ("", "3a"):
             jitter = self.color_jitter
-            image = color_jitter(image, rng, *(jitter if isinstance(jitter, tuple) else (jitter,) * 3))
-        normal = normalize_as(image, preprocessing)
+            picture = color_jitter(picture, rng, *(jitter if isinstance(jitter, tuple) else (jitter,) * 3))
+        normal = normalize_as(np.asarray(picture), preprocessing)
         return random_erasing(
             normal, rng, probability=self.erase, mode=self.erase_mode, max_count=self.erase_count
         )
@@ -190,6 +186,10 @@ def random_resized_crop(
 
     A `Jpeg` is decoded at the least of its sizes at which the crop still has ``size`` pixels a side.
     """
+    return np.asarray(_resized_crop(image, size, rng, scale, ratio, interpolation))
+
+
+def _resized_crop(image, size, rng, scale, ratio, interpolation) -> Image.Image:
     height, width = image.size if isinstance(image, Jpeg) else image.shape[:2]
     box = random_crop_box(height, width, rng, scale, ratio)
     left, top, right, bottom = box
@@ -202,30 +202,30 @@ def random_resized_crop(
     x, y = math.floor(left), math.floor(top)
     cut = Image.fromarray(np.ascontiguousarray(image[y : math.ceil(bottom), x : math.ceil(right)]))
     inside = (left - x, top - y, right - x, bottom - y)
-    return np.asarray(cut.resize((size, size), _filter(_drawn(interpolation, rng)), inside))
+    return cut.resize((size, size), _filter(_drawn(interpolation, rng)), inside)
 
 
-def random_flip(
-    image: UInt8[np.ndarray, "height width 3"], rng: np.random.Generator, probability: float = 0.5
-) -> UInt8[np.ndarray, "height width 3"]:
+def random_flip(image: Picture, rng: np.random.Generator, probability: float = 0.5) -> Picture:
     """``image``, mirrored left to right with that probability."""
-    return image[:, ::-1] if rng.random() < probability else image
+    if rng.random() >= probability:
+        return image
+    return _alike(_picture(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT), image)
 
 
 def color_jitter(
-    image: UInt8[np.ndarray, "height width 3"],
+    image: Picture,
     rng: np.random.Generator,
     brightness: float = 0.0,
     contrast: float = 0.0,
     saturation: float = 0.0,
     hue: float = 0.0,
-) -> UInt8[np.ndarray, "height width 3"]:
+) -> Picture:
     """``image`` with other colours, changed in random order.
 
     Brightness, contrast and saturation are multiplied by numbers from 1 - strength (at least 0) to
     1 + strength. The hue turns by up to ``hue``, at most 0.5, of the circle.
     """
-    changed = Image.fromarray(image)
+    changed = _picture(image)
     strengths = (brightness, contrast, saturation)
     factors = [rng.uniform(max(0.0, 1 - strength), 1 + strength) for strength in strengths]
     turn = rng.uniform(-hue, hue)
@@ -235,17 +235,15 @@ def color_jitter(
             changed = _turn_hue(changed, turn)
         elif index < 3 and strengths[index]:
             changed = enhancers[index](changed).enhance(factors[index])
-    return np.asarray(changed)
+    return _alike(changed, image)
 
 
-def three_augment(
-    image: UInt8[np.ndarray, "height width 3"], rng: np.random.Generator
-) -> UInt8[np.ndarray, "height width 3"]:
+def three_augment(image: Picture, rng: np.random.Generator) -> Picture:
     """``image`` in grey, solarized or blurred (a Gaussian of 0.1 to 2 pixels), each as probable.
 
     Touvron et al., "DeiT III: Revenge of the ViT", 2022. `color_jitter` of 0.3 follows it there.
     """
-    picture = Image.fromarray(image)
+    picture = _picture(image)
     match int(rng.integers(3)):
         case 0:
             picture = ImageOps.solarize(picture, 128)
@@ -253,7 +251,7 @@ def three_augment(
             picture = ImageEnhance.Color(picture).enhance(0.0)
         case _:
             picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2.0)))
-    return np.asarray(picture)
+    return _alike(picture, image)
 
 
 @dataclass(frozen=True)
@@ -312,13 +310,13 @@ def parse_policy(text: str) -> Policy:
 
 
 def rand_augment(
-    image: UInt8[np.ndarray, "height width 3"],
+    image: Picture,
     policy: str | Policy,
     rng: np.random.Generator,
     *,
     fill: Fill = GREY,
     interpolation: str = "random",
-) -> UInt8[np.ndarray, "height width 3"]:
+) -> Picture:
     """``image`` after RandAugment.
 
     Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space", 2019.
@@ -332,6 +330,7 @@ def rand_augment(
     """
     settings = parse_policy(policy) if isinstance(policy, str) else policy
     names = INCREASING_OPERATIONS if settings.increasing else OPERATIONS
+    picture = _picture(image)
     for name in rng.choice(names, settings.layers):
         if rng.random() >= settings.probability:
             continue
@@ -340,26 +339,26 @@ def rand_augment(
             magnitude = rng.uniform(0, magnitude)
         elif settings.deviation:
             magnitude = rng.normal(magnitude, settings.deviation)
-        image = apply_operation(
-            image,
+        picture = apply_operation(
+            picture,
             str(name),
             min(max(magnitude, 0.0), settings.maximum),
             sign=-1 if rng.random() < 0.5 else 1,
             fill=fill,
             interpolation=_drawn(interpolation, rng),
         )
-    return image
+    return _alike(picture, image)
 
 
 def apply_operation(
-    image: UInt8[np.ndarray, "height width 3"],
+    image: Picture,
     name: str,
     magnitude: float,
     *,
     sign: Literal[-1, 1] = 1,
     fill: Fill = GREY,
     interpolation: str = "bicubic",
-) -> UInt8[np.ndarray, "height width 3"]:
+) -> Picture:
     """``image`` after one operation of RandAugment.
 
     Args:
@@ -374,8 +373,8 @@ def apply_operation(
       ValueError: an unknown operation.
     """
     check_choice("operation", name, _OPERATIONS)
-    changed = _OPERATIONS[name](Image.fromarray(image), magnitude / 10, sign, fill, _filter(interpolation))
-    return np.asarray(changed)
+    changed = _OPERATIONS[name](_picture(image), magnitude / 10, sign, fill, _filter(interpolation))
+    return _alike(changed, image)
 
 
 def random_erasing(
@@ -434,6 +433,15 @@ def _erased(mode, height, width, rng):
     if mode == "const":
         return 0.0
     return rng.standard_normal((height, width, 3) if mode == "pixel" else 3, dtype=np.float32)
+
+
+def _picture(image: Picture) -> Image.Image:
+    return Image.fromarray(image) if isinstance(image, np.ndarray) else image
+
+
+def _alike(changed: Picture, image: Picture) -> Picture:
+    """What ``image`` became, of its kind."""
+    return np.asarray(changed) if isinstance(image, np.ndarray) else changed
 
 
 def _drawn(interpolation, rng):

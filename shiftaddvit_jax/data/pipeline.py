@@ -25,7 +25,7 @@ MEAN = np.array(IMAGENET_MEAN, np.float32)
 STANDARD_DEVIATION = np.array(IMAGENET_DEVIATION, np.float32)
 ENDLESS = 2**40  # elements; Grain's own endless length overflows in places
 MOST_BAD = 100  # neighbours that can't be read before a set is taken to be unreadable
-CHUNK = 32  # images that one thread makes at a time, at most
+CHUNK = 64  # images that one thread makes at a time, at most
 MOST_THREADS = 16  # of this process; beyond, threads wait for Python's lock, and `workers` do not
 
 Augment = Callable[
