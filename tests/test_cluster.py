@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from contextlib import contextmanager
 
 import jax
@@ -180,6 +181,54 @@ def test_figures_of_workers_are_those_of_one_process(workers, checkpoint, images
     assert evaluated(capsys, checkpoint, images, "ray") == local
     assert workers == [(0, 1), (1, 2)]
     assert json.loads(local)["images"] == 66
+
+
+@pytest.fixture
+def ray_starts(monkeypatch):
+    """A stand-in for Ray: what it was started with, and the variables that it saw then."""
+    starts = []
+
+    def init(**settings):
+        starts.append((settings, {name: os.environ.get(name) for name in cluster.ALONE}))
+        if settings["address"] == "nowhere:1":
+            raise ConnectionError("nobody\nanswers")
+
+    ray = types.ModuleType("ray")
+    ray.data = types.ModuleType("ray.data")
+    ray.init, ray.shutdown, ray.is_initialized = init, lambda: starts.append("shutdown"), lambda: False
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.data", ray.data)
+    monkeypatch.setattr(cluster, "require", lambda *arguments: None)
+    for name in ("RAY_ADDRESS", *cluster.ALONE):
+        monkeypatch.delenv(name, raising=False)
+    return starts
+
+
+def test_a_ray_that_is_started_here_is_alone_and_silent(ray_starts):
+    with cluster.connect():
+        pass
+    (settings, variables), end = ray_starts
+    assert (settings["address"], settings["include_dashboard"], end) == ("local", False, "shutdown")
+    assert variables == cluster.ALONE
+    assert not set(cluster.ALONE) & set(os.environ)
+
+
+@pytest.mark.parametrize(("given", "variable"), [("head:1", None), (None, "head:1"), ("head:1", "other:1")])
+def test_a_cluster_is_joined_as_it_is(ray_starts, monkeypatch, given, variable):
+    if variable:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    with cluster.connect(given):
+        pass
+    settings, variables = ray_starts[0]
+    assert settings["address"] == "head:1"
+    assert "include_dashboard" not in settings
+    assert set(variables.values()) == {None}
+
+
+@pytest.mark.usefixtures("ray_starts")
+def test_a_cluster_that_does_not_answer_is_one_line():
+    with pytest.raises(ValueError, match="no cluster of Ray at nowhere:1: nobody answers"):
+        cluster.connect("nowhere:1").__enter__()
 
 
 WITH_RAY = """
