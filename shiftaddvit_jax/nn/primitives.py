@@ -20,7 +20,8 @@ class Primitives:
       activations: number format of MatShift's activations, see `shiftaddvit_jax.ops.matshift`.
       threshold: at which queries and keys are binarized, see `shiftaddvit_jax.ops.binarize`.
       implementation: see `shiftaddvit_jax.ops`.
-      dtype: dtype of the computation, float32 by default; parameters are float32.
+      dtype: dtype of the computation, float32 by default. In bfloat16, parameters, LayerNorms' means and
+        variances, softmaxes, routers, and sums over tokens and images are float32 still.
       precision: number format of the factors in dense layers and convolutions over patches.
       remat: whether training keeps a block's input alone and computes the rest again for its gradients,
         which takes less memory and more time. Gradients and variables are the same.

@@ -152,3 +152,16 @@ def test_1d_shapes_that_do_not_fit_are_named(x, kernel):
         depthwise_conv_1d(jnp.ones(x), jnp.ones(kernel))
     assert str(x) in str(error.value)
     assert str(kernel) in str(error.value)
+
+
+def test_in_bfloat16_a_kernels_gradient_is_summed_in_float32():
+    # Summed in bfloat16 over these 4,096 tokens, it was off by 8 %.
+    x, cotangent = (jnp.asarray(1 + random(64, 64, CHANNELS, seed=seed), jnp.bfloat16) for seed in (0, 1))
+    kernel = random(3, CHANNELS, seed=2)
+
+    def loss(kernel, dtype):
+        y = depthwise_conv_1d(x.astype(dtype), kernel, "xla")
+        return jnp.vdot(y.astype(jnp.float32), cotangent.astype(jnp.float32))
+
+    exact, rounded = (jax.jit(jax.grad(loss), static_argnums=1)(kernel, d) for d in ("float32", "bfloat16"))
+    np.testing.assert_allclose(rounded, exact, rtol=1e-3)
