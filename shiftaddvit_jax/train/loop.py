@@ -261,7 +261,7 @@ def _train(run, state, step, checkpoints, workdir):
     with (
         closing(run.batches(step)) as batches,
         stop_signals() as asked_to_stop,
-        open_writers(names, workdir, config.to_dict(), step + 1) as writers,
+        open_writers(names, workdir, flat(config), step + 1) as writers,
         progress_bar() as bar,
     ):
         task = bar.add_task("training", total=settings.steps, completed=step, note="")
