@@ -60,6 +60,11 @@ def test_an_epoch_shows_every_image_once_and_the_next_another_order():
     assert not np.array_equal(*epochs)
 
 
+def test_a_batch_that_is_made_in_parts_is_whole():
+    large, small = (labels_of(numbered(300), 300 // size, batch_size=size) for size in (150, 50))
+    np.testing.assert_array_equal(large.reshape(-1), small.reshape(-1))
+
+
 def test_two_epochs_on_two_hosts_that_stop_and_go_on_with_three_show_every_image_twice():
     # 18 images in batches of 6: six batches, the first two on two hosts, the others on three.
     settings = {"batch_size": 6, "seed": 4}
