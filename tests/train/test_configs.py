@@ -15,6 +15,7 @@ from shiftaddvit_jax.train.step import learning_rate, make_optimizer, make_recip
 IMAGENET = ("pvt_tiny", "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "deit_tiny", "deit_small")
 SHIPPED = (
     "digits.py",
+    "fashion_mnist.py",
     "finetune_folder.py",
     "finetune_folder.py:hf:OpenGVLab/pvt_v2_b2",
     *(f"{name}_imagenet.py:{stage}" for name in IMAGENET for stage in STAGES),

@@ -13,12 +13,15 @@ import pytest
 
 import shiftaddvit_jax as sav
 from shiftaddvit_jax.command import Stopped, run_command
-from shiftaddvit_jax.data import load_dataset
+from shiftaddvit_jax.data import load_dataset, preprocess
 from shiftaddvit_jax.data.sources import Examples
+from shiftaddvit_jax.models import Preprocessing
 from shiftaddvit_jax.models.kinds import parse_kinds
 from shiftaddvit_jax.train import default_config, evaluate, loop, train_and_evaluate
 from shiftaddvit_jax.train.config import RANGES, check_config
+from shiftaddvit_jax.train.start import begin, open_teacher
 from shiftaddvit_jax.train.step import learning_rate, make_optimizer
+from shiftaddvit_jax.train.summary import read_summary
 
 
 def tiny_config(**train):
@@ -367,3 +370,57 @@ def test_routing_shares_do_not_depend_on_the_batch_size():
         assert padded["shift_share"][name] == pytest.approx(share, abs=2e-3), name
     assert padded["loss"] == pytest.approx(whole["loss"], rel=1e-5)
     np.testing.assert_array_equal(padded["confusion"], whole["confusion"])
+
+
+def test_scores_are_those_of_the_models_logits(run):
+    _, workdir, _ = run
+    model, variables, about = sav.load_model(workdir / "model")
+    preprocessing = Preprocessing.from_dict(about["preprocessing"])
+    few = load_dataset("digits").test.part(range(21))
+    images = np.stack([preprocess(few[index]["image"], preprocessing) for index in range(21)])
+    logits, labels = np.asarray(model.apply(variables, images)), np.array([few.labels[i] for i in range(21)])
+    found = evaluate(model, variables, few, batch_size=8)
+    above = (logits > logits[np.arange(21), labels][:, None]).sum(1)  # classes before the true one
+    assert found["top1"] == np.mean(above == 0)
+    assert found["top5"] == np.mean(above < 5)
+    assert found["images"] == 21
+    chances = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    np.testing.assert_allclose(found["loss"], -chances[np.arange(21), labels].mean(), rtol=1e-5)
+
+
+def test_a_finished_run_says_what_it_came_to(run):
+    _, workdir, metrics = run
+    summary = read_summary(workdir)
+    assert summary["config"]["train.steps"] == summary["steps"] == 4
+    assert summary["final"] == {name: metrics[name] for name in ("top1", "top5", "loss")}
+    assert summary["best"] == {"step": 4, "top1": metrics["top1"], "path": "best/4"}
+    assert summary["images"] == 4 * 8
+    assert 0 <= summary["input_wait"] < 1
+    best = sav.load_model(workdir / "best" / "4")[1]
+    jax.tree.map(np.testing.assert_array_equal, best, sav.load_model(workdir / "model")[1])
+
+
+def test_new_classes_need_a_new_head(run):
+    _, workdir, _ = run
+    config = tiny_config()
+    config.init_from = str(workdir / "model")
+    with pytest.raises(
+        ValueError, match=r"other classes .*; rename .* new head by config\.model\.new_head=True"
+    ):
+        begin(config, ("ant", "bee"))
+    config.model.new_head = True
+    start = begin(config, ("ant", "bee"))
+    teacher = sav.load_model(workdir / "model")[1]["params"]
+    assert start.model.num_classes == 2
+    assert start.variables["params"]["head"]["kernel"].shape[1] == 2
+    jax.tree.map(np.testing.assert_array_equal, start.variables["params"]["stage1"], teacher["stage1"])
+
+
+def test_a_teacher_of_other_classes_is_refused(run):
+    _, workdir, _ = run
+    config = tiny_config()
+    config.distillation.teacher = str(workdir / "model")
+    start = begin(config, tuple("0123456789"))
+    assert open_teacher(config, start, tuple("0123456789")).model.num_classes == 10
+    with pytest.raises(ValueError, match="knows other classes than the data's: class 'a' new"):
+        open_teacher(config, start, (*"0123456789", "a"))
