@@ -156,11 +156,15 @@ def initial_state(variables: PyTree, optimizer: optax.GradientTransformation, re
     """The state before the first step."""
     params = variables["params"]
     constants = {name: value for name, value in variables.items() if name != "params"}
-    average = params if recipe.ema_decay else None
+    average = jax.tree.map(jnp.copy, params) if recipe.ema_decay else None
     return TrainState(params, constants, optimizer.init(params), average)
 
 
-@partial(jax.jit, static_argnames=("model", "optimizer", "recipe", "mesh", "teacher"))
+@partial(
+    jax.jit,
+    static_argnames=("model", "optimizer", "recipe", "mesh", "teacher"),
+    donate_argnames="state",  # its memory is the next state's
+)
 def train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -183,7 +187,7 @@ def train_step(
       mesh: the devices, see `shiftaddvit_jax.train.devices`.
       teacher: of the distillation; None without.
       teacher_variables: its variables; None without.
-      state: placed on the mesh.
+      state: placed on the mesh; its arrays cannot be used afterwards.
       batch: ``image`` float32 [batch, size, size, 3] and ``label`` int32 [batch], placed likewise.
       key: of the whole run; what is drawn depends on it and on ``step``.
       step: the step's number, from 0.
