@@ -72,7 +72,7 @@ def open_source(
     """
     asked = {"num_classes": num_classes, "image_size": image_size, "layer_norm_eps": layer_norm_eps}
     asked = {name: value for name, value in asked.items() if value is not None}
-    folder = _our_folder(source)
+    folder = our_folder(source)
     if folder is None:
         return _open_others(source, model, asked)
     if model is not None or asked:
@@ -134,7 +134,7 @@ def _open_others(source, variant, asked):
     return Source(str(source), created, variables, preprocessing, names, (*notes, *note))
 
 
-def _our_folder(source):
+def our_folder(source: str | Path) -> Path | None:
     """The folder of one of our checkpoints or bundles that ``source`` is or holds; None if there is none."""
     path = Path(source).expanduser()
     return next((folder for folder in (path, path / "model") if is_ours(folder)), None)

@@ -11,7 +11,7 @@ import jax
 import ml_collections
 from jaxtyping import PyTree
 
-from shiftaddvit_jax.checkpoints.source import Source, open_source
+from shiftaddvit_jax.checkpoints.source import Source, open_source, our_folder
 from shiftaddvit_jax.data.identity import class_difference
 from shiftaddvit_jax.files import read_latencies
 from shiftaddvit_jax.heads import replace_head
@@ -68,7 +68,7 @@ def begin(config: ml_collections.ConfigDict, class_names: tuple[str, ...]) -> St
         config = filled(config, DEFAULTS)
         model = _model(config, class_names)
         return Start(config, model, init_variables(model, key), model_preprocessing(model))
-    teacher = _open(config.init_from, config, "init_from")
+    teacher = _open(config.init_from, "init_from", config.model.name)
     config = filled(filled(config, _settings(teacher.model)), DEFAULTS)
     model, variables = _with_head(teacher, config, class_names, key)
     asked = _model(config, class_names)
@@ -112,7 +112,7 @@ def open_teacher(
     settings = config.distillation
     if not settings.teacher:
         return None
-    teacher = _open(settings.teacher, config, "distillation.teacher")
+    teacher = _open(settings.teacher, "distillation.teacher")
     if found := _class_difference(teacher, class_names):
         raise ValueError(f"the teacher {settings.teacher} knows other classes than the data's: {found}")
     if teacher.preprocessing != start.preprocessing:
@@ -134,21 +134,12 @@ def with_measured_latencies(config: ml_collections.ConfigDict) -> ml_collections
     return config
 
 
-def _open(name, config, key):
-    # Weights without a config.json beside them are taken for the config's variant.
-    source = open_source(name) if key != "init_from" else _open_as(name, config.model.name)
+def _open(name, key, variant=""):
+    """What ``name`` names; weights with nothing beside them are of ``variant``."""
+    source = open_source(name, model=None if our_folder(name) else variant or None)
     if is_packed(source.variables["params"]):
         raise ValueError(f"the checkpoint {name} is packed, for inference; config.{key} needs the original")
     return source
-
-
-def _open_as(name, variant):
-    try:
-        return open_source(name)
-    except ValueError as error:
-        if variant and "no config.json beside" in str(error):
-            return open_source(name, model=variant)
-        raise
 
 
 def _with_head(teacher, config, class_names, key):
