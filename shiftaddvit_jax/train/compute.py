@@ -21,7 +21,7 @@ def compute_as(
         ``"bfloat16"``, parameters, their gradients, LayerNorms' means and variances, softmaxes, routers and
         logits are float32 still, and products are summed in it.
       remat: whether each block keeps its input alone, and computes the rest again for its gradients. These
-        and the random draws are those without.
+        and the random draws are those without. On CPUs it saves no memory: XLA computes again too early.
 
     Raises:
       ValueError: an unknown dtype.
