@@ -106,7 +106,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(types.ModuleType):
-    """A package whose `calibrate`, `pack`, `reparameterize` and `to_nnx` stay functions when such modules load."""
+    """A package whose `pack`, `reparameterize` and the like stay functions when such modules load."""
 
     def __setattr__(self, name, value):
         if not (name in _MODULE_OF and isinstance(value, types.ModuleType)):

@@ -72,11 +72,11 @@ class Moments(NamedTuple):
 
     def centred(
         self,
-    ) -> tuple[Float[Array, "inputs inputs"], Float[Array, "inputs outputs"], Float[Array, ""]]:
+    ) -> tuple[Float[Array, "inputs inputs"], Float[Array, "inputs outputs"], float]:
         """``squares``, ``products`` and ``power`` of inputs and outputs less their means."""
         squares = self.squares - np.outer(self.inputs, self.inputs) / self.count
         products = self.products - np.outer(self.inputs, self.outputs) / self.count
-        return squares, products, self.power - np.sum(np.square(self.outputs)) / self.count
+        return squares, products, float(self.power - np.sum(np.square(self.outputs)) / self.count)
 
     def bias(self, kernel: Float[Array, "inputs outputs"]) -> Float[Array, "outputs"]:
         """The bias with which the mean output of a layer with ``kernel`` is what it should be."""
@@ -186,12 +186,13 @@ def calibrate_with_report(
 
     # One forward pass of all images converts each branch when its input arrives. The first half of the batch
     # is the dense model's, the second half the shift model's.
-    with progress_bar() as bar, nn.intercept_methods(convert):
+    with progress_bar() as bar:
         task = bar.add_task("calibrating", total=len(shift_layers(student)), note="")
-        on_xla(model).apply(variables, np.concatenate([images, images]))
+        with nn.intercept_methods(convert):
+            on_xla(model).apply(variables, np.concatenate([images, images]))
     if few:
         logger.warning(
-            "%d layers, such as %s, have no more tokens than inputs: their weights are damped; give more images",
+            "%d layers, such as %s, have no more tokens than inputs, which damping makes up for; give more",
             len(few),
             few[0],
         )
@@ -373,8 +374,8 @@ def _check_dense(model, variables):
         others = sorted(set(getattr(model, name)) - {"dense"})
         if others:
             raise ValueError(
-                f"{model.variant} is converted already: its {name} has the kinds {', '.join(others)}; expected "
-                "the dense model that it was made from"
+                f"{model.variant} is converted already: its {name} has {', '.join(others)} layers; "
+                "expected the dense model that it was made from"
             )
     for name, leaf in flatten_dict(variables, sep="/").items():
         if not np.isfinite(np.asarray(leaf, np.float32)).all():
