@@ -63,26 +63,32 @@ class Moments(NamedTuple):
       power: sum of squared outputs.
     """
 
-    count: Float[Array, ""]
-    inputs: Float[Array, "inputs"]
-    outputs: Float[Array, "outputs"]
-    squares: Float[Array, "inputs inputs"]
-    products: Float[Array, "inputs outputs"]
-    power: Float[Array, ""]
+    count: Float[Array | np.ndarray, ""]
+    inputs: Float[Array | np.ndarray, "inputs"]
+    outputs: Float[Array | np.ndarray, "outputs"]
+    squares: Float[Array | np.ndarray, "inputs inputs"]
+    products: Float[Array | np.ndarray, "inputs outputs"]
+    power: Float[Array | np.ndarray, ""]
 
     def centred(
         self,
-    ) -> tuple[Float[Array, "inputs inputs"], Float[Array, "inputs outputs"], float]:
+    ) -> tuple[
+        Float[Array | np.ndarray, "inputs inputs"], Float[Array | np.ndarray, "inputs outputs"], float
+    ]:
         """``squares``, ``products`` and ``power`` of inputs and outputs less their means."""
         squares = self.squares - np.outer(self.inputs, self.inputs) / self.count
         products = self.products - np.outer(self.inputs, self.outputs) / self.count
         return squares, products, float(self.power - np.sum(np.square(self.outputs)) / self.count)
 
-    def bias(self, kernel: Float[Array, "inputs outputs"]) -> Float[Array, "outputs"]:
+    def bias(
+        self, kernel: Float[Array | np.ndarray, "inputs outputs"]
+    ) -> Float[Array | np.ndarray, "outputs"]:
         """The bias with which the mean output of a layer with ``kernel`` is what it should be."""
         return (self.outputs - self.inputs @ kernel) / self.count
 
-    def signal_to_noise(self, kernel: Float[Array, "inputs outputs"], bias: Float[Array, "outputs"]) -> float:
+    def signal_to_noise(
+        self, kernel: Float[Array | np.ndarray, "inputs outputs"], bias: Float[Array | np.ndarray, "outputs"]
+    ) -> float:
         """Variance of what should come out over the mean square of what is missing, in decibels."""
         squares, products, power = self.centred()
         noise = power - 2 * np.sum(kernel * products) + np.sum(kernel * (squares @ kernel))
@@ -141,14 +147,15 @@ def calibrate_with_report(
 ) -> tuple[nn.Module, PyTree, tuple[CalibratedLayer, ...]]:
     """What `calibrate` returns, and how near each layer comes, in the order of the forward pass."""
     _check_dense(model, variables)
-    kinds = _kinds(model, mlp, projections)
+    mlp, projections = _kinds(model, mlp, projections)
     _check_pixels(model, images)
     if attention is not None:
         model, variables = reparameterize(model, variables, attention=attention)
         logger.warning(
             "attention %s is not calibrated: finetune it", ", ".join(dict.fromkeys(model.attention))
         )
-    student, rounded = reparameterize(model, variables, **kinds)
+    student, rounded = reparameterize(model, variables, mlp=mlp, projections=projections)
+    weight_bits = student.primitives.weight_bits
     fitted, report, few = {}, [], []
 
     def convert(call, arguments, keywords, context):
@@ -159,10 +166,8 @@ def calibrate_with_report(
         dense, shifted = np.split(np.asarray(both), 2)
         stage, place = stage_of(("params", *block.path)), "/".join(block.path)
         alone = block.clone(parent=None, name=None, dropout=0.0, drop_path=0.0)
-        teacher = _Sum(alone, context.method_name, grid)
-        learner = _Sum(
-            alone.clone(**{name: kind[stage] for name, kind in kinds.items()}), context.method_name, grid
-        )
+        changed = alone.clone(mlp=student.mlp[stage], projections=student.projections[stage])
+        teacher, learner = (_Sum(one, context.method_name, grid) for one in (alone, changed))
         old, new = module_variables(place, variables), module_variables(place, rounded)
         layers = _shift_layers(learner, new, shifted[:1])
         for path in layers:
@@ -173,7 +178,7 @@ def calibrate_with_report(
                 raise ValueError(f"what goes into {name} overflows on these images; expected finite numbers")
             if moments.count <= len(moments.inputs):
                 few.append(name)
-            before, fit = _layer(new, path), fit_layer(moments, _layer(old, path)["kernel"], _bits(student))
+            before, fit = _layer(new, path), fit_layer(moments, _layer(old, path)["kernel"], weight_bits)
             report.append(
                 CalibratedLayer(name, moments.signal_to_noise(**before), moments.signal_to_noise(**fit))
             )
@@ -202,8 +207,8 @@ def calibrate_with_report(
 
 
 def fit_layer(
-    moments: Moments, kernel: Float[Array, "inputs outputs"], weight_bits: int = 5
-) -> dict[str, Float[Array, "..."]]:
+    moments: Moments, kernel: Float[Array | np.ndarray, "inputs outputs"], weight_bits: int = 5
+) -> dict[str, Float[Array | np.ndarray, "..."]]:
     """The power-of-two ``kernel`` and the ``bias`` of a layer, float32, for the outputs it should have.
 
     The kernel that is rounded is the ridge regression of outputs on inputs that is drawn to the dense
@@ -218,8 +223,10 @@ def fit_layer(
 
 
 def compensated_rounding(
-    weight: Float[Array, "inputs outputs"], hessian: Float[Array, "inputs inputs"], weight_bits: int = 5
-) -> Float[Array, "inputs outputs"]:
+    weight: Float[Array | np.ndarray, "inputs outputs"],
+    hessian: Float[Array | np.ndarray, "inputs inputs"],
+    weight_bits: int = 5,
+) -> Float[Array | np.ndarray, "inputs outputs"]:
     """``weight`` as powers of two Q, float32, with a small (weight - Q)^T hessian (weight - Q).
 
     GPTQ's order and algebra: the input with the largest entry on the diagonal of ``hessian`` first, and the
@@ -233,7 +240,9 @@ def compensated_rounding(
     inverse = np.linalg.inv(np.asarray(hessian, np.float64)[np.ix_(order, order)])
     factor = np.linalg.cholesky((inverse + inverse.T) / 2).T
     rounded = np.empty(weight.shape, np.float32)
-    rounded[order] = _round_in_turn(np.float32(weight)[order], np.float32(factor), weight_bits)
+    rounded[order] = _round_in_turn(
+        *(np.asarray(given, np.float32) for given in (weight[order], factor)), weight_bits
+    )
     return rounded
 
 
@@ -352,19 +361,15 @@ def _layer(variables: PyTree, path) -> Mapping[str, Any]:
     return module_variables("/".join(path), variables)["params"]
 
 
-def _bits(model):
-    return model.primitives.weight_bits
-
-
 def _kinds(model, mlp, projections):
-    """The kinds of the shift model's linear layers, by stage."""
-    kinds = {
-        name: stage_kinds(name, kind or "dense", ("dense", "shift"), len(model.attention))
+    """The kinds of the shift model's linear layers, one a stage."""
+    mlp, projections = (
+        stage_kinds(name, kind or "dense", ("dense", "shift"), len(model.attention))
         for name, kind in (("mlp", mlp), ("projections", projections))
-    }
-    if "shift" not in kinds["mlp"] + kinds["projections"]:
+    )
+    if "shift" not in mlp + projections:
         raise ValueError("nothing to calibrate: give mlp='shift', projections='shift' or both")
-    return kinds
+    return mlp, projections
 
 
 def _check_dense(model, variables):
