@@ -6,6 +6,7 @@ import types
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from shiftaddvit_jax.calibrate import calibrate
     from shiftaddvit_jax.checkpoints import (
         export_bundle,
         list_pretrained,
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Classifier",
+    "calibrate",
     "create_model",
     "export_bundle",
     "features",
@@ -77,6 +79,7 @@ _MODULE_OF = {
     ),
     **dict.fromkeys(("Classifier", "from_pretrained"), "classifier"),
     **dict.fromkeys(("create_model", "features", "init_variables", "list_models"), "models"),
+    "calibrate": "calibrate",
     "pack": "pack",
     "replace_head": "heads",
     "to_nnx": "to_nnx",
@@ -103,7 +106,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(types.ModuleType):
-    """A package whose `pack`, `reparameterize` and `to_nnx` stay functions when such modules load."""
+    """A package whose `pack`, `reparameterize` and the like stay functions when such modules load."""
 
     def __setattr__(self, name, value):
         if not (name in _MODULE_OF and isinstance(value, types.ModuleType)):

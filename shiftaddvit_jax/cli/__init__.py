@@ -9,7 +9,17 @@ from collections.abc import Sequence
 from functools import partial
 
 import shiftaddvit_jax
-from shiftaddvit_jax.cli import analysis, bench, checkpoints, kernels, models, predict, serve, training
+from shiftaddvit_jax.cli import (
+    analysis,
+    bench,
+    checkpoints,
+    convert,
+    kernels,
+    models,
+    predict,
+    serve,
+    training,
+)
 from shiftaddvit_jax.command import Parser, run_command
 from shiftaddvit_jax.main import train
 
@@ -23,6 +33,7 @@ COMMANDS = (
     predict.add_info,
     predict.add_predict,
     checkpoints.add_reparameterize,
+    convert.add_convert,
     bench.add_bench,
     analysis.add_report,
     kernels.add_gpu_report,

@@ -1,0 +1,131 @@
+"""The command that makes a shift model of a dense one without training."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shiftaddvit_jax.cli.arguments import (
+    Commands,
+    add_command,
+    add_source,
+    add_source_settings,
+    source_settings,
+)
+from shiftaddvit_jax.command import print_table, program
+from shiftaddvit_jax.names import ATTENTION_KINDS, SOURCES
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float
+
+    from shiftaddvit_jax.data import Examples
+    from shiftaddvit_jax.models import Preprocessing
+
+
+def add_convert(commands: Commands) -> None:
+    """Add ``convert``."""
+    command = add_command(
+        commands,
+        "convert",
+        convert,
+        "A dense model's linear layers as shift layers, fitted to some images without labels or training.",
+    )
+    add_source(command)
+    add_source_settings(command)
+    command.add_argument(
+        "--images",
+        required=True,
+        metavar="DIR_OR_DATA",
+        help=f"a folder of images, or the training images of a data source: {', '.join(SOURCES)}",
+    )
+    command.add_argument("--path", default="", metavar="DIR", help="where the data source's images lie")
+    command.add_argument(
+        "--count", type=int, default=256, metavar="N", help="images to take, evenly (default: %(default)s)"
+    )
+    per_stage = "one kind, or one a stage separated by commas:"
+    command.add_argument(
+        "--mlp", default="shift", metavar="KIND", help=f"{per_stage} shift, dense (default: %(default)s)"
+    )
+    command.add_argument(
+        "--projections",
+        default="dense",
+        metavar="KIND",
+        help="the same for the attentions' linear layers (default: %(default)s)",
+    )
+    command.add_argument(
+        "--attention",
+        metavar="KIND",
+        help=f"default: unchanged; {per_stage} {', '.join(ATTENTION_KINDS)}; it is not calibrated",
+    )
+    command.add_argument("--output", required=True, metavar="DIR", help="where the new checkpoint goes")
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    """A shift model of a dense one, and a table of how near its layers come."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from shiftaddvit_jax.calibrate import calibrate_with_report
+    from shiftaddvit_jax.checkpoints import save_model
+    from shiftaddvit_jax.checkpoints.source import describe_source, open_source
+    from shiftaddvit_jax.models.kinds import parse_kinds
+
+    if arguments.count < 1:
+        raise ValueError(f"--count must be at least 1, got {arguments.count}")
+    source = open_source(arguments.source, **source_settings(arguments))
+    for note in source.notes:
+        print(f"note: {note}")
+    examples = _examples(arguments.images, arguments.path)
+    images = _evenly(examples, arguments.count, source.preprocessing)
+    names = ("attention", "mlp", "projections")
+    kinds = {name: parse_kinds(getattr(arguments, name)) for name in names if getattr(arguments, name)}
+    start = time.perf_counter()
+    model, variables, layers = calibrate_with_report(source.model, source.variables, images, **kinds)
+    seconds = time.perf_counter() - start
+    about = describe_source(source)
+    about.pop("top1", None)  # the dense model's
+    save_model(arguments.output, model, variables, about)
+    table = Table(box=box.SIMPLE)
+    table.add_column("layer")
+    for name in ("rounded, dB", "calibrated, dB"):
+        table.add_column(name, justify="right")
+    for layer in layers:
+        table.add_row(Text(layer.name), f"{layer.rounded:.1f}", f"{layer.calibrated:.1f}")
+    print_table(table)
+    print(f"written to {arguments.output}: {len(layers)} layers, {len(images)} images, {seconds:.0f} s")
+    print(f"Next: {program()} pack --checkpoint {arguments.output} --output {arguments.output}-packed")
+
+
+def _examples(images: str, path: str) -> "Examples":
+    """The images in a folder, or those that a data source trains on."""
+    from shiftaddvit_jax.classifier import image_files
+    from shiftaddvit_jax.data import Examples, load_dataset
+    from shiftaddvit_jax.data.images import open_image
+
+    if images in SOURCES:
+        return load_dataset(images, path).train
+    if not Path(images).is_dir():
+        raise ValueError(f"--images must be a folder or one of {', '.join(SOURCES)}; got {images}")
+    files = image_files(Path(images))
+    if not files:
+        raise ValueError(f"{images} has no image files")
+    return Examples(files, [0] * len(files), open_image)
+
+
+def _evenly(
+    examples: "Examples", count: int, preprocessing: "Preprocessing"
+) -> "Float[np.ndarray, 'images size size 3']":
+    """``count`` of the images, or all, as a model's inputs; those that can't be read are left out."""
+    import numpy as np
+
+    from shiftaddvit_jax.data import Examples, evaluation_batches
+
+    chosen = np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int).tolist()
+    some = Examples(chosen, [0] * len(chosen), examples.open)
+    batches = evaluation_batches(some, preprocessing=preprocessing, batch_size=min(64, len(some)))
+    images = np.concatenate([batch["image"][batch["real"]] for batch in batches])
+    if not len(images):
+        raise ValueError("none of the images can be read")
+    return images
