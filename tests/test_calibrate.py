@@ -52,7 +52,7 @@ def correlated(tokens, inputs, seed=0):
     )
 
 
-def images(count=40):
+def images(count=200):
     return np.random.default_rng(1).standard_normal((count, 32, 32, 3), np.float32)
 
 
