@@ -5,8 +5,9 @@
 The four files are those of Debian's package dataset-fashion-mnist; ``--config.data.path=DIR`` says another
 place.
 
-Cost: 4,690 steps of 128 images, COST.
-To expect: EXPECT.
+Cost: 4,688 steps of 128 images, each about 0.15 s on two cores of a CPU: a quarter of an hour.
+To expect: 77 % top-1 after the first 300 steps of 64 images with small rotations instead of crops; these ten
+epochs have not been run to their end.
 """
 
 from shiftaddvit_jax.train import default_config
