@@ -103,6 +103,17 @@ class Run:
     teacher: Source | None
     mesh: Mesh
 
+    @property
+    def step_arguments(self) -> tuple:
+        """The first arguments of `train_step`, the same for every step."""
+        teacher = (self.teacher.model, self.teacher.variables) if self.teacher else (None, None)
+        return (self.computed, self.optimizer, self.recipe, self.mesh, *teacher)
+
+    @property
+    def schedule(self) -> optax.Schedule:
+        """The learning rate by step."""
+        return learning_rate(self.config, steps_per_epoch(self.config, self.dataset))
+
     def batches(self, first: int, whole: bool = False) -> Generator[dict[str, np.ndarray]]:
         """Batches from number ``first`` on, endless: ``whole``, or this process's rows of them."""
         settings = self.config.data
@@ -252,8 +263,7 @@ def _train(run, state, step, checkpoints, workdir):
     """The state after the last step, what was logged, and what the steps of this call took."""
     settings, config = run.config.train, run.config
     key = jax.random.key(config.seed)
-    schedule = learning_rate(config, steps_per_epoch(config, run.dataset))
-    teacher = (run.teacher.model, run.teacher.variables) if run.teacher else (None, None)
+    schedule, step_arguments = run.schedule, run.step_arguments
     history = read_metrics(workdir, step)
     best = Best(workdir, settings.keep_best)
     pending, pace = [], _Pace(config.data.batch_size)
@@ -269,11 +279,7 @@ def _train(run, state, step, checkpoints, workdir):
             with pace.waiting():
                 batch = next(batches)
             state, metrics = train_step(
-                run.computed,
-                run.optimizer,
-                run.recipe,
-                run.mesh,
-                *teacher,
+                *step_arguments,
                 state,
                 place_batch(run.mesh, batch),
                 key,
@@ -301,7 +307,13 @@ def _train(run, state, step, checkpoints, workdir):
             entry = {"step": step, **_mean_metrics(pending, step), "learning_rate": float(rate)}
             entry |= pace.since(len(pending))
             if due["evaluate"] and not last:
-                entry |= _evaluated(run, state, best, step)
+                scored = zip(("test", "average"), _evaluated(run, state, best, step), strict=True)
+                entry |= {
+                    f"{which}_{name}": score
+                    for which, found in scored
+                    if found is not None
+                    for name, score in _scores(found).items()
+                }
             history.append(entry)
             writers.write(step, {name: value for name, value in entry.items() if name != "step"})
             note = _note(entry)
@@ -324,20 +336,19 @@ def _train(run, state, step, checkpoints, workdir):
 
 
 def _evaluated(run, state, best, step):
-    """What a log says of the test set; the models that score best are kept."""
+    """What the model scores, and its average or None; ``best`` keeps the latter, or without it the model."""
     found, average = run.evaluate(state.variables), None
-    entry = {f"test_{name}": found[name] for name in ("top1", "top5", "loss")}
+    variables, score = state.variables, found
     if state.averaged is not None:
         average = run.evaluate(state.averaged)
-        entry |= {f"average_{name}": average[name] for name in ("top1", "top5", "loss")}
-    _offer(run, state, best, step, found, average)
-    return entry
-
-
-def _offer(run, state, best, step, found, average):
-    """Show the model, or its average where there is one, to ``best``."""
-    variables, score = (state.variables, found) if average is None else (state.averaged, average)
+        variables, score = state.averaged, average
     best.offer(step, score["top1"], run.model, variables, _about(run, step))
+    return found, average
+
+
+def _scores(found):
+    """What of an evaluation is logged and compared."""
+    return {name: found[name] for name in ("top1", "top5", "loss")}
 
 
 def _about(run, steps):
@@ -351,15 +362,13 @@ def _about(run, steps):
 def _finish(run, state, history, best, totals, workdir):
     """Evaluate and save what was trained."""
     steps = run.config.train.steps
-    metrics = run.evaluate(state.variables)
-    average = run.evaluate(state.averaged) if state.averaged is not None else None
-    _offer(run, state, best, steps, metrics, average)
+    metrics, average = _evaluated(run, state, best, steps)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     about = _about(run, steps)
     if average is not None:
         save_whole_model(workdir / AVERAGE, run.model, state.averaged, {**about, "top1": average["top1"]})
         metrics["average"] = average
-    write_run_summary(run, metrics, parameters, best, totals, workdir)
+    _write_summary(run, metrics, parameters, best, totals, workdir)
     save_whole_model(workdir / MODEL, run.model, state.variables, {**about, "top1": metrics["top1"]})
     return {**metrics, "parameters": parameters, "history": history}
 
@@ -446,12 +455,11 @@ def _mean_metrics(pending, step):
     return {name: float(np.mean([metrics[name] for metrics in pending])) for name in pending[0]}
 
 
-def write_run_summary(run, metrics, parameters, best, totals, workdir):
+def _write_summary(run, metrics, parameters, best, totals, workdir):
     """Write ``summary.json``: what `shiftaddvit compare` shows."""
     steps, config = run.config.train.steps, run.config
     images = steps * config.data.batch_size
-    scores = ("top1", "top5", "loss")
-    average = metrics.get("average")
+    average, first = metrics.get("average"), best.first()
     summary = {
         "config": flat(config),
         "steps": steps,
@@ -459,9 +467,9 @@ def write_run_summary(run, metrics, parameters, best, totals, workdir):
         "epochs": images / len(run.dataset.train),
         **totals,
         "parameters": parameters,
-        "final": {name: metrics[name] for name in scores},
-        **({"ema": {name: average[name] for name in scores}} if average else {}),
-        **({"best": best.first()} if best.first() else {}),
+        "final": _scores(metrics),
+        **({"ema": _scores(average)} if average else {}),
+        **({"best": first} if first else {}),
         "shift_share": metrics["shift_share"],
         "class_names": list(run.dataset.class_names),
         "version": __version__,

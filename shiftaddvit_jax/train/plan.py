@@ -14,9 +14,9 @@ from rich.table import Table
 from shiftaddvit_jax.data import load_dataset
 from shiftaddvit_jax.train.config import check_config, with_steps
 from shiftaddvit_jax.train.devices import check_batch_size, create_mesh, place_batch, place_state
-from shiftaddvit_jax.train.loop import make_run, steps_per_epoch
+from shiftaddvit_jax.train.loop import make_run
 from shiftaddvit_jax.train.start import begin, with_measured_latencies
-from shiftaddvit_jax.train.step import initial_state, learning_rate, train_step
+from shiftaddvit_jax.train.step import initial_state, train_step, warmup_steps
 
 TIMED = 3  # steps
 
@@ -48,13 +48,11 @@ def plan_run(config: ml_collections.ConfigDict) -> dict[str, Any]:
         "optimizer": _bytes_a_device(state.opt_state),
         "average": _bytes_a_device(state.average),
     }
-    teacher = (run.teacher.model, run.teacher.variables) if run.teacher else (None, None)
     batches = run.batches(0)
     batch = place_batch(mesh, next(batches))
-    fixed = (run.computed, run.optimizer, run.recipe, mesh, *teacher)
     key = jax.random.key(config.seed)
-    step = partial(train_step, *fixed)
-    lowered = train_step.lower(*fixed, state, batch, key, np.int32(0), True)
+    step = partial(train_step, *run.step_arguments)
+    lowered = train_step.lower(*run.step_arguments, state, batch, key, np.int32(0), True)
     began = time.perf_counter()
     compiled = lowered.compile()
     compile_seconds = time.perf_counter() - began
@@ -73,9 +71,8 @@ def plan_run(config: ml_collections.ConfigDict) -> dict[str, Any]:
     batches.close()
     input_seconds, step_seconds = (float(np.median(times[1:])) for times in (inputs, steps))
     settings = config.train
-    per_epoch = steps_per_epoch(config, dataset)
-    rate: Any = learning_rate(config, per_epoch)
-    warmup = min(settings.warmup_steps, settings.steps // 2)
+    rate: Any = run.schedule
+    warmup = warmup_steps(config)
     marks = sorted(
         {
             0,

@@ -110,6 +110,11 @@ def make_recipe(config: ml_collections.ConfigDict) -> Recipe:
     )
 
 
+def warmup_steps(config: ml_collections.ConfigDict) -> int:
+    """Steps of the rise: those of the config, and of a short run at most a half."""
+    return min(config.train.warmup_steps, config.train.steps // 2)
+
+
 def learning_rate(config: ml_collections.ConfigDict, steps_per_epoch: int = 1) -> optax.Schedule:
     """The learning rate by step: a rise, a cosine down, and a cool-down; see `cosine_schedule`."""
     settings = config.train
@@ -122,7 +127,7 @@ def learning_rate(config: ml_collections.ConfigDict, steps_per_epoch: int = 1) -
             base_batch_size=settings.learning_rate_batch_size,
             scaling=settings.learning_rate_scaling,
         )
-    warmup = min(settings.warmup_steps, settings.steps // 2)
+    warmup = warmup_steps(config)
     return cosine_schedule(
         peak,
         steps=max(1, settings.steps - warmup - settings.cooldown_steps),
