@@ -120,10 +120,10 @@ def _evenly(
     """``count`` of the images, or all, as a model's inputs; those that can't be read are left out."""
     import numpy as np
 
-    from shiftaddvit_jax.data import Examples, evaluation_batches
+    from shiftaddvit_jax.data import evaluation_batches
 
     chosen = np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int).tolist()
-    some = Examples(chosen, [0] * len(chosen), examples.open)
+    some = examples.part(chosen)
     batches = evaluation_batches(some, preprocessing=preprocessing, batch_size=min(64, len(some)))
     images = np.concatenate([batch["image"][batch["real"]] for batch in batches])
     if not len(images):

@@ -53,8 +53,8 @@ class Examples:
         """
         return self.read(self.images[index])
 
-    def part(self, chosen: range) -> "Examples":
-        """Some of them."""
+    def part(self, chosen: Sequence[int]) -> "Examples":
+        """Some of them, by their places."""
         return Examples(chosen, [self.labels[index] for index in chosen], self.open)
 
     def problem(self, index: int) -> str | None:
