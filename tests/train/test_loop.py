@@ -63,6 +63,12 @@ def test_running_a_finished_run_again_changes_nothing(run):
     assert again["history"] == metrics["history"]
 
 
+def assert_same_model(run, expected):
+    """The trained models of two workdirs, bit for bit."""
+    models = (sav.load_model(workdir / "model")[1] for workdir in (run, expected))
+    jax.tree.map(np.testing.assert_array_equal, *models)
+
+
 def files_of(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -86,11 +92,7 @@ def test_a_trained_model_that_is_damaged_is_made_again_from_the_last_step(run, t
     arrays.write_bytes(arrays.read_bytes()[::-1])
     assert train_and_evaluate(config, copy)["top1"] == metrics["top1"]
     assert "the trained model is not whole and will be made again" in caplog.text
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        sav.load_model(copy / "model")[1],
-        sav.load_model(workdir / "model")[1],
-    )
+    assert_same_model(copy, workdir)
 
 
 def test_a_run_goes_on_from_the_step_before_a_damaged_one_bit_for_bit(run, tmp_path, caplog):
@@ -102,11 +104,7 @@ def test_a_run_goes_on_from_the_step_before_a_damaged_one_bit_for_bit(run, tmp_p
     (copy / "metrics.jsonl").write_text(lines[:-5])
     assert train_and_evaluate(config, copy)["top1"] == metrics["top1"]
     assert "the checkpoint of step 4 is not whole" in caplog.text
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        sav.load_model(copy / "model")[1],
-        sav.load_model(workdir / "model")[1],
-    )
+    assert_same_model(copy, workdir)
 
 
 def test_a_longer_run_goes_on_and_a_shorter_one_says_how(run, tmp_path, caplog):
@@ -138,11 +136,7 @@ def test_sigterm_saves_the_step_and_the_same_call_goes_on(run, tmp_path, monkeyp
     assert signal.getsignal(signal.SIGTERM) is before
     assert (tmp_path / "run" / "checkpoints" / "3" / "digests.json").is_file()
     assert train_and_evaluate(config, tmp_path / "run")["top1"] == metrics["top1"]
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        sav.load_model(tmp_path / "run" / "model")[1],
-        sav.load_model(workdir / "model")[1],
-    )
+    assert_same_model(tmp_path / "run", workdir)
 
     def stop():
         raise Stopped("stopped by SIGTERM", signal.SIGTERM)
