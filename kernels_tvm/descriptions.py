@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from kernels_tvm.packing import blocked_shape, packed_shape
+from kernels_tvm.packing import TILE_BYTES, blocked_shape, packed_shape
 
 LANES = 16  # of a vector, on every target
 WEIGHTS = ("blocks", "codes")  # how the names of linear layers' weights end
@@ -60,13 +60,13 @@ class LinearDescription(Description):
         chooses one for each row, and its probability scales the result.
       inputs: channels of a row.
       outputs: channels of a result.
-      bits: of a packed power-of-two weight, 4 or 5.
-      activations: number format of the rows that power-of-two weights take: ``"float"``, or ``"int8"`` (each
-        row scaled to its largest magnitude), which needs 4 bits; ``"fixed_point"`` has no
-        kernel.
-      shifts: whether int8 products are shifts and additions instead of multiplications by powers of two. On
-        GPUs it also makes float32 products additions to exponents.
-      precision: number format of the factors of dense products; sums are float32.
+      bits: of a packed weight of powers of two: 4 or 5 for one power, 8 for a sum or difference of two.
+      activations: number format of the rows that such weights take: ``"float"``, or ``"int8"`` (each row
+        scaled to its largest magnitude), which needs 4 or 8 bits; ``"fixed_point"`` has no kernel.
+      shifts: whether int8 products are shifts and additions instead of multiplications. On GPUs it also makes
+        float32 products with single powers additions to exponents.
+      precision: number format of the factors of dense products. With ``"int8"`` rows are scaled to their
+        largest magnitude, weights have a scale for each output, and sums are int32; else sums are float32.
     """
 
     kind: Literal["dense", "shift", "moe"]
@@ -75,7 +75,7 @@ class LinearDescription(Description):
     bits: int = 5
     activations: Literal["float", "int8", "fixed_point"] = "float"
     shifts: bool = False
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -96,8 +96,8 @@ class LinearDescription(Description):
         """Why no kernel computes it, None if one does."""
         if "shift" in self.experts and self.activations == "fixed_point":
             return "there is no kernel for fixed-point activations"
-        if "shift" in self.experts and self.bits > 5:
-            return f"packed weights have at most 5 bits, not {self.bits}"
+        if "shift" in self.experts and self.bits not in TILE_BYTES:
+            return "packed powers of two have at most 5 bits"
         return None
 
     def arguments(self) -> list[Parameter]:
@@ -106,13 +106,19 @@ class LinearDescription(Description):
         Outputs are padded to whole vectors. The dtype of bfloat16 weights is uint16: their bits.
         """
         width = round_up(self.outputs, LANES)
-        weights = "uint16" if self.precision == "bfloat16" else "float32"
-        dense: list[Parameter] = [
-            ("blocks", blocked_shape(self.inputs, self.outputs), weights),
-            ("bias", (width,), "float32"),
-        ]
+        blocks = blocked_shape(self.inputs, self.outputs)
+        weights: dict[str, list[Parameter]] = {
+            "float32": [("blocks", blocks, "float32")],
+            "bfloat16": [("blocks", blocks, "uint16")],
+            "int8": [
+                ("blocks", packed_shape(self.inputs, self.outputs, 8), "int8"),
+                ("scale", (width,), "float32"),
+            ],
+        }
+        dense: list[Parameter] = [*weights[self.precision], ("bias", (width,), "float32")]
+        codes = "int8" if self.bits == 8 else "uint8"
         shift: list[Parameter] = [
-            ("codes", packed_shape(self.inputs, self.outputs, self.bits), "uint8"),
+            ("codes", packed_shape(self.inputs, self.outputs, self.bits), codes),
             ("exponent", (width,), "int8"),
             ("shift_bias", (width,), "float32"),
         ]

@@ -14,6 +14,10 @@ weights of a tile are in
   highest bit of a half is the sign;
 - with 5 bits, 8 more bytes of signs: number i in bit i % 8 of byte i / 8.
 
+Whole numbers from -127 to 127 take 8 bits: tiles are cut and numbered the same way, with number i in byte i,
+int8. They are sums and differences of two powers of two, +-2^a +- 2^b with exponents from 0 to 6, times
+2^exponent of the output; or dense weights in int8, times a float32 scale of the output.
+
 The functions take and return arrays of NumPy, or of what else is given as ``xp``, such as ``jax.numpy``.
 """
 
@@ -23,7 +27,7 @@ from typing import Any
 import numpy as np
 
 TILE_INPUTS, TILE_OUTPUTS = 4, 16
-TILE_BYTES = {4: 32, 5: 40}
+TILE_BYTES = {4: 32, 5: 40, 8: 64}
 LARGEST_CODE = {4: 7, 5: 15}
 SIGNS_OFFSET = 32
 
@@ -34,12 +38,12 @@ def blocked_shape(inputs: int, outputs: int) -> tuple[int, int, int]:
 
 
 def packed_shape(inputs: int, outputs: int, bits: int) -> tuple[int, int, int]:
-    """The shape of a power-of-two weight's bytes."""
+    """The shape of the bytes of a weight in tiles."""
     return -(-outputs // TILE_OUTPUTS), -(-inputs // TILE_INPUTS), TILE_BYTES[bits]
 
 
 def bits_of(tiles: Any) -> int:
-    """Bits of a weight, 4 or 5, in tiles [outputs / 16, inputs / 4, tile bytes]."""
+    """Bits of a weight, 4, 5 or 8, in tiles [outputs / 16, inputs / 4, tile bytes]."""
     return next(bits for bits, size in TILE_BYTES.items() if size == tiles.shape[-1])
 
 
@@ -78,6 +82,16 @@ def read_tiles(tiles: Any, inputs: int, outputs: int, xp: ModuleType = np) -> tu
         negative = xp.unpackbits(tiles[..., SIGNS_OFFSET:], axis=-1, bitorder="little")
     codes, negative = (_from_tiles(part)[:inputs, :outputs] for part in (codes, negative))
     return codes, negative
+
+
+def write_numbers(numbers: Any, xp: ModuleType = np) -> Any:
+    """The tiles, int8, of whole numbers, int8 [inputs, outputs]."""
+    return _to_tiles(numbers, packed_shape(*numbers.shape, 8), xp)
+
+
+def read_numbers(tiles: Any, inputs: int, outputs: int) -> Any:
+    """The whole numbers that `write_numbers` laid out, int8 [inputs, outputs]."""
+    return _from_tiles(tiles)[:inputs, :outputs]
 
 
 def _to_tiles(part, shape, xp):
