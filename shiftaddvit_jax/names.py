@@ -16,10 +16,12 @@ ATTENTION_KINDS = (
     "hamming_quadratic",
 )
 LINEAR_KINDS = ("dense", "shift", "moe")
+LAYER_CHOICES = ("dense", "dense_int8", "shift", "shift_two_terms", "moe")  # of one linear layer
 
 # Of how they are computed.
 IMPLEMENTATIONS = ("xla", "tvm", "tvm_shift")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "int8")
+TRAINING_DTYPES = ("float32", "bfloat16")
 
 # Of images, and of pictures.
 SOURCES = ("digits", "folder", "idx", "tar", "array_record", "huggingface")

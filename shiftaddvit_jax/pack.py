@@ -1,5 +1,6 @@
 """From trained variables to inference variables: weights in the number formats of the products."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from functools import partial
@@ -15,27 +16,35 @@ from jaxtyping import PyTree
 from shiftaddvit_jax.models.variables import COMPILE_QUICKLY, variable_shapes
 from shiftaddvit_jax.nn import Conv, Dense, ShiftDense
 from shiftaddvit_jax.nn.kernels import is_packed
-from shiftaddvit_jax.nn.linear import multiplies_in_bfloat16
+from shiftaddvit_jax.nn.linear import precision_of
 from shiftaddvit_jax.ops import PackedWeight, pack_weight, unpack_weight
-from shiftaddvit_jax.ops.packing import block_weight, packed_bits, packed_weight_shape, unblock_weight
+from shiftaddvit_jax.ops.packing import (
+    block_int8,
+    block_weight,
+    has_packed_form,
+    packed_bits,
+    packed_weight_shape,
+    unblock_int8,
+    unblock_weight,
+)
 
 
 def pack(model: nn.Module, variables: PyTree) -> PyTree:
-    """``variables`` for inference: shift layers' weights as 4- or 5-bit codes, dense weights in blocks.
+    """``variables`` for inference: shift layers' weights as codes, dense weights in blocks.
 
     ``model.apply`` takes packed variables as it takes ``variables``.
 
     With float activations a shift weight has 5 bits, and packing is exact. With int8 activations it has 4
     bits, for the 7 powers of two that an int8 number holds, scaled by each output's largest weight. A smaller
     weight becomes the nearer of the smallest of these powers and 0; a warning says how many weights moved,
-    and how far at most.
+    and how far at most. A weight with two terms has 8 bits, and packing is exact.
 
     Blocks hold the dense weights' numbers in the order in which CPU kernels read them, see
-    `kernels_tvm.packing`. With precision bfloat16 the numbers are rounded here instead of in every call.
+    `kernels_tvm.packing`. With precision bfloat16 or int8 the numbers are rounded here instead of in every
+    call.
 
     Raises:
-      ValueError: weights that are not single powers of two or have more than 5 bits, or variables that are
-        packed already.
+      ValueError: single powers of two of more than 5 bits, or variables that are packed already.
     """
     if is_packed(variables["params"]):
         raise ValueError("the variables are packed already")
@@ -70,8 +79,12 @@ def unpack(model: nn.Module, variables: PyTree) -> PyTree:
     for path in multiplying:
         shape = shapes[(*path, "kernel")].shape
         if (*path, "blocks") in flat:
-            blocks = np.asarray(flat.pop((*path, "blocks")))
-            flat[(*path, "kernel")] = unblock_weight(blocks, shape[-1]).reshape(shape)
+            blocks, scale = np.asarray(flat.pop((*path, "blocks"))), flat.pop((*path, "scale"), None)
+            if scale is None:
+                kernel = unblock_weight(blocks, shape[-1])
+            else:
+                kernel = unblock_int8(blocks, np.asarray(scale), math.prod(shape[:-1]), shape[-1])
+            flat[(*path, "kernel")] = kernel.reshape(shape)
         flat[(*path, "kernel")] = np.asarray(flat[(*path, "kernel")], np.float32)
     return {**variables, "params": jax.device_put(unflatten_dict(flat))}
 
@@ -79,10 +92,10 @@ def unpack(model: nn.Module, variables: PyTree) -> PyTree:
 def inference_variables(model: nn.Module, variables: PyTree, for_kernels: bool) -> PyTree:
     """``variables`` in the form in which inference is fastest: packed for kernels, as they were for XLA.
 
-    Weights of more than 5 bits have no packed form and stay the same.
+    Single powers of two of more than 5 bits have no packed form and stay the same.
     """
     packed = is_packed(variables["params"])
-    if packed == for_kernels or (for_kernels and model.primitives.weight_bits > 5):
+    if packed == for_kernels or (for_kernels and not all(map(_is_packable, shift_layers(model).values()))):
         return variables
     if packed:
         return unpack(model, variables)
@@ -95,10 +108,10 @@ def packed_shapes(model: nn.Module) -> PyTree:
     """The shapes and dtypes of `pack`'s result for a model."""
     layers, multiplying, variables = _layers_and_shapes(model)
     flat: dict[tuple[str, ...], Any] = flatten_dict(variables["params"])
-    bits = packed_bits(model.primitives.activations)
     for path, layer in layers.items():
         _check_packable(path, layer)
         inputs, outputs = flat[(*path, "kernel")].shape
+        bits = packed_bits(layer.activations, layer.weight_terms)
         _replace_weight(flat, path, packed_weight_shape(inputs, outputs, bits)._asdict())
     for path, layer in multiplying.items():
         packed = jax.eval_shape(partial(_pack_factor, layer), flat[(*path, "kernel")])
@@ -131,10 +144,9 @@ def _pack(model, variables):
         }
 
     weights = rounded({path: _subtree(flat, path) for path in layers})
-    bits = packed_bits(model.primitives.activations)
     for path, weight in weights.items():
         weight = np.asarray(weight)
-        packed = pack_weight(weight, bits, np)
+        packed = pack_weight(weight, packed_bits(layers[path].activations, layers[path].weight_terms), np)
         inputs, outputs = weight.shape
         error = np.abs(unpack_weight(packed, inputs, outputs, np) - weight)
         largest = max(np.max(np.abs(weight)), np.finfo(np.float32).tiny)
@@ -147,10 +159,14 @@ def _pack(model, variables):
 
 def _pack_factor(layer, kernel, xp=jnp):
     """The packed weight of a multiplying layer, by its parameter's name."""
-    if multiplies_in_bfloat16(layer):
+    precision = precision_of(layer)
+    if precision == "bfloat16":
         kernel = kernel.astype(jnp.bfloat16)
     if isinstance(layer, (Conv, Dense)):
-        return {"blocks": block_weight(kernel.reshape(-1, kernel.shape[-1]), xp)}
+        matrix = kernel.reshape(-1, kernel.shape[-1])
+        if precision == "int8":
+            return dict(zip(("blocks", "scale"), block_int8(matrix, xp), strict=True))
+        return {"blocks": block_weight(matrix, xp)}
     return {"kernel": kernel}
 
 
@@ -161,11 +177,15 @@ def _replace_weight(flat, path, packed):
 
 
 def _check_packable(path, layer):
-    if layer.quantizer != "power_of_two" or layer.weight_bits > 5:
+    if not _is_packable(layer):
         raise ValueError(
-            f"{'/'.join(path)} can't be packed: expected single powers of two of at most 5 bits, got "
-            f"{layer.quantizer} of {layer.weight_bits} bits"
+            f"{'/'.join(path)} can't be packed: expected powers of two of at most 5 bits, or two terms a "
+            f"weight, got {layer.weight_bits} bits"
         )
+
+
+def _is_packable(layer):
+    return has_packed_form(layer.weight_bits, layer.weight_terms)
 
 
 def shift_layers(model: nn.Module) -> dict[tuple[str, ...], ShiftDense]:

@@ -1,7 +1,8 @@
 """From one model's parameters to another's: attention first, then linear layers (the paper's two stages)."""
 
+import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -14,18 +15,17 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from shiftaddvit_jax.models.kinds import stage_attention, stage_kinds
-from shiftaddvit_jax.models.registry import model_family
-from shiftaddvit_jax.models.variables import init_named, stage_of, variable_shapes
+from shiftaddvit_jax.models.registry import linear_layer, model_family, with_layers
+from shiftaddvit_jax.models.variables import LINEAR_LAYERS, init_named, variable_shapes
 from shiftaddvit_jax.nn import LINEAR_KINDS
 from shiftaddvit_jax.nn.attention import orthogonal_features
-from shiftaddvit_jax.ops import power_of_two
+from shiftaddvit_jax.ops import power_of_two, two_powers_of_two
+from shiftaddvit_jax.ops.power_of_two import check_weight_terms
 
 logger = logging.getLogger(__name__)
 
 # What each linear layer of an attention computes. Shared queries and keys come from the queries.
 _ATTENTION_PARTS = {"qkv": "qkv", "q": "q", "kv": "kv", "qk": "q", "v": "v"}
-# The linear layers, by the module that has them.
-_LINEAR_LAYERS = {"attn": (*_ATTENTION_PARTS, "proj"), "mlp": ("fc1", "fc2")}
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,19 @@ def reparameterize(
     attention: str | Sequence[str] | None = None,
     mlp: str | Sequence[str] | None = None,
     projections: str | Sequence[str] | None = None,
+    weight_terms: int | None = None,
+    layers: Mapping[str, str] | None = None,
     key: PRNGKeyArray | None = None,
 ) -> tuple[nn.Module, PyTree]:
     """``model`` with other attentions or linear layers, and its variables made from ``variables``.
 
     Stage 1 changes ``attention``: the linear layers are inherited bit for bit, and shared queries and keys
-    inherit the queries' layer. Stage 2 changes ``mlp`` and ``projections``: a new shift kernel is exactly
-    ``power_of_two(old kernel)``; a mixture's dense expert is exactly the old layer, and its shift expert is
-    the old layer rounded. Parameters without an origin (routers, convolutions of V, hashes) are drawn from
-    ``key``. ``variables`` is never changed. The log counts the parameters that are made and dropped, and at
-    level DEBUG names them; `reparameterization_report` returns the names.
+    inherit the queries' layer. Stage 2 changes ``mlp`` and ``projections``, or single ``layers``: a new shift
+    kernel is exactly ``power_of_two(old kernel)``, or ``two_powers_of_two(old kernel)`` with two terms; a
+    mixture's dense expert is exactly the old layer, and its shift expert is the old layer rounded. Parameters
+    without an origin (routers, convolutions of V, hashes) are drawn from ``key``. ``variables`` is never
+    changed. The log counts the parameters that are made and dropped, and at level DEBUG names them;
+    `reparameterization_report` returns the names.
 
     Args:
       model: from `create_model`.
@@ -74,12 +77,15 @@ def reparameterize(
       attention: as in `create_model`; by default unchanged.
       mlp: likewise.
       projections: likewise.
+      weight_terms: powers of two in a shift layer's weight, 1 or 2; by default unchanged.
+      layers: single layers' choices, as in `create_model`, instead of all that the model has; by default
+        unchanged.
       key: random key for the parameters that are made; by default ``jax.random.key(0)``.
 
     Raises:
       ValueError: unknown kinds, or variables that are not the model's (with the names that differ).
     """
-    student = _student(model, attention, mlp, projections)
+    student = _student(model, attention, mlp, projections, weight_terms, layers)
     derived, report = _derive(model, variables, student)
     if report.made:
         derived |= init_named(student, report.made, jax.random.key(0) if key is None else key)
@@ -96,9 +102,12 @@ def reparameterization_report(
     attention: str | Sequence[str] | None = None,
     mlp: str | Sequence[str] | None = None,
     projections: str | Sequence[str] | None = None,
+    weight_terms: int | None = None,
+    layers: Mapping[str, str] | None = None,
 ) -> Report:
     """What `reparameterize` would inherit, make and drop."""
-    return _derive(model, variables, _student(model, attention, mlp, projections))[1]
+    student = _student(model, attention, mlp, projections, weight_terms, layers)
+    return _derive(model, variables, student)[1]
 
 
 def learn_hashes(
@@ -143,7 +152,7 @@ def check_variables(model: nn.Module, variables: PyTree, shapes: PyTree | None =
         raise ValueError(f"{len(differences)} parameters differ from those of {model.variant}: {shown}")
 
 
-def _student(model, attention, mlp, projections):
+def _student(model, attention, mlp, projections, weight_terms, layers):
     changes, stages = {}, len(model.attention)
     if attention is not None:
         known = model_family(model.variant).attention
@@ -152,7 +161,11 @@ def _student(model, attention, mlp, projections):
         changes["mlp"] = stage_kinds("mlp", mlp, LINEAR_KINDS, stages)
     if projections is not None:
         changes["projections"] = stage_kinds("projections", projections, LINEAR_KINDS, stages)
-    return model.clone(**changes)
+    if weight_terms is not None:
+        check_weight_terms(weight_terms)
+        changes["primitives"] = dataclasses.replace(model.primitives, weight_terms=weight_terms)
+    student = model.clone(**changes)
+    return student if layers is None else with_layers(student, layers)
 
 
 def _derive(teacher, variables, student):
@@ -177,23 +190,22 @@ def _origin(name, source, teacher, student):
     """The origin of the student's ``name``: value, teacher's names, description; None without an origin."""
     path = name.split("/")
     pairs = enumerate(pairwise(path), start=1)
-    at = next((i for i, (module, layer) in pairs if layer in _LINEAR_LAYERS.get(module, ())), None)
+    at = next((i for i, (module, layer) in pairs if layer in LINEAR_LAYERS.get(module, ())), None)
     if at is None:
         return (source[name], [name], name) if name in source else None
     prefix, layer, leaf = "/".join(path[:at]), path[at], "/".join(path[at + 1 :])
-    kinds = "mlp" if path[at - 1] == "mlp" else "projections"
-    stage = stage_of(path)
-    old, new = getattr(teacher, kinds)[stage], getattr(student, kinds)[stage]
+    (old, _), (new, settings) = (linear_layer(model, path[1 : at + 1]) for model in (teacher, student))
+    round_ = power_of_two if settings.weight_terms == 1 else two_powers_of_two
 
     def present(candidate):
         return any(other.startswith(f"{prefix}/{candidate}/") for other in source)
 
     if present(layer):
-        return _linear_origin(f"{prefix}/{layer}", leaf, old, new, source)
+        return _linear_origin(f"{prefix}/{layer}", leaf, old, new, source, round_)
     pieces = []
     for part in _ATTENTION_PARTS.get(layer, ""):
         holder = next((other for other in _ATTENTION_PARTS if part in other and present(other)), None)
-        found = holder and _linear_origin(f"{prefix}/{holder}", leaf, old, new, source)
+        found = holder and _linear_origin(f"{prefix}/{holder}", leaf, old, new, source, round_)
         if not found:
             return None
         value, names, how = found
@@ -213,7 +225,7 @@ def _origin(name, source, teacher, student):
     )
 
 
-def _linear_origin(layer, leaf, old, new, source):
+def _linear_origin(layer, leaf, old, new, source, round_):
     """As `_origin`, for ``leaf`` of a linear layer whose kind goes from ``old`` to ``new``."""
     rounded = False
     name = f"{layer}/{leaf}"
@@ -228,8 +240,8 @@ def _linear_origin(layer, leaf, old, new, source):
             rounded = parameter == "kernel" and (expert or new) == "shift"
     if name not in source:
         return None
-    value = power_of_two(source[name]) if rounded else source[name]
-    return value, [name], f"power_of_two({name})" if rounded else name
+    value = round_(source[name]) if rounded else source[name]
+    return value, [name], f"{round_.__name__}({name})" if rounded else name
 
 
 def _flat_shapes(variables):

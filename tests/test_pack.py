@@ -186,7 +186,7 @@ def test_what_is_packed_is_not_packed_again():
 def test_weights_of_more_than_five_bits_are_an_error_that_names_the_layer():
     model, variables = model_and_variables("float")
     wide = model.clone(primitives=dataclasses.replace(model.primitives, weight_bits=6))
-    with pytest.raises(ValueError, match=r"stage1/.* can't be packed: .* got power_of_two of 6 bits"):
+    with pytest.raises(ValueError, match=r"stage1/.* can't be packed: .* got 6 bits"):
         sav.pack(wide, variables)
 
 

@@ -62,7 +62,9 @@ class Stage(nn.Module):
         embeddings = resize_position_embeddings(embeddings, trained_grid, grid, self.interpolation)
         x = nn.Dropout(self.block["dropout"], deterministic=not train)((x + embeddings).astype(dtype))
         for index, rate in enumerate(self.drop_path):
-            x = Block(**self.block, drop_path=rate, name=f"block{index + 1}")(x, grid, train)
+            name = f"block{index + 1}"
+            block = {**self.block, "primitives": primitives.inside(name)}
+            x = Block(**block, drop_path=rate, name=name)(x, grid, train)
         return x, grid
 
 

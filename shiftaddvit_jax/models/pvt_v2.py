@@ -92,8 +92,9 @@ class Stage(nn.Module):
         batch, rows, columns, channels = tokens.shape
         tokens = tokens.reshape(batch, rows * columns, channels)
         for index, rate in enumerate(self.drop_path):
-            block = Block(**self.block, drop_path=rate, name=f"block{index + 1}")
-            tokens = block(tokens, (rows, columns), train)
+            name = f"block{index + 1}"
+            block = {**self.block, "primitives": self.primitives.inside(name)}
+            tokens = Block(**block, drop_path=rate, name=name)(tokens, (rows, columns), train)
         norm = make_layer_norm(epsilon, self.primitives, name="norm")
         return leave_to_reader(self, norm, tokens.reshape(batch, rows, columns, channels), train)
 

@@ -29,7 +29,7 @@ def stage_arguments(model: nn.Module, **block: Any) -> list[dict[str, Any]]:
                 "sr_ratio": model.sr_ratios[stage],
                 "dropout": model.dropout,
                 "layer_norm_eps": model.layer_norm_eps,
-                "primitives": model.primitives,
+                "primitives": model.primitives.inside(f"stage{stage + 1}"),
                 **block,
             },
         }

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,12 +11,14 @@ import jax.numpy as jnp
 from shiftaddvit_jax.models import pvt, pvt_v2, vit
 from shiftaddvit_jax.models.kinds import stage_attention, stage_kinds
 from shiftaddvit_jax.models.preprocessing import Preprocessing
-from shiftaddvit_jax.models.variables import count_parameters
+from shiftaddvit_jax.models.variables import count_parameters, linear_layers, stage_of
 from shiftaddvit_jax.names import PRECISIONS
 from shiftaddvit_jax.nn import ATTENTION_KINDS, LINEAR_KINDS, Primitives
+from shiftaddvit_jax.nn.primitives import LAYER_CHOICES
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.binarize import Threshold
 from shiftaddvit_jax.ops.implementation import Implementation, check_implementation
+from shiftaddvit_jax.ops.power_of_two import check_weight_terms
 from shiftaddvit_jax.ops.precision import Precision
 from shiftaddvit_jax.validation import check_choice
 
@@ -79,11 +81,13 @@ def create_model(
     drop_path: float = 0.0,
     layer_norm_eps: float | None = None,
     weight_bits: int = 5,
+    weight_terms: int = 1,
     activations: Activations = "float",
     threshold: Threshold = "sample",
     implementation: Implementation = None,
     dtype: Any = None,
     precision: Precision = "float32",
+    layers: Mapping[str, str] | None = None,
 ) -> nn.Module:
     """A model by its name, as a Flax module: ``init`` makes its variables, ``apply`` its logits.
 
@@ -100,22 +104,28 @@ def create_model(
       projections: the same for the attentions' linear layers.
       dropout: rate in attentions and MLPs.
       drop_path: stochastic depth of the last block.
-      weight_bits: bits of a power-of-two weight.
+      weight_bits: bits of a power of two in a shift layer's weights.
+      weight_terms: powers of two in a weight: 1, or 2 for their sum or difference, see `two_powers_of_two`.
       layer_norm_eps: epsilon of every LayerNorm; by default the authors': 1e-6, and in patch embeddings and
         spatial reductions 1e-5. Transformers' configs of ViT and DeiT say 1e-12 instead.
       activations: number format of MatShift's activations: ``"float"``, ``"fixed_point"`` or ``"int8"``.
       threshold: at which queries and keys are binarized: ``"zero"``, ``"sample"`` or ``"tensor"``.
       implementation: ``None``, ``"xla"``, ``"tvm"`` or ``"tvm_shift"``, see `shiftaddvit_jax.ops`.
       dtype: dtype of the computation, such as ``jnp.bfloat16``; by default float32.
-      precision: number format of the factors in dense layers and convolutions over patches: ``"float32"`` or
-        ``"bfloat16"``. Sums and routers stay in float32.
+      precision: number format of the factors in dense layers and convolutions over patches: ``"float32"``,
+        ``"bfloat16"``, or ``"int8"`` with a scale for each row and each output. Sums are in float32, with
+        int8 in int32; routers stay in float32.
+      layers: what single linear layers of blocks are, instead of what ``mlp`` and ``projections`` say, by
+        path, such as ``{"stage1/block1/mlp/fc1": "shift"}``: ``"dense"``, ``"dense_int8"``, ``"shift"``,
+        ``"shift_two_terms"`` or ``"moe"``.
 
     Raises:
-      ValueError: an unknown name or kind (with the nearest known ones), or a number out of range.
+      ValueError: an unknown name, kind or layer (with the nearest known ones), or a number out of range.
     """
     check_choice("model", name, list_models())
     check_implementation(implementation)
     check_choice("precision", precision, PRECISIONS)
+    check_weight_terms(weight_terms)
     if num_classes < 0:
         raise ValueError(f"num_classes must be at least 0, got {num_classes}")
     family = model_family(name)
@@ -127,7 +137,10 @@ def create_model(
         "image_size": preprocessing.size if image_size is None else image_size,
         "attention": stage_attention(name, attention, family.attention, stages),
     }
-    return family.model(
+    primitives = Primitives(
+        weight_bits, activations, threshold, implementation, dtype, precision, weight_terms=weight_terms
+    )
+    model = family.model(
         variant=name,
         num_classes=num_classes,
         mlp=stage_kinds("mlp", mlp, LINEAR_KINDS, stages),
@@ -135,9 +148,31 @@ def create_model(
         dropout=dropout,
         drop_path=drop_path,
         layer_norm_eps=layer_norm_eps,
-        primitives=Primitives(weight_bits, activations, threshold, implementation, dtype, precision),
+        primitives=primitives,
         **row,
     )
+    return with_layers(model, layers) if layers else model
+
+
+def with_layers(model: nn.Module, layers: Mapping[str, str]) -> nn.Module:
+    """``model`` with these choices for single linear layers and no others, see `create_model`.
+
+    Raises:
+      ValueError: a layer that the model does not have, or an unknown choice (with the nearest known ones).
+    """
+    if layers:
+        known = linear_layers(model)
+        for path, choice in layers.items():
+            check_choice("linear layer", path, known)
+            check_choice(f"choice for {path}", choice, tuple(LAYER_CHOICES))
+    primitives = dataclasses.replace(model.primitives, layers=tuple(sorted(layers.items())))
+    return model.clone(primitives=primitives)
+
+
+def linear_layer(model: nn.Module, path: Sequence[str]) -> tuple[str, Primitives]:
+    """The kind and the settings of the linear layer at ``path``, such as ``("block1", "mlp", "fc1")``."""
+    kinds = model.mlp if path[-2] == "mlp" else model.projections
+    return model.primitives.of_layer("/".join(path), kinds[stage_of(("params", *path))])
 
 
 def model_arguments(model: nn.Module) -> dict[str, Any]:
@@ -148,6 +183,7 @@ def model_arguments(model: nn.Module) -> dict[str, Any]:
         for name in inspect.signature(create_model).parameters
         if name != "name"
     }
+    arguments["layers"] = dict(arguments["layers"]) or None
     if arguments["dtype"] is not None:
         arguments["dtype"] = jnp.dtype(arguments["dtype"]).name
     return {"name": model.variant, **arguments}

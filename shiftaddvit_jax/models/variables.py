@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,8 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from shiftaddvit_jax.models.inspect import on_xla
 from shiftaddvit_jax.nn import ShiftDense
 
+# The linear layers, by the module of a block that has them.
+LINEAR_LAYERS = {"attn": ("qkv", "q", "kv", "qk", "v", "proj"), "mlp": ("fc1", "fc2")}
 # The parameters of a model's heads, by the names of their modules.
 HEADS = ("head", "head_dist")
 # These programs run once, so their compile time matters more than their run time.
@@ -64,6 +67,18 @@ def init_named(model: nn.Module, names: Collection[str], key: PRNGKeyArray) -> d
 def count_parameters(model: nn.Module) -> int:
     """The number of trained numbers in ``model``."""
     return sum(leaf.size for leaf in jax.tree.leaves(variable_shapes(model)["params"]))
+
+
+def linear_layers(model: nn.Module) -> list[str]:
+    """The paths of the linear layers in ``model``'s blocks, such as ``stage1/block1/mlp/fc1``."""
+    paths: dict[tuple[str, ...], Any] = flatten_dict(variable_shapes(model)["params"])
+    found = {
+        path[: at + 2]
+        for path in paths
+        for at, module in enumerate(path[:-1])
+        if path[at + 1] in LINEAR_LAYERS.get(module, ())
+    }
+    return ["/".join(path) for path in sorted(found)]
 
 
 def stage_of(path: Sequence[str]) -> int:

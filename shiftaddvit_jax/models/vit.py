@@ -79,10 +79,14 @@ class VisionTransformer(nn.Module):
                 dropout=self.dropout,
                 drop_path=float(rate),
                 layer_norm_eps=self.layer_norm_eps,
-                primitives=self.primitives,
-                name=f"block{index + 1}",
+                primitives=self.primitives.inside(name),
+                name=name,
             )
-            for index, rate in enumerate(np.linspace(0, self.drop_path, self.depth))
+            for name, rate in zip(
+                [f"block{index + 1}" for index in range(self.depth)],
+                np.linspace(0, self.drop_path, self.depth),
+                strict=True,
+            )
         ]
         self.norm = make_layer_norm(self.layer_norm_eps, self.primitives)
         if self.num_classes:

@@ -72,7 +72,7 @@ class Block(nn.Module):
             sr_ratio=self.sr_ratio,
             layer_norm_eps=self.layer_norm_eps,
             dropout=self.dropout,
-            primitives=self.primitives,
+            primitives=self.primitives.inside("attn"),
         )
         self.norm2 = make_layer_norm(self.layer_norm_eps, self.primitives)
         self.ffn = Mlp(
@@ -81,7 +81,7 @@ class Block(nn.Module):
             self.depthwise,
             self.relu,
             self.dropout,
-            self.primitives,
+            self.primitives.inside("mlp"),
             name="mlp",
         )
         self.stochastic_depth = DropPath(self.drop_path)

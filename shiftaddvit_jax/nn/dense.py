@@ -1,5 +1,6 @@
 """Flax's layers that multiply, whose weights may be packed."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
-from shiftaddvit_jax.ops.packing import unblock_weight
+from shiftaddvit_jax.ops.packing import unblock_int8, unblock_weight
 
 
 def promote_factors(
@@ -23,7 +24,10 @@ def promote_factors(
 
 
 class _Packable(nn.Module):
-    """A layer whose parameter ``kernel`` [..., outputs] is ``blocks`` once packed, see `block_weight`."""
+    """A layer whose parameter ``kernel`` [..., outputs] is ``blocks`` once packed.
+
+    They are what `block_weight` makes, or with a ``scale`` beside them `block_int8`.
+    """
 
     promote_dtype: Any = promote_factors
 
@@ -31,7 +35,11 @@ class _Packable(nn.Module):
     def param(self, name, init, shape, *args, **settings) -> Any:
         """The parameter ``name``, as from `flax.linen.Module.param`; a packed kernel comes unpacked."""
         if name == "kernel" and self.has_variable("params", "blocks"):
-            return unblock_weight(self.get_variable("params", "blocks"), shape[-1]).reshape(shape)
+            blocks, outputs = self.get_variable("params", "blocks"), shape[-1]
+            if not self.has_variable("params", "scale"):
+                return unblock_weight(blocks, outputs).reshape(shape)
+            scale, inputs = self.get_variable("params", "scale"), math.prod(shape[:-1])
+            return unblock_int8(blocks, scale, inputs, outputs).reshape(shape)
         return super().param(name, init, shape, *args, **settings)
 
 

@@ -7,7 +7,7 @@ from shiftaddvit_jax.nn.dense import Conv, Dense
 from shiftaddvit_jax.nn.moe import MoEDense
 from shiftaddvit_jax.nn.primitives import Primitives
 from shiftaddvit_jax.nn.shift import ShiftDense, kernel_init
-from shiftaddvit_jax.ops.precision import CONV_GENERAL_DILATED, DOT_GENERAL
+from shiftaddvit_jax.ops.precision import CONV_GENERAL_DILATED, DOT_GENERAL, Precision
 from shiftaddvit_jax.validation import check_choice
 
 
@@ -24,15 +24,18 @@ def make_patch_conv(features: int, side: int, primitives: Primitives, *, name: s
     )
 
 
-def multiplies_in_bfloat16(module: nn.Module) -> bool:
-    """Whether a module is a dense layer or a convolution whose factors are rounded to bfloat16."""
-    return (isinstance(module, nn.Dense) and module.dot_general is DOT_GENERAL["bfloat16"]) or (
-        isinstance(module, nn.Conv) and module.conv_general_dilated is CONV_GENERAL_DILATED["bfloat16"]
-    )
+def precision_of(module: nn.Module) -> Precision | None:
+    """The number format of the factors of a dense layer or a convolution over patches; None for others."""
+    product, products = None, DOT_GENERAL
+    if isinstance(module, nn.Dense):
+        product = module.dot_general
+    elif isinstance(module, nn.Conv):
+        product, products = module.conv_general_dilated, CONV_GENERAL_DILATED
+    return next((precision for precision in products if products[precision] is product), None)
 
 
 def make_linear(kind: str, features: int, primitives: Primitives, *, name: str | None = None) -> nn.Module:
-    """A linear layer of the kind ``"dense"``, ``"shift"`` or ``"moe"``.
+    """A linear layer of the kind ``"dense"``, ``"shift"`` or ``"moe"``, unless ``primitives`` choose another.
 
     All share one call, ``(x [*batch, inputs], train=False) -> [*batch, features]``. ``train`` adds noise to a
     mixture's router and changes nothing in the other kinds.
@@ -41,6 +44,7 @@ def make_linear(kind: str, features: int, primitives: Primitives, *, name: str |
       ValueError: unknown kind.
     """
     check_choice("kind of linear layer", kind, LINEAR_KINDS)
+    kind, primitives = primitives.of_layer(name or "", kind)
     if kind == "dense":
         return Dense(
             features,
@@ -51,6 +55,7 @@ def make_linear(kind: str, features: int, primitives: Primitives, *, name: str |
         )
     settings = {
         "weight_bits": primitives.weight_bits,
+        "weight_terms": primitives.weight_terms,
         "activations": primitives.activations,
         "implementation": primitives.implementation,
         "dtype": primitives.dtype,

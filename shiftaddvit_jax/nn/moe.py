@@ -41,6 +41,7 @@ class MoEDense(nn.Module):
       use_bias: whether the experts have biases; the router always has one.
       top_k: experts a token, 1 or 2.
       weight_bits: see `ShiftDense`.
+      weight_terms: likewise.
       activations: the shift expert's number format.
       implementation: see `shiftaddvit_jax.ops`.
       dtype: dtype of the experts; the router always computes in float32.
@@ -51,6 +52,7 @@ class MoEDense(nn.Module):
     use_bias: bool = True
     top_k: int = 1
     weight_bits: int = 5
+    weight_terms: int = 1
     activations: Activations = "float"
     implementation: Implementation = None
     dtype: Any = None
@@ -134,6 +136,7 @@ class MoEDense(nn.Module):
             implementation=self.implementation,
             dtype=self.dtype,
             precision=self.precision,
+            weight_terms=self.weight_terms,
         )
 
     @nn.nowrap
@@ -151,6 +154,7 @@ class MoEDense(nn.Module):
             self.features,
             self.use_bias,
             weight_bits=self.weight_bits,
+            weight_terms=self.weight_terms,
             activations=self.activations,
             implementation=self.implementation,
             dtype=self.dtype,

@@ -139,6 +139,13 @@ def _runs_on_kernels(module: nn.Module, x: Array | Unnormalized, train: bool) ->
     return uses_tvm(type(module).__name__, module.primitives.implementation, prefer=packed, arrays=x)
 
 
+def _describe_layer(kind, params, path, inputs, outputs, primitives):
+    """The description of the layer at ``path`` in a block."""
+    module, name = path.split("/")
+    kind, primitives = primitives.of_layer(path, kind)
+    return describe_linear(kind, params[module][name], inputs, outputs, primitives)
+
+
 def attention_sum(
     block: nn.Module, params: Params, x: Float[Array, "batch tokens channels"], grid: tuple[int, int]
 ) -> PlannedKernel | None:
@@ -150,7 +157,7 @@ def attention_sum(
     if not (is_softmax or is_binary):
         return None
     qkv, proj = (
-        describe_linear(block.projections, params["attn"][name], channels, outputs, primitives)
+        _describe_layer(block.projections, params, f"attn/{name}", channels, outputs, primitives)
         for name, outputs in (("qkv", 3 * channels), ("proj", channels))
     )
     shared = qkv, proj, block.num_heads, tokens, epsilon
@@ -177,7 +184,7 @@ def mlp_sum(
     _, tokens, channels = x.shape
     primitives, hidden = block.primitives, int(channels * block.mlp_ratio)
     fc1, fc2 = (
-        describe_linear(block.mlp, params["mlp"][name], inputs, outputs, primitives)
+        _describe_layer(block.mlp, params, f"mlp/{name}", inputs, outputs, primitives)
         for name, inputs, outputs in (("fc1", channels, hidden), ("fc2", hidden, channels))
     )
     sides = (grid[0], grid[1]) if block.depthwise else None

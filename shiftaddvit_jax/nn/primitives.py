@@ -10,13 +10,22 @@ from shiftaddvit_jax.ops.binarize import Threshold
 from shiftaddvit_jax.ops.implementation import Implementation
 from shiftaddvit_jax.ops.precision import CONV_GENERAL_DILATED, DOT_GENERAL, Precision
 
+# What one linear layer can be: its kind, and settings that are not the model's.
+LAYER_CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
+    "dense": ("dense", {"precision": "float32"}),
+    "dense_int8": ("dense", {"precision": "int8"}),
+    "shift": ("shift", {"weight_terms": 1}),
+    "shift_two_terms": ("shift", {"weight_terms": 2}),
+    "moe": ("moe", {}),
+}
+
 
 @dataclass(frozen=True)
 class Primitives:
     """How a model computes its products, shifts and additions: the same for all its layers.
 
     Attributes:
-      weight_bits: bits of a power-of-two weight.
+      weight_bits: bits of a power of two in a shift layer's weights.
       activations: number format of MatShift's activations, see `shiftaddvit_jax.ops.matshift`.
       threshold: at which queries and keys are binarized, see `shiftaddvit_jax.ops.binarize`.
       implementation: see `shiftaddvit_jax.ops`.
@@ -25,6 +34,9 @@ class Primitives:
       precision: number format of the factors in dense layers and convolutions over patches.
       remat: whether training keeps a block's input alone and computes the rest again for its gradients,
         which takes less memory and more time. Gradients and variables are the same.
+      weight_terms: powers of two in a weight, see `shiftaddvit_jax.ops.shift_weight`.
+      layers: what single linear layers are, by their path and instead of what the model's kinds say: pairs of
+        a path and a choice, see `LAYER_CHOICES`.
     """
 
     weight_bits: int = 5
@@ -34,6 +46,8 @@ class Primitives:
     dtype: Any = None
     precision: Precision = "float32"
     remat: bool = False
+    weight_terms: int = 1
+    layers: tuple[tuple[str, str], ...] = ()
 
     @property
     def dot_general(self) -> Callable:
@@ -44,6 +58,24 @@ class Primitives:
     def conv_general_dilated(self) -> Callable:
         """The ``conv_general_dilated`` of convolutions over patches."""
         return CONV_GENERAL_DILATED[self.precision]
+
+    def inside(self, module: str) -> "Primitives":
+        """The same settings, for the layers inside a module: their paths begin there."""
+        if not self.layers:
+            return self
+        prefix = f"{module}/"
+        layers = tuple(
+            (path.removeprefix(prefix), choice) for path, choice in self.layers if path.startswith(prefix)
+        )
+        return dataclasses.replace(self, layers=layers)
+
+    def of_layer(self, path: str, kind: str) -> tuple[str, "Primitives"]:
+        """The kind of the linear layer at ``path``, ``kind`` unless chosen otherwise, and its settings."""
+        choice = dict(self.layers).get(path)
+        if choice is None:
+            return kind, self
+        kind, changes = LAYER_CHOICES[choice]
+        return kind, dataclasses.replace(self, **changes)
 
     def on_xla(self) -> "Primitives":
         """The same settings, with XLA computing everything."""

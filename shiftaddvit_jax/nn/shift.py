@@ -11,25 +11,24 @@ from jaxtyping import Array, Float
 from shiftaddvit_jax.nn.dense import promote_factors
 from shiftaddvit_jax.ops import (
     PackedWeight,
-    additive_power_of_two,
     fixed_point,
     packed_product,
     power_of_two,
     power_of_two_codes,
     power_of_two_weight,
-    quantize_activations,
     shift_product,
+    shift_weight,
 )
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.implementation import Implementation, uses_tvm
+from shiftaddvit_jax.ops.packing import has_packed_form
 from shiftaddvit_jax.validation import check_choice
 
-Quantizer = Literal["power_of_two", "additive_power_of_two"]
 kernel_init = nn.initializers.truncated_normal(0.02)
 
 
 class ShiftDense(nn.Module):
-    """``y = x W + b`` where every entry of W is sign * 2^exponent.
+    """``y = x W + b`` where every entry of W is sign * 2^exponent, or a sum or difference of two powers.
 
     A call with a random stream ``"rounding"`` draws each weight of mode ``"q"`` that is one power of two as
     the power below or above its entry of ``kernel``, so that the mean over draws is that entry wherever the
@@ -41,8 +40,8 @@ class ShiftDense(nn.Module):
       mode: ``"q"`` keeps a dense ``kernel`` [inputs, outputs] and rounds it in every forward pass;
         ``"ps"`` trains ``sign`` and ``exponent`` [inputs, outputs] themselves.
       freeze_sign: in mode ``"ps"``, give ``sign`` no gradient.
-      quantizer: in mode ``"q"``, one power of two or the sum of two (APoT).
-      weight_bits: bits of a weight, which set the range of exponents: -14 to 0 at 5 bits.
+      weight_bits: bits of a power of two, which set the range of exponents: -14 to 0 at 5 bits.
+      weight_terms: powers of two in a weight, see `shift_weight`; mode ``"ps"`` has one.
       activations: number format of ``x``, see `shiftaddvit_jax.ops.matshift`.
       implementation: see `shiftaddvit_jax.ops`.
       dtype: dtype of the computation; by default the common one of ``x`` and the parameters.
@@ -52,8 +51,8 @@ class ShiftDense(nn.Module):
     use_bias: bool = True
     mode: Literal["q", "ps"] = "q"
     freeze_sign: bool = False
-    quantizer: Quantizer = "power_of_two"
     weight_bits: int = 5
+    weight_terms: int = 1
     activations: Activations = "float"
     implementation: Implementation = None
     dtype: Any = None
@@ -65,10 +64,11 @@ class ShiftDense(nn.Module):
         """Apply the layer; ``train`` changes nothing.
 
         Raises:
-          ValueError: unknown mode or quantizer.
+          ValueError: unknown mode, or mode ``"ps"`` with two powers.
         """
         check_choice("shift mode", self.mode, ("q", "ps"))
-        check_choice("quantizer", self.quantizer, ("power_of_two", "additive_power_of_two"))
+        if self.mode == "ps" and self.weight_terms != 1:
+            raise ValueError(f"mode 'ps' trains one power of two a weight, not {self.weight_terms}")
         shape = (x.shape[-1], self.features)
         if self.has_variable("params", "codes"):
             pass  # packed weights are neither drawn here nor trained
@@ -90,11 +90,9 @@ class ShiftDense(nn.Module):
             sign = jax.lax.stop_gradient(sign) if self.freeze_sign else sign
             return power_of_two_weight(sign, self.get_variable("params", "exponent"), self.weight_bits)
         kernel = self.get_variable("params", "kernel")
-        if self.quantizer == "additive_power_of_two":
-            return additive_power_of_two(kernel, self.weight_bits)
-        if self.has_rng("rounding"):
+        if self.weight_terms == 1 and self.has_rng("rounding"):
             return power_of_two(kernel, self.weight_bits, "stochastic", self.make_rng("rounding"))
-        return power_of_two(kernel, self.weight_bits)
+        return shift_weight(kernel, self.weight_bits, self.weight_terms)
 
     def project(
         self, x: Float[Array, "*batch inputs"], weight: Float[Array, "inputs outputs"] | PackedWeight
@@ -106,15 +104,12 @@ class ShiftDense(nn.Module):
             y = packed_product(x, weight, self.features, self.activations, self.implementation)
         else:
             x, weight, bias = promote_factors(x, weight, bias, dtype=self.dtype)
-            activations, implementation = self.activations, self.implementation
-            if self.quantizer == "additive_power_of_two" or self.weight_bits > 5:
-                what = "sums of two powers of two" if self.weight_bits <= 5 else "weights of more than 5 bits"
-                uses_tvm("a shift layer", implementation, unsupported=f"there is no kernel for {what}")
+            implementation = self.implementation
+            if not has_packed_form(self.weight_bits, self.weight_terms):
+                reason = "there is no kernel for powers of two of more than 5 bits"
+                uses_tvm("a shift layer", implementation, unsupported=reason)
                 implementation = "xla"
-            if self.quantizer == "additive_power_of_two":
-                # Sums of two powers do not become int8 numbers: only the tokens are quantized.
-                x, activations = quantize_activations(x, activations), "float"
-            y = shift_product(x, weight, activations, implementation)
+            y = shift_product(x, weight, self.activations, implementation, self.weight_terms)
         if bias is None:
             return y
         return (y + (fixed_point(bias) if self.activations == "fixed_point" else bias)).astype(y.dtype)

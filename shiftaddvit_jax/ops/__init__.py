@@ -26,6 +26,9 @@ from shiftaddvit_jax.ops.power_of_two import (
     power_of_two,
     power_of_two_codes,
     power_of_two_weight,
+    shift_weight,
+    two_power_numbers,
+    two_powers_of_two,
 )
 
 __all__ = [
@@ -56,5 +59,8 @@ __all__ = [
     "power_of_two_weight",
     "quantize_activations",
     "shift_product",
+    "shift_weight",
+    "two_power_numbers",
+    "two_powers_of_two",
     "unpack_weight",
 ]

@@ -52,19 +52,21 @@ def shift_product(
     weight: Float[Array, "inputs outputs"],
     activations: Activations = "float",
     implementation: Implementation = None,
+    weight_terms: int = 1,
 ) -> Float[Array, "*batch outputs"]:
-    """`matshift` for a weight whose entries already are 0 or signed powers of two.
+    """`matshift` for a weight whose entries already are 0 or signed powers of two, see `shift_weight`.
 
-    XLA computes sums of two powers as well, except with int8 activations, which round weights to one power.
+    With ``weight_terms=2`` they are sums and differences of two powers.
     """
     _check_shapes(x, weight)
 
     def reference(x, weight):
-        weight = round_to_octaves(weight) if activations == "int8" else weight
+        weight = round_to_octaves(weight) if activations == "int8" and weight_terms == 1 else weight
         return _matshift(quantize_activations(x, activations), weight)
 
     inputs, outputs = weight.shape
-    linear = _describe(inputs, outputs, packed_bits(activations), activations, implementation)
+    bits = packed_bits(activations, weight_terms)
+    linear = _describe(inputs, outputs, bits, activations, implementation)
 
     def kernel(x, weight):
         return _kernel(linear, x, pack_weight(weight, linear.bits))

@@ -1,4 +1,4 @@
-"""Weights for inference: power-of-two weights as 4- or 5-bit codes, dense weights in blocks.
+"""Weights for inference: powers of two in 4 or 5 bits, two powers in 8 bits, and dense weights in blocks.
 
 `kernels_tvm.packing` says what the arrays mean.
 """
@@ -18,28 +18,45 @@ from kernels_tvm.packing import (
     bits_of,
     packed_shape,
     read_blocks,
+    read_numbers,
     read_tiles,
     write_blocks,
+    write_numbers,
     write_tiles,
 )
 from shiftaddvit_jax.ops.activations import Activations, straight_through
+from shiftaddvit_jax.ops.power_of_two import two_power_exponent
+from shiftaddvit_jax.ops.precision import int8_weight
 
 
 class PackedWeight(NamedTuple):
-    """A power-of-two weight [inputs, outputs] as codes, with one exponent for each output."""
+    """A weight [inputs, outputs] of powers of two as codes, with one exponent for each output."""
 
-    codes: UInt8[Array | np.ndarray, "output_tiles input_tiles bytes"]
+    codes: (
+        UInt8[Array | np.ndarray, "output_tiles input_tiles bytes"]
+        | Int8[Array | np.ndarray, "output_tiles input_tiles bytes"]
+    )
     exponent: Int8[Array | np.ndarray, "padded_outputs"]
 
     @property
     def bits(self) -> int:
-        """Bits of a weight: 4 or 5."""
+        """Bits of a weight: 4 or 5, and 8 for two powers of two."""
         return bits_of(self.codes)
 
 
-def packed_bits(activations: Activations) -> int:
-    """Bits of a packed weight: 4 for int8 activations, else 5, which lose nothing."""
+def packed_bits(activations: Activations, weight_terms: int = 1) -> int:
+    """Bits of a packed weight: 8 for two powers of two; for one 4 with int8 activations, else 5.
+
+    Only 4 bits lose anything.
+    """
+    if weight_terms == 2:
+        return 8
     return 4 if activations == "int8" else 5
+
+
+def has_packed_form(weight_bits: int, weight_terms: int = 1) -> bool:
+    """Whether weights can be packed: two powers of two always, one of at most 5 bits."""
+    return weight_terms == 2 or weight_bits <= 5
 
 
 def packed_weight_shape(inputs: int, outputs: int, bits: int) -> PackedWeight:
@@ -47,38 +64,43 @@ def packed_weight_shape(inputs: int, outputs: int, bits: int) -> PackedWeight:
     codes = packed_shape(inputs, outputs, bits)
     exponent = jax.ShapeDtypeStruct((codes[0] * TILE_OUTPUTS,), jnp.int8)
     # pyrefly: ignore[bad-argument-type]  # a tree of shapes, as `jax.eval_shape` returns
-    return PackedWeight(jax.ShapeDtypeStruct(codes, jnp.uint8), exponent)
+    return PackedWeight(jax.ShapeDtypeStruct(codes, jnp.int8 if bits == 8 else jnp.uint8), exponent)
 
 
 def check_packed(packed: PackedWeight, activations: Activations) -> None:
     """Raise a ``ValueError`` for weights of 5 bits and int8 activations."""
-    if activations == "int8" and packed.bits != 4:
+    if activations == "int8" and packed.bits == 5:
         raise ValueError("int8 activations need weights of 4 bits, these have 5; pack the model again")
 
 
 def pack_weight(
     weight: Float[Array | np.ndarray, "inputs outputs"], bits: int, xp: ModuleType = jnp
 ) -> PackedWeight:
-    """Pack a weight whose entries are 0 or signed powers of two.
+    """Pack a weight whose entries are 0 or signed powers of two, or of `two_powers_of_two` for 8 bits.
 
     Each output's exponent is the exponent of its largest weight minus 6 (4 bits) or 14 (5 bits), so 7 or 15
     exponents fit. A weight below the smallest that fits becomes the nearer of that smallest weight and 0;
-    exactly half of it rounds up. Packing loses nothing else.
+    exactly half of it rounds up. Packing loses nothing else. With 8 bits it loses nothing.
 
     Args:
       weight: what is packed.
-      bits: of a packed weight, 4 or 5.
+      bits: of a packed weight, 4, 5 or 8.
       xp: whose arrays the result has: ``jax.numpy``, or ``numpy``, which compiles nothing.
 
     Raises:
-      ValueError: ``bits`` other than 4 and 5.
+      ValueError: ``bits`` other than 4, 5 and 8.
     """
     if bits not in TILE_BYTES:
-        raise ValueError(f"bits must be 4 or 5, got {bits}")
+        raise ValueError(f"bits must be 4, 5 or 8, got {bits}")
     return _pack(weight, bits, np) if xp is np else _pack_compiled(weight, bits, xp)
 
 
 def _pack(weight, bits, xp):
+    padding = (0, -weight.shape[1] % TILE_OUTPUTS)
+    if bits == 8:
+        channel = two_power_exponent(weight, xp=xp)
+        numbers = xp.round(xp.ldexp(weight.astype(xp.float32), -channel)).astype(xp.int8)
+        return PackedWeight(write_numbers(numbers, xp), xp.pad(channel, padding).astype(xp.int8))
     magnitude = xp.abs(weight.astype(xp.float32))
     _, exponent = xp.frexp(magnitude)
     exponent = exponent.astype(xp.int32) - 1
@@ -92,7 +114,6 @@ def _pack(weight, bits, xp):
     negative = (weight < 0) & (code > 0)
 
     tiles = write_tiles(code.astype(xp.uint8), negative.astype(xp.uint8), bits, xp)
-    padding = (0, -weight.shape[1] % TILE_OUTPUTS)
     return PackedWeight(tiles, xp.pad(channel, padding).astype(xp.int8))
 
 
@@ -113,6 +134,24 @@ def unblock_weight(
     return read_blocks(blocks, outputs)
 
 
+def block_int8(
+    weight: Float[Array | np.ndarray, "inputs outputs"], xp: ModuleType = jnp
+) -> tuple[Int8[Array | np.ndarray, "output_tiles input_tiles 64"], Float[Array | np.ndarray, "padded"]]:
+    """A dense weight as int8 numbers in tiles and a float32 scale of each output, see `int8_weight`."""
+    numbers, scale = int8_weight(weight, xp)
+    return write_numbers(numbers, xp), xp.pad(scale, (0, -weight.shape[1] % TILE_OUTPUTS))
+
+
+def unblock_int8(
+    tiles: Int8[Array | np.ndarray, "output_tiles input_tiles 64"],
+    scale: Float[Array | np.ndarray, "padded"],
+    inputs: int,
+    outputs: int,
+) -> Float[Array | np.ndarray, "inputs outputs"]:
+    """The weight that `block_int8` rounded, float32."""
+    return read_numbers(tiles, inputs, outputs) * scale[:outputs]
+
+
 def round_to_octaves(weight: Float[Array, "inputs outputs"]) -> Float[Array, "inputs outputs"]:
     """A power-of-two weight rounded to what 4 bits hold, for int8 products; straight-through gradient."""
     inputs, outputs = weight.shape
@@ -127,6 +166,9 @@ def unpack_weight(
 
 
 def _unpack(packed, inputs, outputs, xp):
+    if packed.bits == 8:
+        numbers = read_numbers(packed.codes, inputs, outputs).astype(xp.float32)
+        return xp.ldexp(numbers, packed.exponent[:outputs].astype(xp.int32))
     code, negative = (part.astype(xp.int32) for part in read_tiles(packed.codes, inputs, outputs, xp))
     sign = xp.where(code == 0, 0, 1 - 2 * negative).astype(xp.float32)
     return xp.ldexp(sign, code - 1 + packed.exponent[:outputs].astype(xp.int32))

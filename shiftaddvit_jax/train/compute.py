@@ -6,7 +6,7 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from shiftaddvit_jax.names import PRECISIONS
+from shiftaddvit_jax.names import TRAINING_DTYPES
 from shiftaddvit_jax.validation import check_choice
 
 
@@ -28,6 +28,6 @@ def compute_as(
     """
     primitives = dataclasses.replace(model.primitives, remat=remat)
     if dtype is not None:
-        check_choice("dtype", dtype, PRECISIONS)
+        check_choice("dtype", dtype, TRAINING_DTYPES)
         primitives = dataclasses.replace(primitives, dtype=jnp.dtype(dtype))
     return model.clone(primitives=primitives)

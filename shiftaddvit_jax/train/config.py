@@ -10,7 +10,7 @@ from ml_collections.config_dict import placeholder
 
 from shiftaddvit_jax.data import AUGMENTATIONS
 from shiftaddvit_jax.data.augmentation import ERASING_MODES, INTERPOLATIONS, parse_policy
-from shiftaddvit_jax.names import PRECISIONS, SOURCES, WRITERS
+from shiftaddvit_jax.names import PRECISIONS, SOURCES, TRAINING_DTYPES, WRITERS
 from shiftaddvit_jax.train.distillation import DISTILLATIONS
 from shiftaddvit_jax.train.losses import LOSSES
 from shiftaddvit_jax.train.optimizers import OPTIMIZERS
@@ -26,6 +26,7 @@ DEFAULTS = {
     "model.mlp": "dense",
     "model.projections": "dense",
     "model.weight_bits": 5,
+    "model.weight_terms": 1,
     "model.activations": "float",
     "model.threshold": "sample",
     "model.precision": "float32",
@@ -55,9 +56,10 @@ def default_config() -> ml_collections.ConfigDict:
                 "dropout": 0.0,
                 "drop_path": 0.0,
                 "weight_bits": placeholder(int),
+                "weight_terms": placeholder(int),  # powers of two in a shift layer's weight: 1 or 2
                 "activations": "",
                 "threshold": "",
-                "precision": "",  # of dense layers' factors in training: float32 or bfloat16
+                "precision": "",  # of dense layers' factors in training
                 "new_head": False,  # for classes other than the checkpoint's
             },
             "data": {
@@ -192,6 +194,7 @@ RANGES = {
     "model.dropout": _RATE,
     "model.drop_path": _RATE,
     "model.weight_bits": Range(2, 8, whole=True),
+    "model.weight_terms": Range(1, 2, whole=True),
     "data.image_size": _COUNT,
     "data.batch_size": _COUNT,
     "data.repeats": _COUNT,
@@ -245,7 +248,7 @@ CHOICES = {
     "mixing.mode": ("batch", "elem"),
     "train.loss": LOSSES,
     "train.optimizer": tuple(OPTIMIZERS),
-    "train.dtype": ("", *PRECISIONS),
+    "train.dtype": ("", *TRAINING_DTYPES),
     "train.learning_rate_by": ("step", "epoch"),
     "train.learning_rate_scaling": ("", "linear", "sqrt"),
     "distillation.kind": DISTILLATIONS,

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from shiftaddvit_jax.nn import LINEAR_KINDS, Primitives, ShiftDense, make_linear
-from shiftaddvit_jax.ops import additive_power_of_two_levels
 from shiftaddvit_jax.ops.precision import DOT_GENERAL
 
 INPUTS, FEATURES = 7, 5
@@ -26,9 +25,17 @@ def powers(kernel, low=-14):
     return np.sign(kernel) * 2.0 ** np.clip(np.round(np.log2(np.abs(kernel))), low, 0)
 
 
-def sums_of_powers(kernel):
-    levels = additive_power_of_two_levels(5).astype(np.float64)
-    return np.sign(kernel) * levels[np.abs(np.abs(kernel)[..., None] - levels).argmin(axis=-1)]
+def two_powers(kernel):
+    """The nearest sums and differences of two of seven powers, scaled by a power of two of each output."""
+    powers = 2.0 ** np.arange(7)
+    pairs = np.concatenate(
+        [powers, *(powers + power for power in powers), *(powers - power for power in powers)]
+    )
+    numbers = np.unique(np.concatenate([pairs, [0]]))
+    numbers = numbers[(numbers >= 0) & (numbers <= 96)]
+    scale = 2.0 ** np.ceil(np.log2(np.abs(kernel.astype(np.float64)).max(axis=0) / 104))
+    nearest = np.abs((np.abs(kernel) / scale)[..., None] - numbers).argmin(axis=-1)
+    return np.sign(kernel) * numbers[nearest] * scale
 
 
 def apply(layer, x, **params):
@@ -71,7 +78,7 @@ def test_weights_rounded_at_random_are_powers_whose_mean_is_the_weight(bits):
     assert np.all(np.abs(weights.mean(axis=0) - expected) <= 4.5 * error + 1e-7)
 
 
-@pytest.mark.parametrize("settings", [{}, {"mode": "ps"}, {"quantizer": "additive_power_of_two"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"mode": "ps"}, {"weight_terms": 2}], ids=str)
 def test_without_the_stream_weights_are_rounded_to_the_nearest(settings):
     layer, x = ShiftDense(FEATURES, **settings), tokens(3)
     params = layer.init(jax.random.key(0), x)["params"]
@@ -130,10 +137,11 @@ def test_fewer_bits_clip_the_exponents():
     assert np.any(powers(KERNEL, low=-2) != powers(KERNEL))
 
 
-def test_the_apot_quantizer_rounds_to_sums_of_two_powers():
-    layer, x = ShiftDense(FEATURES, quantizer="additive_power_of_two"), tokens(3)
+@LEADING
+def test_two_terms_round_to_sums_and_differences_of_two_powers(implementation, leading):
+    layer, x = ShiftDense(FEATURES, weight_terms=2, implementation=implementation), tokens(*leading)
     y = apply(layer, x, kernel=KERNEL, bias=BIAS)
-    np.testing.assert_allclose(y, x @ sums_of_powers(KERNEL) + BIAS, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(y, x @ two_powers(KERNEL) + BIAS, rtol=1e-5, atol=1e-5)
 
 
 def test_fixed_point_puts_tokens_and_bias_on_the_same_grid():
@@ -154,8 +162,8 @@ def test_int8_rounds_each_token_to_its_own_scale():
 def test_int8_tokens_leave_sums_of_two_powers_as_they_are():
     x = tokens(3)
     scale = np.abs(x).max(axis=-1, keepdims=True).astype(np.float64) / 127
-    layer = ShiftDense(FEATURES, quantizer="additive_power_of_two", activations="int8")
-    expected = np.round(x / scale) * scale @ sums_of_powers(KERNEL) + BIAS
+    layer = ShiftDense(FEATURES, weight_terms=2, activations="int8")
+    expected = np.round(x / scale) * scale @ two_powers(KERNEL) + BIAS
     np.testing.assert_allclose(apply(layer, x, kernel=KERNEL, bias=BIAS), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -166,10 +174,10 @@ def gradients(layer, **params):
     return jax.jit(jax.grad(loss))(params), x.T @ cotangent, cotangent
 
 
-@pytest.mark.parametrize("quantizer", ["power_of_two", "additive_power_of_two"])
-def test_mode_q_has_a_straight_through_gradient(quantizer):
+@pytest.mark.parametrize("terms", [1, 2])
+def test_mode_q_has_a_straight_through_gradient(terms):
     gradient, expected, cotangent = gradients(
-        ShiftDense(FEATURES, quantizer=quantizer), kernel=KERNEL, bias=BIAS
+        ShiftDense(FEATURES, weight_terms=terms), kernel=KERNEL, bias=BIAS
     )
     np.testing.assert_allclose(gradient["kernel"], expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(gradient["bias"], cotangent.sum(axis=0), rtol=1e-5, atol=1e-6)
@@ -206,10 +214,10 @@ def test_the_output_has_the_dtype_asked_for_and_parameters_stay_float32():
     ("arguments", "message"),
     [
         ({"mode": "sp"}, "unknown shift mode 'sp'; did you mean 'ps'"),
-        ({"quantizer": "power_of_too"}, "unknown quantizer 'power_of_too'; did you mean 'power_of_two'"),
+        ({"weight_terms": 3}, "weight_terms must be 1 or 2, got 3"),
+        ({"weight_terms": 2, "mode": "ps"}, "mode 'ps' trains one power of two a weight, not 2"),
         ({"weight_bits": 9}, "weight_bits must be between 2 and 8, got 9"),
         ({"weight_bits": 9, "mode": "ps"}, "weight_bits must be between 2 and 8, got 9"),
-        ({"weight_bits": 4, "quantizer": "additive_power_of_two"}, "weight_bits 3, 5 or 7, got 4"),
         ({"activations": "int9"}, "unknown activations 'int9'; did you mean 'int8'"),
     ],
 )

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shiftaddvit_jax.ops import pack_weight, packed_product, unpack_weight
-from shiftaddvit_jax.ops.packing import round_to_octaves
+from shiftaddvit_jax.ops import pack_weight, packed_product, two_powers_of_two, unpack_weight
+from shiftaddvit_jax.ops.packing import block_int8, round_to_octaves, unblock_int8
 
 SIZES = pytest.mark.parametrize(
     ("inputs", "outputs"), [(1, 1), (4, 16), (5, 17), (3, 40), (50, 15), (130, 33)], ids=str
@@ -104,8 +104,43 @@ def test_what_pads_the_tiles_is_zero(bits):
 
 @pytest.mark.parametrize("bits", [3, 6])
 def test_other_numbers_of_bits_are_an_error(bits):
-    with pytest.raises(ValueError, match=f"bits must be 4 or 5, got {bits}"):
+    with pytest.raises(ValueError, match=f"bits must be 4, 5 or 8, got {bits}"):
         pack_weight(np.ones((4, 4), np.float32), bits)
+
+
+@SIZES
+def test_two_powers_in_eight_bits_are_the_bytes_that_are_described(inputs, outputs):
+    weight = two_powers_of_two(np.random.default_rng(2).normal(size=(inputs, outputs)).astype(np.float32))
+    packed = pack_weight(weight, 8)
+    codes, exponent = (np.asarray(part) for part in packed)
+    assert packed.bits == 8
+    assert codes.dtype == exponent.dtype == np.int8
+    assert codes.shape == (-(-outputs // 16), -(-inputs // 4), 64)
+    expected = [
+        codes[n // 16, k // 4, 4 * (n % 16) + k % 4] * 2.0 ** exponent[n]
+        for k, n in np.ndindex(inputs, outputs)
+    ]
+    np.testing.assert_array_equal(np.reshape(expected, (inputs, outputs)), weight)
+
+
+@SIZES
+def test_two_powers_come_back_as_they_were(inputs, outputs):
+    weight = two_powers_of_two(np.random.default_rng(3).normal(size=(inputs, outputs)).astype(np.float32))
+    for xp in (np, jnp):
+        unpacked = unpack_weight(pack_weight(np.asarray(weight), 8, xp), inputs, outputs, xp)
+        np.testing.assert_array_equal(unpacked, weight)
+
+
+@SIZES
+def test_dense_weights_in_int8_are_numpys_nearest_of_each_output(inputs, outputs):
+    weight = np.random.default_rng(4).standard_t(5, (inputs, outputs)).astype(np.float32)
+    weight[:, 0] = 0
+    tiles, scale = block_int8(weight)
+    expected_scale = np.where(weight.any(axis=0), np.abs(weight.astype(np.float64)).max(axis=0) / 127, 1)
+    np.testing.assert_allclose(scale[:outputs], expected_scale, rtol=1e-6)
+    rounded = unblock_int8(tiles, scale, inputs, outputs)
+    assert np.all(np.abs(rounded - weight) <= 0.5001 * expected_scale)
+    np.testing.assert_array_equal(block_int8(rounded)[0], tiles)
 
 
 def test_rounding_to_octaves_is_what_four_bits_hold_with_a_straight_through_gradient():

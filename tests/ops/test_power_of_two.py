@@ -13,6 +13,8 @@ from shiftaddvit_jax.ops import (
     power_of_two,
     power_of_two_codes,
     power_of_two_weight,
+    two_power_numbers,
+    two_powers_of_two,
 )
 
 BITS = range(2, 9)
@@ -291,3 +293,59 @@ def test_the_apot_gradient_passes_straight_through():
 def test_apot_needs_an_odd_number_of_bits(bits):
     with pytest.raises(ValueError, match=f"weight_bits 3, 5 or 7, got {bits}"):
         additive_power_of_two(jnp.ones(3), bits)
+
+
+@pytest.mark.parametrize(("bits", "largest"), [(2, 1), (3, 6), (4, 96), (5, 96), (8, 96)])
+def test_numbers_of_two_powers_are_all_sums_and_differences_in_range(bits, largest):
+    powers = [2**exponent for exponent in range(min(2 ** (bits - 1) - 1, 7))]
+    sums = {0, *powers} | {first + sign * second for first in powers for second in powers for sign in (1, -1)}
+    limit = 1.5 * powers[-1]
+    expected = sorted(number for number in sums if 0 <= number <= limit)
+    assert two_power_numbers(bits).tolist() == expected
+    assert expected[-1] == largest
+
+
+def matrix(outputs, seed=0):
+    return np.random.default_rng(seed).standard_t(4, (61, outputs)).astype(np.float32)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 5])
+def test_two_powers_are_the_nearest_numbers_of_an_outputs_scale(bits):
+    weight, numbers = matrix(33), two_power_numbers(bits).astype(np.float64)
+    scale = 2.0 ** np.ceil(
+        np.log2(np.abs(weight.astype(np.float64)).max(axis=0) / (1.625 * 2 ** (6 if bits > 3 else 2)))
+    )
+    nearest = numbers[np.abs(np.abs(weight / scale)[..., None] - numbers).argmin(axis=-1)]
+    expected = np.sign(weight) * nearest * scale
+    np.testing.assert_array_equal(two_powers_of_two(weight, bits), expected.astype(np.float32))
+
+
+def test_rounding_to_two_powers_twice_is_rounding_once():
+    once = two_powers_of_two(matrix(50))
+    np.testing.assert_array_equal(two_powers_of_two(once), once)
+
+
+def test_two_powers_of_scaled_weights_are_scaled():
+    weight = matrix(5)
+    np.testing.assert_array_equal(two_powers_of_two(weight / 2**20), two_powers_of_two(weight) / 2**20)
+
+
+def test_two_powers_keep_zeros_and_numbers_that_are_none():
+    weight = matrix(4)
+    weight[:, 1], weight[3, 2] = 0, np.nan
+    rounded = np.asarray(two_powers_of_two(weight))
+    assert not rounded[:, 1].any()
+    assert np.isnan(rounded[3, 2])
+
+
+def test_gaussian_weights_have_28_decibels_with_two_powers_and_14_with_one():
+    weight = np.random.default_rng(0).normal(scale=0.1, size=(768, 64)).astype(np.float32)
+    noise = [np.mean(np.square(function(weight) - weight)) for function in (power_of_two, two_powers_of_two)]
+    decibels = 10 * np.log10(np.mean(np.square(weight)) / noise)
+    np.testing.assert_allclose(decibels, [13.7, 28.4], atol=0.3)
+
+
+def test_two_powers_have_a_straight_through_gradient():
+    weight, cotangent = matrix(3), matrix(3, seed=1)
+    gradient = jax.grad(lambda w: jnp.vdot(two_powers_of_two(w), cotangent))(weight)
+    np.testing.assert_array_equal(gradient, cotangent)

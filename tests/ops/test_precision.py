@@ -66,3 +66,44 @@ def test_gradients_are_those_of_the_product_of_the_nearest_numbers():
 def test_float32_is_jaxs_own_product():
     assert DOT_GENERAL["float32"] is jax.lax.dot_general
     assert CONV_GENERAL_DILATED["float32"] is jax.lax.conv_general_dilated
+
+
+def int8(x, axis):
+    """The nearest whole numbers from -127 to 127, and the scale."""
+    scale = np.abs(x.astype(np.float64)).max(axis=axis, keepdims=True) / 127
+    return np.round(x / scale), scale
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (1, 256, 10), (5, 67, 3), (49, 1500, 30)])
+def test_dots_in_int8_are_numpys_of_the_nearest_whole_numbers(rows, inputs, outputs):
+    rng = np.random.default_rng(0)
+    x, weight = (rng.normal(size=shape).astype(np.float32) for shape in ((rows, inputs), (inputs, outputs)))
+    (whole, row), (numbers, column) = int8(x, -1), int8(weight, 0)
+    y = jax.jit(dot, static_argnums=2)(x, weight, "int8")
+    assert y.dtype == jnp.float32
+    np.testing.assert_allclose(y, (whole @ numbers) * row * column, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("padding", "pads"), [("VALID", 0), ([(1, 1), (1, 1)], 1)])
+def test_convolutions_in_int8_scale_each_patch(padding, pads):
+    rng = np.random.default_rng(0)
+    x, weight = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 9, 7, 5), (3, 3, 5, 4)))
+    y = CONV_GENERAL_DILATED["int8"](x, weight, (2, 2), padding, dimension_numbers=IMAGES)
+    x = np.pad(x, ((0, 0), (pads, pads), (pads, pads), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))[:, ::2, ::2]
+    rows = windows.transpose(0, 1, 2, 4, 5, 3).reshape(*windows.shape[:3], -1)
+    (whole, row), (numbers, column) = int8(rows, -1), int8(weight.reshape(-1, 4), 0)
+    np.testing.assert_allclose(y, (whole @ numbers) * row * column, rtol=1e-6)
+
+
+def test_gradients_in_int8_are_those_of_the_product_of_the_rounded_factors():
+    rng = np.random.default_rng(0)
+    x, weight = (rng.normal(size=shape).astype(np.float32) for shape in ((5, 67), (67, 3)))
+    (whole, row), (numbers, column) = int8(x, -1), int8(weight, 0)
+    gradients = jax.grad(lambda x, weight: jnp.sum(dot(x, weight, "int8")), (0, 1))(x, weight)
+    expected = (
+        np.tile((numbers * column).sum(axis=1), (5, 1)),
+        np.tile((whole * row).sum(axis=0)[:, None], (1, 3)),
+    )
+    for gradient, right in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(gradient, right, rtol=1e-5)
