@@ -12,9 +12,11 @@ from flax.traverse_util import flatten_dict
 
 import shiftaddvit_jax as sav
 from kernels_tvm import store
-from shiftaddvit_jax.models.variables import variable_shapes
+from shiftaddvit_jax.models.inspect import on_xla
+from shiftaddvit_jax.models.variables import count_parameters, variable_shapes
+from shiftaddvit_jax.ops import two_powers_of_two
 from shiftaddvit_jax.ops.implementation import custom_call
-from shiftaddvit_jax.pack import packed_shapes
+from shiftaddvit_jax.pack import packed_shapes, unpack
 
 KINDS = {"attention": "msa", "projections": ("shift", "dense", "dense", "dense")}
 MLP = ("shift", "dense", "shift", "dense")
@@ -270,3 +272,74 @@ def test_the_shapes_of_variables_are_those_that_initializing_gives():
     model, _ = model_and_variables("int8", MIXED)
     initialized = jax.eval_shape(lambda: model.init(jax.random.key(0), images()))
     assert shapes_of(variable_shapes(model)) == shapes_of(initialized)
+
+
+def mixed_formats(**settings):
+    """A model with every number format, and its variables packed and not."""
+    layers = {
+        "stage1/block1/mlp/fc1": "shift_two_terms",
+        "stage1/block1/mlp/fc2": "dense_int8",
+        "stage2/block1/mlp/fc1": "moe",
+        "stage3/block1/mlp/fc2": "shift",
+    }
+    model = sav.create_model("pvt_v2_nano", num_classes=10, layers=layers, weight_terms=2, **settings)
+    variables = model_variables(model)
+    return model, variables, sav.pack(model, variables)
+
+
+@functools.cache
+def model_variables(model):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), variable_shapes(model)
+    )
+
+
+def test_each_layer_is_packed_in_its_own_format():
+    _, _, packed = mixed_formats()
+    formats = {
+        ("stage1", "block1", "mlp", "fc1"): {"codes": (np.int8, 64)},
+        ("stage1", "block1", "mlp", "fc2"): {"blocks": (np.int8, 64)},
+        ("stage2", "block1", "mlp", "fc1", "shift"): {"codes": (np.int8, 64)},
+        ("stage2", "block1", "mlp", "fc1", "dense"): {"blocks": (np.float32, 16)},
+        ("stage3", "block1", "mlp", "fc2"): {"codes": (np.uint8, 40)},
+    }
+    for path, weights in formats.items():
+        for name, (dtype, size) in weights.items():
+            leaf = flat(packed)[(*path, name)]
+            assert (leaf.dtype, leaf.shape[-1]) == (dtype, size)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_unpacking_gives_the_rounded_weights_of_each_format(precision):
+    model, variables, packed = mixed_formats(precision=precision)
+    before, after = flat(variables), flat(unpack(model, packed))
+    two, whole = (("stage1", "block1", "mlp", name, "kernel") for name in ("fc1", "fc2"))
+    np.testing.assert_array_equal(after[two], two_powers_of_two(before[two]))
+    scale = np.abs(before[whole]).max(axis=0) / 127
+    np.testing.assert_allclose(after[whole], np.round(before[whole] / scale) * scale, rtol=1e-6)
+
+
+def test_the_shapes_of_mixed_formats_are_known_without_packing_them():
+    model, _, packed = mixed_formats(precision="int8")
+    assert shapes_of(packed_shapes(model)) == shapes_of(packed)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "tvm"])
+@pytest.mark.parametrize("activations", ["float", "int8"])
+def test_packed_mixed_formats_give_the_logits_of_those_that_were_packed(activations, implementation):
+    model, variables, packed = mixed_formats(activations=activations, precision="int8")
+    expected = np.asarray(jax.jit(on_xla(model).apply)(variables, images()))
+    kernels = model.clone(primitives=dataclasses.replace(model.primitives, implementation=implementation))
+    result = jax.jit(kernels.apply)(packed, images())
+    # A number of int8 between two may be rounded to either after sums in another order.
+    np.testing.assert_allclose(result, expected, rtol=0, atol=0.02 * np.abs(expected).max())
+
+
+def test_two_terms_and_int8_take_less_than_a_third_of_float32():
+    kinds = {"mlp": "shift", "projections": "shift"}
+    model = sav.create_model("pvt_v2_nano", num_classes=10, weight_terms=2, precision="int8", **kinds)
+    packed = sum(
+        math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(packed_shapes(model))
+    )
+    assert packed < 0.3 * 4 * count_parameters(model)

@@ -5,7 +5,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import shiftaddvit_jax as sav
-from shiftaddvit_jax.ops import power_of_two
+from shiftaddvit_jax.ops import power_of_two, two_powers_of_two
 
 
 def create(**kinds):
@@ -166,3 +166,24 @@ def test_learned_hashes_depend_on_the_images_and_leave_the_rest_alone(dense):
 
 def test_models_without_hashes_have_none_to_learn(dense):
     assert sav.learn_hashes(*dense, jnp.zeros((1, 32, 32, 3)), jax.random.key(0)) is dense[1]
+
+
+def test_two_terms_round_the_old_kernels_to_two_powers(dense):
+    _, variables = sav.reparameterize(*dense, mlp="shift", weight_terms=2)
+    name = "stage1/block1/mlp/fc1/kernel"
+    np.testing.assert_array_equal(flat(variables)[name], two_powers_of_two(flat(dense[1])[name]))
+    report = sav.reparameterization_report(*dense, mlp="shift", weight_terms=2)
+    assert report.inherited[f"params/{name}"] == f"two_powers_of_two(params/{name})"
+
+
+def test_single_layers_change_alone(dense):
+    layers = {"stage1/block1/mlp/fc1": "shift", "stage2/block1/mlp/fc2": "moe"}
+    model, variables = sav.reparameterize(*dense, layers=layers)
+    old, new = flat(dense[1]), flat(variables)
+    assert model.primitives.layers == tuple(layers.items())
+    rounded = "stage1/block1/mlp/fc1/kernel"
+    np.testing.assert_array_equal(new[rounded], power_of_two(old[rounded]))
+    moe = "stage2/block1/mlp/fc2"
+    np.testing.assert_array_equal(new[f"{moe}/dense/kernel"], old[f"{moe}/kernel"])
+    others = {name for name in old if not name.startswith((rounded, moe))}
+    assert all(jnp.array_equal(new[name], old[name]) for name in others)

@@ -19,6 +19,7 @@ from jaxtyping import PyTree
 
 from shiftaddvit_jax.models.inspect import on_xla
 from shiftaddvit_jax.nn import MoEDense, ShiftDense
+from shiftaddvit_jax.nn.linear import precision_of
 from shiftaddvit_jax.nn.moe import EXPERTS
 from shiftaddvit_jax.ops.packing import packed_bits
 
@@ -74,6 +75,7 @@ class Product:
       output_bits: bits of a sum.
       is_float: whether the sums are of floating-point numbers.
       share: the share of the rows that are computed: less than 1 in an MoE layer.
+      terms: powers of two in a weight; for each, a number is shifted and added.
     """
 
     module: str
@@ -91,11 +93,12 @@ class Product:
     output_bits: int = 32
     is_float: bool = True
     share: float = 1.0
+    terms: int = 1
 
     @property
     def count(self) -> float:
         """Operations of the primitive."""
-        return self.output_size * self.inputs * math.prod(self.kernel)
+        return self.output_size * self.inputs * math.prod(self.kernel) * self.terms
 
     @property
     def output_size(self) -> float:
@@ -167,7 +170,8 @@ def sum_operations(products: Iterable[Product]) -> Operations:
 def weight_bytes(model: nn.Module, variables: PyTree) -> dict[str, float]:
     """Bytes of each module's variables once packed, by the module's path.
 
-    A power-of-two weight takes ``weight_bits``, or 4 bits with int8 activations; all else keeps its size.
+    A weight of one power of two takes ``weight_bits``, or 4 bits with int8 activations; one of two powers
+    takes 8, a dense weight the bits of its precision; all else keeps its size.
     """
     _, modules = _trace_model(model, variables, batch=1)
     sizes: dict[str, float] = {}
@@ -178,6 +182,8 @@ def weight_bytes(model: nn.Module, variables: PyTree) -> dict[str, float]:
             # In mode "ps", one of a weight's bits is its sign.
             packed = _packed_bits(layer)
             bits = {"kernel": packed, "exponent": packed - 1, "sign": 1}.get(name, bits)
+        elif name == "kernel" and isinstance(layer, nn.Module):
+            bits = {"int8": 8, "bfloat16": 16}.get(precision_of(layer), bits)
         module = "/".join(path)
         sizes[module] = sizes.get(module, 0) + leaf.size * bits / 8
     return sizes
@@ -185,7 +191,9 @@ def weight_bytes(model: nn.Module, variables: PyTree) -> dict[str, float]:
 
 def _packed_bits(layer):
     """Bits of a shift layer's packed weight."""
-    return packed_bits("int8") if layer.activations == "int8" else layer.weight_bits
+    if layer.activations == "int8" or layer.weight_terms == 2:
+        return packed_bits(layer.activations, layer.weight_terms)
+    return layer.weight_bits
 
 
 def _trace_model(model, variables, batch):
@@ -351,6 +359,7 @@ def _in_number_format(product, layer):
             product,
             input_bits=8 if is_int8 else product.input_bits,
             weight_bits=_packed_bits(layer),
+            terms=layer.weight_terms,
             is_float=product.is_float and not (is_int8 or is_fixed),
         )
     return product

@@ -14,16 +14,15 @@ import shiftaddvit_jax as sav
 from shiftaddvit_jax.checkpoints.canonical import read_canonical, write_canonical
 from shiftaddvit_jax.pack import unpack
 
-FORMATS = [("float", "float32"), ("int8", "bfloat16")]
+FORMATS = [("float", "float32", 1), ("int8", "bfloat16", 1), ("float", "int8", 2)]
 
 
-@pytest.fixture(scope="module", params=FORMATS, ids=lambda formats: formats[0])
+@pytest.fixture(scope="module", params=FORMATS, ids=str)
 def model_and_packed(request):
-    activations, precision = request.param
+    activations, precision, terms = request.param
     kinds = {"attention": "hamming_linear", "mlp": "moe", "projections": "shift"}
-    model = sav.create_model(
-        "pvt_v2_nano", num_classes=5, **kinds, activations=activations, precision=precision
-    )
+    formats = {"activations": activations, "precision": precision, "weight_terms": terms}
+    model = sav.create_model("pvt_v2_nano", num_classes=5, **kinds, **formats)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return model, sav.pack(model, sav.init_variables(model, jax.random.key(0)))
@@ -59,11 +58,16 @@ def test_the_file_holds_powers_of_two_as_the_format_says(model_and_packed, file)
     arrays = load_file(file)
     with safe_open(file, "numpy") as opened:
         metadata = opened.metadata()
-    assert (metadata["format"], metadata["version"]) == ("shiftaddvit", "1")
+    terms = model.primitives.weight_terms
+    assert (metadata["format"], metadata["version"]) == ("shiftaddvit", str(terms))
     shapes = json.loads(metadata["shapes"])
     assert len(shapes) == 16
     for layer, (inputs, outputs) in shapes.items():
         halves = arrays[f"{layer}/codes"]
+        if terms == 2:
+            decoded = halves * 2.0 ** arrays[f"{layer}/exponents"]
+            np.testing.assert_array_equal(decoded, weights[f"{layer}/kernel"])
+            continue
         codes = [halves[i // 2] >> 4 * (i % 2) & 15 for i in range(inputs * outputs)]
         if f"{layer}/signs" in arrays:
             signs = [arrays[f"{layer}/signs"][i // 8] >> i % 8 & 1 for i in range(inputs * outputs)]
@@ -81,8 +85,9 @@ def test_dense_weights_are_as_flax_has_them(model_and_packed, file):
     model, packed = model_and_packed
     arrays = load_file(file)
     assert arrays["params/head/kernel"].shape == (96, 5)
+    scale = arrays.get("params/head/scale", np.float32(1))
     np.testing.assert_array_equal(
-        np.asarray(arrays["params/head/kernel"], np.float32),
+        np.asarray(arrays["params/head/kernel"], np.float32) * scale,
         unpack(model, packed)["params"]["head"]["kernel"],
     )
 
@@ -99,7 +104,7 @@ def rewritten(file, metadata=None, remove=()):
     [
         (lambda file: file.write_bytes(file.read_bytes()[:-1]), "is not a whole safetensors file"),
         (lambda file: file.write_bytes(b""), "is not a whole safetensors file"),
-        (lambda file: rewritten(file, {"version": "2"}), "version '2' of the format, and .* up to 1; update"),
+        (lambda file: rewritten(file, {"version": "3"}), "version '3' of the format, and .* up to 2; update"),
         (lambda file: rewritten(file, {"format": "pt"}), "its format is 'pt'"),
         (lambda file: rewritten(file, {"shapes": "{"}), "does not hold what its metadata say"),
         (

@@ -14,6 +14,7 @@ from shiftaddvit_jax.checkpoints.to_onnx.nodes import Node
 from shiftaddvit_jax.checkpoints.to_onnx.trace import trace
 from shiftaddvit_jax.checkpoints.to_onnx.translations import translate
 from shiftaddvit_jax.models.variables import variable_shapes
+from shiftaddvit_jax.ops import two_powers_of_two
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -107,8 +108,9 @@ def test_dense_logits_are_those_of_jax(tmp_path, name, arguments):
             "batch": 2,
         },
         {"mlp": ("shift", "moe", "dense", "dense"), "activations": "fixed_point", "num_classes": 0},
+        {"mlp": ("shift", "moe", "dense", "dense"), "weight_terms": 2},
     ],
-    ids=["codes", "linear", "int8", "fixed_point"],
+    ids=["codes", "linear", "int8", "fixed_point", "two_terms"],
 )
 def test_logits_of_shifts_and_additions_are_those_of_jax(tmp_path, arguments):
     model, variables = export(tmp_path / "model.onnx", "pvt_v2_nano", **arguments)
@@ -188,7 +190,31 @@ def test_the_graph_has_the_operators_that_runtimes_fuse(tmp_path):
     assert sorted(groups) == [1] * (4 + reductions) + [128, 192, 256, 384]
 
 
-@pytest.mark.parametrize("arguments", [{"precision": "bfloat16"}, {"dtype": jnp.bfloat16}])
+def test_numbers_of_two_powers_with_many_scales_are_kept_exactly(tmp_path):
+    rng = np.random.default_rng(0)
+    weight = np.asarray(
+        two_powers_of_two((rng.normal(size=(19, 27)) * 2.0 ** -np.arange(27)).astype(np.float32))
+    )
+    assert len(np.unique(weight)) > 256
+    codes, images = Node("Codes", (), weight.shape, value=weight), Node("Input", (), (19, 19))
+    onnx.save(
+        save._serialize(onnx, images, Node("MatMul", (images, codes), weight.shape), "weight"),
+        tmp_path / "weight.onnx",
+    )
+    found = run_onnxruntime(tmp_path / "weight.onnx", np.eye(19, dtype=np.float32))
+    np.testing.assert_array_equal(found, weight)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"precision": "bfloat16"},
+        {"dtype": jnp.bfloat16},
+        {"precision": "int8"},
+        {"layers": {"stage1/block1/mlp/fc1": "dense_int8"}},
+    ],
+    ids=str,
+)
 def test_other_dtypes_are_refused(tmp_path, arguments):
     with pytest.raises(ValueError, match=r"computes in float32.*without dtype and precision"):
         export(tmp_path / "model.onnx", "pvt_v2_nano", **arguments)

@@ -151,6 +151,26 @@ def test_shifts_have_the_bits_of_their_layer(activations, bits):
     assert (product.input_bits, product.weight_bits, product.output_bits, product.is_float) == bits
 
 
+@pytest.mark.parametrize(("activations", "bits"), [("float", 32), ("int8", 8)])
+def test_weights_of_two_terms_have_two_shifts_of_eight_bits(activations, bits):
+    one, two = (
+        OneLayer("shift", primitives=sav.nn.Primitives(activations=activations, weight_terms=terms))
+        for terms in (1, 2)
+    )
+    (product,) = count_products(two, shapes(two))
+    assert (product.input_bits, product.weight_bits) == (bits, 8)
+    assert count_operations(two, shapes(two)).shifts == 2 * count_operations(one, shapes(one)).shifts
+
+
+def test_dense_products_in_int8_have_int8_factors_and_int32_sums():
+    model = OneLayer("dense", primitives=sav.nn.Primitives(precision="int8"))
+    (product,) = count_products(model, shapes(model))
+    assert (product.primitive, product.input_bits, product.weight_bits) == ("macs", 8, 8)
+    assert (product.output_bits, product.is_float) == (32, False)
+    weights, biases = 3 * 5, 5
+    assert weight_bytes(model, shapes(model)) == {"layer": weights + 4 * biases}
+
+
 class Mine(nn.Module):
     """Nothing that this project knows: a strided convolution in groups, a loop, and a product of its own."""
 

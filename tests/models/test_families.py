@@ -1,5 +1,6 @@
 """What holds for every family: PVT, PVTv2, ViT and DeiT."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +11,10 @@ from flax.traverse_util import flatten_dict
 import shiftaddvit_jax as sav
 from shiftaddvit_jax.models import count_parameters, model_arguments, model_row
 from shiftaddvit_jax.models.position import resize_position_embeddings
+from shiftaddvit_jax.models.variables import variable_shapes
 from shiftaddvit_jax.nn import ATTENTION_KINDS
 from shiftaddvit_jax.nn.attention import PerformerAttention, SoftmaxAttention
+from shiftaddvit_jax.nn.linear import precision_of
 from shiftaddvit_jax.ops import power_of_two
 
 PYRAMID = {"embed_dims": (8, 16, 16, 16), "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 2)} | {
@@ -231,3 +234,58 @@ def test_redrawing_features_changes_them_alone():
     np.testing.assert_allclose(products - np.diag(np.diag(products)), 0, atol=1e-4)
     dense = sav.init_variables(small("deit_tiny"), jax.random.key(0))
     assert sav.redraw_features(dense, jax.random.key(1)) is dense
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("pvt_v2_nano", {"stage1/block1/mlp/fc1": "shift", "stage4/block1/attn/kv": "dense_int8"}),
+        ("pvt_tiny", {"stage2/block2/attn/q": "shift_two_terms", "stage1/block1/mlp/fc2": "moe"}),
+        ("deit_tiny", {"block7/attn/qkv": "shift", "block12/mlp/fc2": "dense_int8"}),
+    ],
+)
+def test_single_layers_are_what_they_are_chosen_to_be(name, layers):
+    model = sav.create_model(name, num_classes=5, image_size=32, layers=layers)
+    kinds = {}
+
+    def note(call, arguments, keywords, context):
+        module = context.module
+        if isinstance(module, (sav.nn.ShiftDense, sav.nn.MoEDense, nn.Dense)):
+            kinds["/".join(module.path)] = (
+                type(module).__name__,
+                getattr(module, "weight_terms", None),
+                precision_of(module),
+            )
+        return call(*arguments, **keywords)
+
+    with nn.intercept_methods(note):
+        variable_shapes(model)
+    expected = {
+        "shift": ("ShiftDense", 1, None),
+        "shift_two_terms": ("ShiftDense", 2, None),
+        "moe": ("MoEDense", 1, None),
+        "dense_int8": ("Dense", None, "int8"),
+    }
+    assert {path: kinds[path] for path in layers} == {
+        path: expected[choice] for path, choice in layers.items()
+    }
+    others = {path: kind for path, kind in kinds.items() if not path.startswith(tuple(layers))}
+    assert set(others.values()) == {("Dense", None, "float32")}
+
+
+def test_the_choices_of_layers_are_among_the_arguments_that_make_a_model_again():
+    model = sav.create_model("deit_tiny", layers={"block1/mlp/fc1": "shift"}, weight_terms=2)
+    arguments = json.loads(json.dumps(model_arguments(model)))
+    assert sav.create_model(**arguments) == model
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({"block1/mlp/fc3": "shift"}, "unknown linear layer 'block1/mlp/fc3'; did you mean 'block1/mlp/fc"),
+        ({"block1/mlp/fc1": "shifty"}, "unknown choice for block1/mlp/fc1 'shifty'; did you mean 'shift'"),
+    ],
+)
+def test_unknown_layers_and_choices_are_refused(layers, message):
+    with pytest.raises(ValueError, match=message):
+        sav.create_model("deit_tiny", layers=layers)

@@ -28,10 +28,9 @@ def powers(kernel, low=-14):
 def two_powers(kernel):
     """The nearest sums and differences of two of seven powers, scaled by a power of two of each output."""
     powers = 2.0 ** np.arange(7)
-    pairs = np.concatenate(
-        [powers, *(powers + power for power in powers), *(powers - power for power in powers)]
+    numbers = np.unique(
+        [0, *powers, *np.add.outer(powers, powers).flat, *np.subtract.outer(powers, powers).flat]
     )
-    numbers = np.unique(np.concatenate([pairs, [0]]))
     numbers = numbers[(numbers >= 0) & (numbers <= 96)]
     scale = 2.0 ** np.ceil(np.log2(np.abs(kernel.astype(np.float64)).max(axis=0) / 104))
     nearest = np.abs((np.abs(kernel) / scale)[..., None] - numbers).argmin(axis=-1)

@@ -37,8 +37,9 @@ def save_onnx(model: nn.Module, variables: PyTree, path: str | Path, *, batch: i
     kind of attention and linear layer.
 
     The weights of shift layers are integers in the file: codes of at most 5 bits (8 if ``weight_bits`` is
-    above 5) and a table of each code's power of two, where Gather looks it up. That is exact in every
-    runtime, and ONNX Runtime and OpenVINO do it once, when they load the file. All else is float32.
+    above 5, or a weight has two terms) and a table of each code's value, where Gather looks it up; or numbers
+    of 8 bits with a power of two for each output. That is exact in every runtime, and ONNX Runtime and
+    OpenVINO do it once, when they load the file. All else is float32.
 
     What the kernels of this package save, the file does not: a runtime multiplies by the powers of two and by
     the binary codes, and both experts of a mixture compute all tokens, of which the router's choice keeps
@@ -76,7 +77,8 @@ def save_onnx(model: nn.Module, variables: PyTree, path: str | Path, *, batch: i
 
 def _check_settings(model, batch):
     settings = model.primitives
-    if settings.precision != "float32" or settings.dtype not in (None, jnp.float32):
+    chosen = any(choice == "dense_int8" for _, choice in settings.layers)
+    if settings.precision != "float32" or chosen or settings.dtype not in (None, jnp.float32):
         raise ValueError(
             "an ONNX file computes in float32, and this model does not; create the model without dtype and "
             "precision, its variables stay the same"

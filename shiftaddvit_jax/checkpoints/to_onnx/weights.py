@@ -15,13 +15,19 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from shiftaddvit_jax.checkpoints.to_onnx.nodes import Node, constant, elementwise, reshape
+from shiftaddvit_jax.ops.power_of_two import two_power_exponent
 
 _BYTE = 8
 
 
 def look_up(weight: Float[np.ndarray, "inputs outputs"]) -> Node:
-    """The node of a weight of up to 256 values, whose codes are in the file."""
+    """The node of a shift layer's weight: codes of its values, up to 256, or numbers of two powers."""
     values = np.unique(weight)
+    if len(values) > 256:
+        exponent = two_power_exponent(weight, xp=np)
+        numbers = constant(np.ldexp(weight, -exponent).astype(np.int8))
+        numbers = Node("Cast", (numbers,), weight.shape, {"to": np.dtype(np.float32)})
+        return elementwise("Mul", numbers, constant(np.ldexp(np.float32(1), exponent)))
     codes = np.searchsorted(values, weight).reshape(-1)
     if len(values) > 32:
         code = _unpack(codes, 8)
