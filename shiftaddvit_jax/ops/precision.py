@@ -33,12 +33,13 @@ def int8_weight(
 ) -> tuple[Int8[Array | np.ndarray, "inputs outputs"], Float[Array | np.ndarray, "outputs"]]:
     """Whole numbers from -127 to 127 and each output's float32 scale, max |weight| / 127.
 
-    ``weight`` is about their product. An output of zeros has the scale 1. A weight that is such a product
-    already gives the same numbers again.
+    ``weight`` is about their product. An output of zeros has the scale 1. Scales are rounded down to 16
+    binary digits: products with the numbers are exact, and give the same numbers and scales again.
     """
     weight = weight.astype(xp.float32)
-    largest = xp.max(xp.abs(weight), axis=0)
-    scale = xp.where(largest > 0, largest * xp.float32(1 / 127), xp.float32(1))
+    mantissa, exponent = xp.frexp(xp.max(xp.abs(weight), axis=0) / 127)
+    scale = xp.ldexp(xp.floor(mantissa * 2**16), exponent - 16).astype(xp.float32)
+    scale = xp.where(scale > 0, scale, xp.float32(1))
     return xp.clip(xp.round(weight / scale), -127, 127).astype(xp.int8), scale
 
 

@@ -1,5 +1,7 @@
 """What holds for every family: PVT, PVTv2, ViT and DeiT."""
 
+import json
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
