@@ -165,8 +165,7 @@ def with_layers(model: nn.Module, layers: Mapping[str, str]) -> nn.Module:
         for path, choice in layers.items():
             check_choice("linear layer", path, known)
             check_choice(f"choice for {path}", choice, tuple(LAYER_CHOICES))
-    primitives = dataclasses.replace(model.primitives, layers=tuple(sorted(layers.items())))
-    return model.clone(primitives=primitives)
+    return model.clone(primitives=model.primitives.choosing(layers))
 
 
 def linear_layer(model: nn.Module, path: Sequence[str]) -> tuple[str, Primitives]:

@@ -1,7 +1,7 @@
 """The settings of a model's products, shifts and additions, in one place for all its layers."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,10 @@ class Primitives:
             (path.removeprefix(prefix), choice) for path, choice in self.layers if path.startswith(prefix)
         )
         return dataclasses.replace(self, layers=layers)
+
+    def choosing(self, layers: Mapping[str, str]) -> "Primitives":
+        """The same settings, with these choices for single layers and no others."""
+        return dataclasses.replace(self, layers=tuple(sorted(layers.items())))
 
     def of_layer(self, path: str, kind: str) -> tuple[str, "Primitives"]:
         """The kind of the linear layer at ``path``, ``kind`` unless chosen otherwise, and its settings."""

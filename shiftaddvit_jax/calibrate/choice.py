@@ -1,0 +1,294 @@
+"""What each layer becomes under a budget: the least energy at which the whole model stays near the dense one.
+
+The mean squared error of the logits is taken to be a sum over layers: what is missing from each output of a
+layer, in mean square, times the squared slope of the logits by it. Step by step, a layer gets the choice that
+takes most error away for its energy, until the predicted error is small enough. Then the model is converted
+and measured; if it misses its budget, it is chosen for again with a smaller error.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from shiftaddvit_jax.calibrate.branch import SUMS, Place, Sum, batches, linear_modules
+from shiftaddvit_jax.calibrate.fit import add_moments, fit_dense, fit_layer
+from shiftaddvit_jax.calibrate.routing import fit_mixture
+from shiftaddvit_jax.models.inspect import Images, module_variables, on_xla
+from shiftaddvit_jax.nn import Block
+from shiftaddvit_jax.nn.linear import precision_of
+from shiftaddvit_jax.progress import progress_bar
+from shiftaddvit_jax.validation import check_choice
+
+logger = logging.getLogger(__name__)
+
+Proxy = Literal["agreement", "error"]
+# Picojoules of a product and its sum, of `costs/unit_energies.toml`: a shift of an int8 number and an int32
+# addition for each power of two; a multiplication and an addition of dense factors by their format.
+SHIFT = 0.024 + 0.1
+MULTIPLY = {"float32": 3.7 + 0.9, "bfloat16": 1.1 + 0.9, "int8": 0.2 + 0.1}
+PROBED_IMAGES = 64  # whose slopes are taken
+TIGHTER = 0.3  # by which the predicted error shrinks from one attempt to the next
+ATTEMPTS = 5
+
+
+class Budget(NamedTuple):
+    """What a conversion may cost.
+
+    Attributes:
+      points: of the proxy, in percent.
+      proxy: ``"agreement"`` or ``"error"``, see `calibrate`.
+    """
+
+    points: float
+    proxy: Proxy
+
+    def spent(
+        self,
+        dense: Float[Array | np.ndarray, "batch classes"],
+        logits: Float[Array | np.ndarray, "batch classes"],
+    ) -> float:
+        """The points that logits cost."""
+        if self.proxy == "agreement":
+            return 100 * float(np.mean(np.argmax(dense, -1) != np.argmax(logits, -1)))
+        return 100 * float(np.mean(np.square(logits - dense)) / np.var(dense))
+
+
+class Candidate(NamedTuple):
+    """What a layer may become.
+
+    Attributes:
+      choice: one of `shiftaddvit_jax.names.LAYER_CHOICES`.
+      energy: of its products for one image, in microjoules.
+      error: its part of the logits' mean squared error.
+    """
+
+    choice: str
+    energy: float
+    error: float
+
+
+def energy(choice: str, products: float, module: nn.Module, share: float) -> float:
+    """Microjoules of a layer's products with int8 activations in shifts, on an accelerator in 45 nm CMOS.
+
+    Args:
+      choice: what the layer is.
+      products: of one weight and one number each.
+      module: the layer; dense factors have its precision.
+      share: of the tokens that a mixture's shift expert computes.
+    """
+    dense = MULTIPLY[getattr(module, "precision", None) or precision_of(module) or "float32"]
+    terms = getattr(module, "weight_terms", 1)
+    return _energy(choice, products, dense, terms, share)
+
+
+def _energy(choice, products, dense, terms, share):
+    each = {
+        "shift": SHIFT,
+        "shift_two_terms": 2 * SHIFT,
+        "dense_int8": MULTIPLY["int8"],
+        "dense": dense,
+        "moe": share * terms * SHIFT + (1 - share) * dense,
+    }
+    return products * each[choice] * 1e-6
+
+
+def choose_layers(
+    model: nn.Module, variables: PyTree, images: Images, shares: Mapping[str, float], budget: Budget
+) -> Callable[[Callable[[dict[str, str]], tuple[nn.Module, PyTree, Any]]], tuple[nn.Module, PyTree, Any]]:
+    """A function that takes a conversion, from choices to a model, its variables and a report: the cheapest.
+
+    Args:
+      model: the dense model.
+      variables: its variables.
+      images: the calibration images.
+      shares: the layers to choose for, each with the share of its tokens for a mixture's shift expert.
+      budget: what the conversion may cost.
+
+    Raises:
+      ValueError: no layer to choose for, an unknown proxy, a budget below 0.
+    """
+    check_choice("proxy", budget.proxy, ("agreement", "error"))
+    if not budget.points >= 0:
+        raise ValueError(f"the budget must be at least 0 points, got {budget.points}")
+    if not shares:
+        raise ValueError(
+            "a budget is for layers that may become shift layers: give mlp='shift' or projections='shift'"
+        )
+    candidates = _candidates(model, variables, images, shares)
+    dense = _logits(model, variables, images)
+
+    def choose(convert):
+        target, attempt = np.inf, 0
+        while True:
+            chosen = cheapest(candidates, target)
+            student, converted, report = convert({path: found.choice for path, found in chosen.items()})
+            spent = budget.spent(dense, _logits(student, converted, images))
+            predicted, attempt = sum(found.error for found in chosen.values()), attempt + 1
+            logger.info(
+                "attempt %d costs %.2f of %.2f points of %s", attempt, spent, budget.points, budget.proxy
+            )
+            smallest = sum(min(found.error for found in options) for options in candidates.values())
+            if spent <= budget.points or predicted <= smallest:
+                break
+            scale = budget.points / spent if budget.proxy == "error" else TIGHTER
+            target = max(smallest, predicted * min(scale, TIGHTER)) if attempt < ATTEMPTS else smallest
+        if spent > budget.points:
+            logger.warning(
+                "the budget of %g points of %s is missed: the best choices cost %.2f; give more images",
+                budget.points,
+                budget.proxy,
+                spent,
+            )
+        return student, converted, report
+
+    return choose
+
+
+def cheapest(candidates: Mapping[str, list[Candidate]], error: float) -> dict[str, Candidate]:
+    """For each layer one of its candidates, so that their errors add up to ``error`` at most, if they can.
+
+    Starting from the least energy, the step that takes most error away for its energy comes first.
+    """
+    chosen = {path: min(options, key=lambda found: found.energy) for path, options in candidates.items()}
+    while sum(found.error for found in chosen.values()) > error:
+        steps = [
+            ((chosen[path].error - found.error) / max(found.energy - chosen[path].energy, 1e-30), path, found)
+            for path, options in candidates.items()
+            for found in options
+            if found.error < chosen[path].error
+        ]
+        if not steps:
+            break
+        _, path, found = max(steps, key=lambda step: step[:2])
+        chosen[path] = found
+    return chosen
+
+
+def _candidates(model, variables, images, shares):
+    """For each layer what it may become, from one forward pass of the dense model."""
+    slopes = _squared_slopes(model, variables, images[:PROBED_IMAGES], shares)
+    found: dict[str, list[Candidate]] = {}
+
+    def measure(call, arguments, keywords, context):
+        block = context.module
+        if context.method_name not in SUMS or not isinstance(block, Block) or not block.path:
+            return call(*arguments, **keywords)
+        x, grid = arguments
+        x, name = np.asarray(x), "/".join(block.path)
+        alone = block.clone(parent=None, name=None, dropout=0.0, drop_path=0.0)
+        teacher, own = Sum(alone, context.method_name, grid), module_variables(name, variables)
+        for path, module in linear_modules(teacher, own, x[:1]).items():
+            full = "/".join((name, *path))
+            if full in shares:
+                bar.update(task, note=full)
+                noises, products = _noises(teacher, path, own, x, shares[full])
+                dense, terms = MULTIPLY[precision_of(module) or "float32"], model.primitives.weight_terms
+                found[full] = [
+                    Candidate(
+                        choice,
+                        _energy(choice, products, dense, terms, shares[full]),
+                        float(noise @ slopes[full]),
+                    )
+                    for choice, noise in noises.items()
+                ]
+                bar.advance(task)
+        return teacher.run(own, x)
+
+    with progress_bar() as bar:
+        task = bar.add_task("measuring choices", total=len(shares), note="")
+        with nn.intercept_methods(measure):
+            on_xla(model).apply(variables, images)
+    return found
+
+
+def _noises(teacher, path, variables, x, share):
+    """What is missing from each output of a layer in mean square, by choice; and products an image."""
+    both, tokens = (variables, variables), (x, x)
+    place = Place(teacher, teacher, path)
+    pairs = partial(place.pairs, both, tokens)
+    moments, block = add_moments(pairs()), teacher.block
+    kernel, bits = (
+        module_variables("/".join(path), variables)["params"]["kernel"],
+        block.primitives.weight_bits,
+    )
+    dense, one, two = (
+        fit_dense(moments, kernel),
+        *(fit_layer(moments, kernel, bits, terms) for terms in (1, 2)),
+    )
+    chosen = block.primitives.choosing({"/".join(path): "dense_int8"})
+    whole = Place(teacher, teacher._replace(block=block.clone(primitives=chosen)), path)
+    by_choice = {
+        "shift": moments.noise(**one),
+        "shift_two_terms": moments.noise(**two),
+        "moe": fit_mixture(pairs, dense, one if block.primitives.weight_terms == 1 else two, share)[1],
+        "dense_int8": whole.noise(both, tokens),
+    }
+    return by_choice, float(moments.count) / len(x) * np.size(kernel)
+
+
+def _squared_slopes(model, variables, images, paths) -> dict[str, Float[np.ndarray, "outputs"]]:
+    """A logit's squared slope by each output of layers, summed over tokens, its mean over images and logits.
+
+    Slopes of a sum of logits with random signs have the mean square of all logits' slopes (Hutchinson).
+    """
+    model = on_xla(model)
+
+    def shifted(by, images):
+        """The logits where each layer's outputs are moved."""
+
+        def move(call, arguments, keywords, context):
+            y = call(*arguments, **keywords)
+            name = "/".join(context.module.path)
+            return y + by[name] if context.method_name == "__call__" and name in by else y
+
+        with nn.intercept_methods(move):
+            return model.apply(variables, images)
+
+    def outputs(images):
+        found = {}
+
+        def note(call, arguments, keywords, context):
+            y = call(*arguments, **keywords)
+            name = "/".join(context.module.path)
+            if context.method_name == "__call__" and name in paths:
+                found[name] = y
+            return y
+
+        with nn.intercept_methods(note):
+            model.apply(variables, images)
+        return found
+
+    @jax.jit
+    def squares(images, key):
+        zeros = jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), jax.eval_shape(outputs, images))
+
+        def probe(by):
+            logits = shifted(by, images)
+            return (
+                jnp.sum(logits * jax.random.rademacher(key, logits.shape, logits.dtype))
+                / logits.shape[-1] ** 0.5
+            )
+
+        slopes = jax.grad(probe)(zeros)
+        return jax.tree.map(
+            lambda slope: jnp.sum(jnp.square(slope), axis=tuple(range(slope.ndim - 1))), slopes
+        )
+
+    sums: Any = None
+    for index, batch in enumerate(batches(len(images))):
+        found = squares(images[batch], jax.random.key(index))
+        found = jax.tree.map(lambda total: np.asarray(total, np.float64), found)
+        sums = found if sums is None else jax.tree.map(np.add, sums, found)
+    return {name: total / len(images) for name, total in sums.items()}
+
+
+def _logits(model, variables, images) -> Float[np.ndarray, "batch classes"]:
+    apply = jax.jit(on_xla(model).apply)
+    return np.concatenate([np.asarray(apply(variables, images[batch])) for batch in batches(len(images))])
