@@ -37,7 +37,7 @@ from shiftaddvit_jax.files import read_object, whole_file
 from shiftaddvit_jax.models.position import resize_position_embeddings
 from shiftaddvit_jax.models.pyramid import SIDES
 from shiftaddvit_jax.models.variables import HEADS, init_named, variable_shapes
-from shiftaddvit_jax.models.vit import PATCH_SIZE, VisionTransformer
+from shiftaddvit_jax.models.vit import VisionTransformer
 from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.pack import shift_layers
 
@@ -349,7 +349,7 @@ def _fit_positions(tensors, model, shapes, layout, trained_size, file):
         if found is None or found.ndim != 3 or found.shape[0] != 1 or found.shape[-1] != shape[-1]:
             continue
         stage = re.match(r"stage(\d)", name)
-        pixels = SIDES[int(stage[1]) - 1] if stage else PATCH_SIZE
+        pixels = SIDES[int(stage[1]) - 1] if stage else model.patch_size
         side = model.image_size // pixels
         others = shape[0] - side**2
         grid = _trained_grid(found.shape[1], others, pixels, trained_size, f"{key} of {file}")

@@ -1,4 +1,4 @@
-"""ViT (Dosovitskiy et al., arXiv 2010.11929) and DeiT (Touvron et al., arXiv 2012.12877), patch size 16."""
+"""ViT (Dosovitskiy et al., arXiv 2010.11929) and DeiT (Touvron et al., arXiv 2012.12877)."""
 
 import math
 from typing import ClassVar
@@ -14,7 +14,7 @@ from shiftaddvit_jax.models.preprocessing import Preprocessing
 from shiftaddvit_jax.nn import Block, Primitives, make_layer_norm, make_linear, make_patch_conv
 from shiftaddvit_jax.validation import check_images
 
-PATCH_SIZE = 16
+PATCH_SIZE = 16  # of all published variants
 # The kinds that the paper gives DeiT.
 ATTENTION_KINDS = ("msa", "linear", "hamming_linear", "hamming_quadratic")
 
@@ -39,6 +39,7 @@ class VisionTransformer(nn.Module):
       drop_path: stochastic depth of the last block, rising linearly from 0 at the first.
       layer_norm_eps: epsilon of every LayerNorm; by default the original's 1e-6.
       primitives: how shifts and additions are computed.
+      patch_size: side of a patch in pixels.
     """
 
     interpolation: ClassVar[Interpolation] = "bicubic"
@@ -57,16 +58,17 @@ class VisionTransformer(nn.Module):
     drop_path: float = 0.0
     layer_norm_eps: float | None = None
     primitives: Primitives = Primitives()
+    patch_size: int = PATCH_SIZE
 
     def setup(self) -> None:
         """The layers by their names."""
         init, channels = nn.initializers.truncated_normal(0.02), self.embed_dim
-        self.patch_embed = make_patch_conv(channels, PATCH_SIZE, self.primitives, name="patch_embed")
+        self.patch_embed = make_patch_conv(channels, self.patch_size, self.primitives, name="patch_embed")
         self.first = [
             self.param(name, init, (channels,), jnp.float32)
             for name in (("cls_token", "dist_token") if self.distilled else ("cls_token",))
         ]
-        tokens = len(self.first) + (self.image_size // PATCH_SIZE) ** 2
+        tokens = len(self.first) + (self.image_size // self.patch_size) ** 2
         self.pos_embed = self.param("pos_embed", init, (tokens, channels), jnp.float32)
         # The random stream depends on the name, and runs go on where they were killed.
         self.token_dropout = nn.Dropout(self.dropout, name="Dropout_0")
@@ -104,7 +106,7 @@ class VisionTransformer(nn.Module):
 
         Raises:
           ValueError: images of another rank, that are not floating-point numbers or have not 3 channels, or
-            whose sides are not multiples of 16.
+            whose sides are not multiples of the patch size.
         """
         x, _ = self._run_blocks(images, train)
         return _mean(self._heads(x))
@@ -144,16 +146,16 @@ class VisionTransformer(nn.Module):
         """All tokens after the last LayerNorm, those before the grid first, and the grid."""
         check_images(images)
         for side in (self.image_size, *images.shape[1:3]):
-            if side < PATCH_SIZE or side % PATCH_SIZE:
+            if side < self.patch_size or side % self.patch_size:
                 raise ValueError(
-                    f"{self.variant} cuts images into patches of {PATCH_SIZE} x {PATCH_SIZE} pixels: their "
-                    f"sides must be multiples of {PATCH_SIZE}, got {side}"
+                    f"{self.variant} cuts images into patches of {self.patch_size} x {self.patch_size} pixels: their "
+                    f"sides must be multiples of {self.patch_size}, got {side}"
                 )
         dtype = self.primitives.dtype or jnp.float32
         x = self.patch_embed(images.astype(dtype))
         batch, *sides, channels = x.shape
         grid = sides[0], sides[1]
-        trained_grid = (self.image_size // PATCH_SIZE,) * 2
+        trained_grid = (self.image_size // self.patch_size,) * 2
         embeddings = resize_position_embeddings(self.pos_embed, trained_grid, grid, self.interpolation)
         # Parameters that every image has are summed over images in their gradient, so their dtype comes last.
         first = jnp.stack(self.first)
@@ -175,19 +177,22 @@ AUGREG = Preprocessing(size=224, resize_to=248, mean=(0.5,) * 3, deviation=(0.5,
 DEIT = Preprocessing(size=224, resize_to=256)
 
 
-def _variant(embed_dim, num_heads, preprocessing, distilled=False):
+def _variant(embed_dim, num_heads, preprocessing, distilled=False, depth=12, patch_size=PATCH_SIZE):
     return {
         "embed_dim": embed_dim,
-        "depth": 12,
+        "depth": depth,
         "num_heads": num_heads,
         "distilled": distilled,
         "attention": ("msa",),
+        "patch_size": patch_size,
         "preprocessing": preprocessing,
     }
 
 
-# Table 1 of the DeiT paper; a ViT of the same size differs only in its training.
+# Table 1 of the DeiT paper; a ViT of the same size differs only in its training. Nano is this project's own, for
+# images of 32 x 32 pixels, all of the centre.
 VARIANTS = {
+    "deit_nano": _variant(64, 4, Preprocessing(size=32, resize_to=32), depth=6, patch_size=4),
     "vit_tiny": _variant(192, 3, AUGREG),
     "vit_small": _variant(384, 6, AUGREG),
     "vit_base": _variant(768, 12, AUGREG),
