@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from shiftaddvit_jax.calibrate.fit import Layer, add_moments, fit_dense
 
 # A router's probability scales what the expert puts out: all but so many tokens have one of at least 0.999.
-UNSURE, SURE = 0.01, 7.0
+UNSURE, SURE = 0.001, 7.0
 FLOOR = 1e-12  # of a token's loss, below which a logarithm tells nothing
 
 Pairs = Iterable[tuple[Float[Array, "tokens inputs"], Float[Array, "tokens outputs"]]]
@@ -35,7 +35,9 @@ def fit_mixture(
     losses = add_moments((x, jnp.log(_losses(x, wanted, dense, shift))[:, None]) for x, wanted in pairs())
     estimate = fit_dense(losses, np.zeros((len(losses.inputs), 1)))
     scores = np.concatenate([np.asarray(_apply(estimate, x))[:, 0] for x, _ in pairs()])
-    border = np.quantile(scores, share)
+    ordered = np.sort(scores)
+    place = round(share * (len(ordered) - 1))
+    border = np.mean(ordered[place : place + 2])  # between two tokens, so that none is undecided
     sharpness = SURE / max(np.quantile(np.abs(scores - border), UNSURE), FLOOR)
     kernel, bias = estimate["kernel"] * sharpness, (estimate["bias"] - border) * sharpness
     router = {"kernel": np.pad(kernel, ((0, 0), (0, 1))), "bias": np.pad(bias, (0, 1))}
