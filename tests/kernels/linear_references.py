@@ -5,6 +5,7 @@ import numpy as np
 from scipy.special import expit
 
 from kernels_tvm.descriptions import LinearDescription
+from kernels_tvm.packing import write_numbers
 from shiftaddvit_jax.ops import pack_weight
 
 
@@ -105,3 +106,34 @@ def mixture(rng, inputs, outputs, activations, router_bias, precision="float32")
         parameters,
         reference,
     )
+
+
+def sums_of_two_powers():
+    """Every number +-2^a +- 2^b with exponents from 0 to 6 that int8 holds, and 0."""
+    powers = [sign << exponent if sign > 0 else -(1 << exponent) for sign in (-1, 1) for exponent in range(7)]
+    numbers = {0} | {a + b for a in powers for b in powers}
+    return np.array(sorted(number for number in numbers if abs(number) <= 127), np.int8)
+
+
+def two_powers(rng, inputs, outputs, bias=None):
+    """The parameters of a shift layer with two powers of two a weight, its numbers, and its scales."""
+    numbers = rng.choice(sums_of_two_powers(), (inputs, outputs))
+    exponent = rng.integers(-16, 3, outputs)
+    bias = np.zeros(outputs) if bias is None else bias
+    parameters = [write_numbers(numbers), padded(exponent).astype(np.int8), padded(bias)]
+    return parameters, numbers, np.float32(2.0) ** exponent.astype(np.float32)
+
+
+def dense_int8(rng, inputs, outputs, bias=None):
+    """The parameters of a dense layer in int8, its numbers, and its scales."""
+    numbers = rng.integers(-127, 128, (inputs, outputs)).astype(np.int8)
+    scale = rng.uniform(1e-4, 1e-2, outputs).astype(np.float32)
+    bias = np.zeros(outputs) if bias is None else bias
+    return [write_numbers(numbers), padded(scale), padded(bias)], numbers, scale
+
+
+def whole_product(x, numbers, scale):
+    """int32 sums of the rows' whole numbers with those of the weights, and only then float32 scales."""
+    whole, row_scale = quantized(x)
+    sums = whole.astype(np.int32) @ numbers.astype(np.int32)
+    return sums.astype(np.float32) * (scale * row_scale)
