@@ -137,3 +137,36 @@ def whole_product(x, numbers, scale):
     whole, row_scale = quantized(x)
     sums = whole.astype(np.int32) @ numbers.astype(np.int32)
     return sums.astype(np.float32) * (scale * row_scale)
+
+
+def mixture_of_whole_numbers(rng, inputs, outputs, bits, activations, precision):
+    """`mixture` with two powers of two a weight (8 bits), a dense expert in int8, or both."""
+    router, router_bias = rng.normal(size=(inputs, 2)).astype(np.float32), np.float32([0.3, -0.2])
+    dense_bias, shift_bias = rng.normal(size=(2, outputs))
+    if precision == "int8":
+        dense, dense_numbers, dense_scale = dense_int8(rng, inputs, outputs, dense_bias)
+    else:
+        kernel, dense_bias, dense = dense_parameters(rng, inputs, outputs)
+    if bits == 8:
+        shift, shift_numbers, shift_scale = two_powers(rng, inputs, outputs, shift_bias)
+        weight = shift_numbers * shift_scale.astype(np.float64)
+    else:
+        weight = powers(rng, inputs, outputs, 7) / 2**8
+        shift = packed(weight, bits, shift_bias)
+
+    def reference(x):
+        wide = x.astype(np.float64)
+        logit = wide @ (router[:, 0] - router[:, 1]) + (router_bias[0] - router_bias[1])
+        by_dense = (
+            whole_product(x, dense_numbers, dense_scale) if precision == "int8" else wide @ kernel
+        ) + dense_bias
+        if activations == "float":
+            by_shift = wide @ weight
+        elif bits == 8:
+            by_shift = whole_product(x, shift_numbers, shift_scale)
+        else:
+            by_shift = int8_product(x, weight)
+        return expit(np.abs(logit))[:, None] * np.where(logit[:, None] >= 0, by_dense, by_shift + shift_bias)
+
+    linear = LinearDescription("moe", inputs, outputs, bits, activations, precision=precision)
+    return linear, [router, router_bias, *dense, *shift], reference
