@@ -2,7 +2,7 @@
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.cpu.emit import accumulate_rows, constant, element, lanes, local, splat
+from kernels_tvm.cpu.emit import accumulate_rows, constant, element, lanes, local, opaque, splat
 from kernels_tvm.cpu.targets import Target
 from kernels_tvm.descriptions import LANES
 from kernels_tvm.packing import SIGNS_OFFSET, TILE_BYTES, TILE_INPUTS, TILE_OUTPUTS
@@ -107,7 +107,7 @@ def decode_shifts(linear, codes, first, columns: int, panels, panel) -> None:
         at, rest = [lanes(start + k * columns + output)], number
         for term in panels.terms:
             left, sign, present, power = _nearest_power(rest)
-            rest = T.bind(rest - power)
+            rest = opaque(rest - power, "int32", LANES)
             for part, value in zip(term, (left, sign, present), strict=True):
                 T.buffer_store(part, value, at)
 

@@ -8,7 +8,7 @@ from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.descriptions import LinearDescription
 from kernels_tvm.emit import Arguments, kernel, when
-from kernels_tvm.gpu.emit import barrier, launch, quad, registers, shared, words_of
+from kernels_tvm.gpu.emit import barrier, launch, opaque, quad, registers, shared, words_of
 from kernels_tvm.gpu.instructions import round_to_even, signed_byte
 from kernels_tvm.gpu.products import (
     DOT_TILE,
@@ -308,15 +308,15 @@ def _nearest_power(number):
     Of two equally near powers it is the smaller one: 96 = 64 + 32. What is left of a sum or difference of two
     powers is 0 or a power.
     """
-    negative = T.bind(T.bitwise_and(T.shift_right(number, T.int32(31)), 1))
-    magnitude = T.bind(T.Select(negative == 1, 0 - number, number))
+    number = opaque(number)
+    sign = T.bind(T.shift_right(number, T.int32(31)))
     # A float's exponent is that of the power below; the addition carries into it beyond 1.5 times the power.
-    bits = T.reinterpret("int32", T.Cast("float32", magnitude))
-    left = T.bind(T.max(T.shift_right(bits + 0x3FFFFF, T.int32(23)) - 127, 0))
-    power = T.Select(magnitude == 0, T.int32(0), T.shift_left(T.int32(1), left))
-    rest = T.bind(number - T.Select(negative == 1, 0 - power, power))
-    byte = T.bitwise_or(T.bitwise_or(left, 8), T.shift_left(negative, T.int32(7)))
-    return T.bind(T.Select(magnitude == 0, T.int32(0), byte)), rest
+    magnitude = opaque(T.Cast("float32", T.bitwise_xor(number, sign) - sign), "float32")
+    bits = T.reinterpret("int32", magnitude)
+    left = opaque(T.max(T.shift_right(bits + 0x3FFFFF, T.int32(23)) - 127, 0))
+    byte = T.bitwise_or(T.bitwise_or(left, 8), T.bitwise_and(sign, 128))
+    rest = number - (T.bitwise_xor(T.shift_left(T.int32(1), left), sign) - sign)
+    return (T.Select(number == 0, T.int32(0), part) for part in (byte, rest))
 
 
 def _launch_shifts(linear, buffers, results):
