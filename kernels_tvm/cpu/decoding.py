@@ -2,10 +2,10 @@
 
 from tvm.script.ir_builder import tirx as T
 
-from kernels_tvm.cpu.emit import accumulate_rows, constant, element, lanes, local, splat
+from kernels_tvm.cpu.emit import accumulate_rows, constant, element, lanes, local, opaque, splat
 from kernels_tvm.cpu.targets import Target
 from kernels_tvm.descriptions import LANES
-from kernels_tvm.packing import SIGNS_OFFSET, TILE_INPUTS, TILE_OUTPUTS
+from kernels_tvm.packing import SIGNS_OFFSET, TILE_BYTES, TILE_INPUTS, TILE_OUTPUTS
 
 HALF = TILE_OUTPUTS // 2  # outputs whose codes are in the low halves of a tile's bytes
 
@@ -47,11 +47,43 @@ def _for_each_code(linear, codes, first, columns, body):
                 body(T.bind(group * TILE_INPUTS + i), tile * TILE_OUTPUTS + half * HALF, code, negative)
 
 
+def _for_each_word(tiles, first, columns, body):
+    """``body(group, output, words)`` for the whole numbers of a panel, four inputs x 16 outputs at a time.
+
+    ``output`` counts from the panel's first one. The bytes of a lane of ``words`` are an output's numbers.
+    """
+    groups = tiles.shape[1].value
+    with T.serial(0, groups) as group, T.serial(0, columns // TILE_OUTPUTS) as tile:
+        numbers = tiles[T.floordiv(first, TILE_OUTPUTS) + tile, group, lanes(0, TILE_BYTES[8])]
+        body(group, tile * TILE_OUTPUTS, T.bind(T.reinterpret(f"int32x{LANES}", numbers)))
+
+
+def _byte(words, byte: int):
+    """The int8 number in a byte of each word, as int32."""
+    return T.shift_right(T.shift_left(words, splat(T.int32(24 - 8 * byte))), splat(T.int32(24)))
+
+
+def _for_each_number(tiles, first, columns, body):
+    """``body(input, output, numbers)`` for the whole numbers of a panel, an int32 vector of outputs each."""
+
+    def split(group, output, words):
+        for i in range(TILE_INPUTS):
+            body(T.bind(group * TILE_INPUTS + i), output, T.bind(_byte(words, i)))
+
+    _for_each_word(tiles, first, columns, split)
+
+
 def decode_float(linear, buffers: dict, first, columns: int, panel) -> None:
     """Write the weights of ``columns`` outputs from ``first`` on as float32, [inputs, columns], flat.
 
-    A power of two is the float whose bits are its sign and its exponent: nothing is multiplied.
+    A power of two is the float whose bits are its sign and its exponent: nothing is multiplied. Whole numbers
+    are multiplied by a power of two, which is exact.
     """
+
+    def store_number(k, output, number):
+        exponent = T.Cast(f"int32x{LANES}", buffers["exponent"][lanes(first + output)])
+        value = T.Cast(f"float32x{LANES}", number) * power_of_two(exponent)
+        T.buffer_store(panel, value, [lanes(k * columns + output)])
 
     def store(k, output, code, negative):
         exponent = T.Cast(f"int32x{HALF}", buffers["exponent"][lanes(first + output, HALF)])
@@ -61,31 +93,86 @@ def decode_float(linear, buffers: dict, first, columns: int, panel) -> None:
         value = T.Select(is_zero, splat(T.int32(0), HALF), T.bitwise_or(magnitude, sign))
         T.buffer_store(panel, T.reinterpret(f"float32x{HALF}", value), [lanes(k * columns + output, HALF)])
 
-    _for_each_code(linear, buffers["codes"], first, columns, store)
+    if linear.bits == 8:
+        _for_each_number(buffers["codes"], first, columns, store_number)
+    else:
+        _for_each_code(linear, buffers["codes"], first, columns, store)
 
 
 def decode_shifts(linear, codes, first, columns: int, panels, panel) -> None:
     """Write the weights of ``columns`` outputs from ``first`` on into a panel of `ShiftPanels`."""
     start = T.bind(panels.start(panel))
 
+    def store_number(k, output, number):
+        at, rest = [lanes(start + k * columns + output)], number
+        for term in panels.terms:
+            left, sign, present, power = _nearest_power(rest)
+            rest = opaque(rest - power, "int32", LANES)
+            for part, value in zip(term, (left, sign, present), strict=True):
+                T.buffer_store(part, value, at)
+
     def store(k, output, code, negative):
-        zero = splat(T.int32(0), HALF)
+        zero, (term,) = splat(T.int32(0), HALF), panels.terms
         at = [lanes(start + k * columns + output, HALF)]
-        T.buffer_store(panels.left, T.max(code - splat(T.int32(1), HALF), zero), at)
-        T.buffer_store(panels.sign, zero - negative, at)
-        T.buffer_store(panels.present, T.Select(code == zero, zero, splat(T.int32(-1), HALF)), at)
+        T.buffer_store(term.left, T.max(code - splat(T.int32(1), HALF), zero), at)
+        T.buffer_store(term.sign, zero - negative, at)
+        T.buffer_store(term.present, T.Select(code == zero, zero, splat(T.int32(-1), HALF)), at)
 
-    _for_each_code(linear, codes, first, columns, store)
+    if linear.bits == 8:
+        _for_each_number(codes, first, columns, store_number)
+    else:
+        _for_each_code(linear, codes, first, columns, store)
 
 
-def decode_int8(target: Target, linear, codes, first, columns: int, panels, panel) -> None:
+def _nearest_power(number):
+    """The signed power of two nearest to each number: its shift, sign and presence, and its value.
+
+    Of two equally near it is the smaller one: 96 = 64 + 32. What is left of a sum or difference of two powers
+    is 0 or a power.
+    """
+    sign = T.bind(T.shift_right(number, splat(T.int32(31))))
+    magnitude = T.bind(T.bitwise_xor(number, sign) - sign)
+    present = T.bind(T.Select(magnitude == splat(T.int32(0)), splat(T.int32(0)), splat(T.int32(-1))))
+    # A float's exponent is that of the power below; the addition carries into it beyond 1.5 times the power.
+    bits = T.reinterpret(f"int32x{LANES}", T.Cast(f"float32x{LANES}", magnitude))
+    exponent = T.shift_right(bits + splat(T.int32(0x3FFFFF)), splat(T.int32(23)))
+    left = T.bind(T.max(exponent - splat(T.int32(127)), splat(T.int32(0))))
+    power = T.bitwise_xor(T.shift_left(splat(T.int32(1)), left), sign) - sign
+    return left, sign, present, T.bitwise_and(power, present)
+
+
+def copy_int8(target: Target, tiles, first, columns: int, panels, panel) -> None:
+    """Write the whole numbers of ``columns`` outputs from ``first`` on into a panel of `Int8Panels`."""
+    start = T.bind(panels.start(panel))
+
+    def copy(group, output, words):
+        at = T.bind(start + (group * columns + output) * TILE_INPUTS)
+        T.buffer_store(
+            panels.weights, T.reinterpret(f"int8x{TILE_BYTES[8]}", words), [lanes(at, TILE_BYTES[8])]
+        )
+
+    def widen(group, output, words):
+        for pair in range(2):
+            low, high = (_byte(words, 2 * pair + i) for i in range(2))
+            low = T.bitwise_and(low, splat(T.int32(0xFFFF)))
+            numbers = T.bitwise_or(low, T.shift_left(high, splat(T.int32(16))))
+            at = T.bind(start + ((group * 2 + pair) * columns + output) * 2)
+            T.buffer_store(
+                panels.weights, T.reinterpret(f"int16x{2 * LANES}", numbers), [lanes(at, 2 * LANES)]
+            )
+
+    _for_each_word(tiles, first, columns, copy if target.dot_inputs == TILE_INPUTS else widen)
+    _clear_padding(panels, start, columns, tiles.shape[1].value)
+
+
+def decode_int8(target: Target, codes, first, columns: int, panels, panel) -> None:
     """Write the weights of ``columns`` outputs from ``first`` on into a panel of `Int8Panels`.
 
-    They are the powers of two over 2^exponent, whole numbers up to 64.
+    They are the powers of two over 2^exponent, whole numbers up to 64, from codes of 4 bits.
     """
     count, table = 4 * HALF, _code_table()
     start = T.bind(panels.start(panel))
-    groups = -(-linear.inputs // TILE_INPUTS)
+    groups = codes.shape[1].value
     with T.serial(0, groups) as group, T.serial(0, columns // TILE_OUTPUTS) as tile:
         pairs = T.bind(codes[T.floordiv(first, TILE_OUTPUTS) + tile, group, lanes(0, count)])
         halves = (
@@ -96,6 +183,11 @@ def decode_int8(target: Target, linear, codes, first, columns: int, panels, pane
             weights = _look_up(target, table, T.bind(halves[half]))
             offset = (group * columns + tile * TILE_OUTPUTS + half * HALF) * TILE_INPUTS
             T.buffer_store(panels.weights, weights, [lanes(start + offset, count)])
+    _clear_padding(panels, start, columns, groups)
+
+
+def _clear_padding(panels, start, columns, groups):
+    """Set the weights after the last group of four inputs to 0."""
     padding = panels.inputs - groups * TILE_INPUTS
     if padding:
         after = start + groups * TILE_INPUTS * columns
@@ -146,5 +238,5 @@ def quantize_row(target: Target, x, base, width: int, whole, offset, scale, slot
         # Adding 1.5 * 2^23 rounds a small number to a whole one, which is in the lowest bits of the sum.
         rounder = constant(1.5 * 2**23 + target.activation_offset)
         rounded = x[lanes(base + vector * LANES)] * splat(inverse) + rounder
-        number = T.Cast(f"uint8x{LANES}", T.reinterpret(f"uint32x{LANES}", rounded))
+        number = T.Cast(f"{target.row_dtype}x{LANES}", T.reinterpret(f"uint32x{LANES}", rounded))
         T.buffer_store(whole, number, [lanes(offset + vector * LANES)])

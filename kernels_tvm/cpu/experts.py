@@ -7,7 +7,7 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.cpu.bfloat16 import from_bfloat16
-from kernels_tvm.cpu.decoding import decode_float, decode_int8, decode_shifts, power_of_two
+from kernels_tvm.cpu.decoding import copy_int8, decode_float, decode_int8, decode_shifts, power_of_two
 from kernels_tvm.cpu.emit import lanes, local, scratch, splat
 from kernels_tvm.cpu.products import (
     FloatPanels,
@@ -19,6 +19,7 @@ from kernels_tvm.cpu.products import (
     int8_product,
     shift_product,
 )
+from kernels_tvm.cpu.targets import for_whole_int8
 from kernels_tvm.descriptions import LANES, round_up
 from kernels_tvm.emit import when
 
@@ -89,7 +90,7 @@ class DenseExpert(Expert):
     def __init__(self, target, linear, buffers, keep, share, packed=False):
         given = None if packed else self.weights
         self.rounded = linear.precision == "bfloat16" and not packed
-        # A power of two is a bfloat16 number.
+        # A power of two is a bfloat16 number; so is a sum or difference of two within seven octaves.
         exact = packed or self.rounded
         panels = FloatPanels(target, linear.inputs, linear.outputs, keep, exact, given)
         super().__init__(target, linear, buffers, share, panels)
@@ -115,7 +116,7 @@ class DenseExpert(Expert):
 
 
 class FloatShiftExpert(DenseExpert):
-    """Power-of-two weights that are decoded to floats."""
+    """Weights of powers of two that are decoded to floats."""
 
     def __init__(self, target, linear, buffers, keep, share):
         buffers = buffers | {"bias": buffers["shift_bias"]}
@@ -127,14 +128,57 @@ class FloatShiftExpert(DenseExpert):
         self.panels.write(panel, columns, lambda k, vector: decoded[lanes(k * columns + vector * LANES)])
 
 
-class Int8ShiftExpert(Expert):
-    """Power-of-two weights for int8 rows: decoded to int8 numbers, or to shifts."""
+class Int8Expert(Expert):
+    """Dense weights in int8 for int8 rows."""
+
+    tiles, bias = "blocks", "bias"
 
     def __init__(self, target, linear, buffers, keep, share):
-        panels = ShiftPanels if linear.shifts else Int8Panels
-        panels = panels(target, linear.inputs, linear.outputs, keep)
-        super().__init__(target, linear, buffers, share, panels)
+        if buffers[self.tiles].dtype == "int8":
+            target = for_whole_int8(target)
+        super().__init__(target, linear, buffers, share, self.panels_for(target, linear, keep))
+
+    def panels_for(self, target, linear, keep):
+        """Memory for panels of decoded weights."""
+        return Int8Panels(target, linear.inputs, linear.outputs, keep)
+
+    def prepare(self, panel, columns):
+        decode = copy_int8 if self.buffers[self.tiles].dtype == "int8" else decode_int8
+        first = panel * self.panels.columns
+        decode(self.target, self.buffers[self.tiles], first, columns, self.panels, panel)
+        self.panels.sum_columns(panel, columns)
+
+    def rows(self, capacity):
+        return Int8Rows(self.target, capacity, self.linear.width)
+
+    def product(self, rows, count, panel, columns, finish):
+        int8_product(self.target, rows, count, self.panels, panel, columns, finish)
+
+    def scale(self, at):
+        """The scales of a vector of outputs."""
+        return self.buffers["scale"][at]
+
+    def result(self, rows, row, column, sums):
+        at = lanes(column)
+        scale = self.scale(at) * splat(rows.scale[row])
+        return T.Cast(f"float32x{LANES}", sums) * scale + self.buffers[self.bias][at]
+
+
+class Int8ShiftExpert(Int8Expert):
+    """Weights of powers of two for int8 rows: decoded to int8 numbers, or to shifts."""
+
+    tiles, bias = "codes", "shift_bias"
+
+    def __init__(self, target, linear, buffers, keep, share):
+        super().__init__(target, linear, buffers, keep, share)
         self.scales = scratch(round_up(linear.outputs, LANES))  # 2^exponent of each output
+
+    def panels_for(self, target, linear, keep):
+        if linear.shifts:
+            return ShiftPanels(
+                target, linear.inputs, linear.outputs, keep, terms=2 if linear.bits == 8 else 1
+            )
+        return super().panels_for(target, linear, keep)
 
     def prepare(self, panel, columns):
         first = panel * self.panels.columns
@@ -145,17 +189,13 @@ class Int8ShiftExpert(Expert):
         if self.linear.shifts:
             decode_shifts(self.linear, self.buffers["codes"], first, columns, self.panels, panel)
         else:
-            decode_int8(self.target, self.linear, self.buffers["codes"], first, columns, self.panels, panel)
-            self.panels.sum_columns(panel, columns)
-
-    def rows(self, capacity):
-        return Int8Rows(self.target, capacity, self.linear.width)
+            super().prepare(panel, columns)
 
     def product(self, rows, count, panel, columns, finish):
-        product = shift_product if self.linear.shifts else int8_product
-        product(self.target, rows, count, self.panels, panel, columns, finish)
+        if self.linear.shifts:
+            shift_product(self.target, rows, count, self.panels, panel, columns, finish)
+        else:
+            super().product(rows, count, panel, columns, finish)
 
-    def result(self, rows, row, column, sums):
-        at = lanes(column)
-        scale = self.scales[at] * splat(rows.scale[row])
-        return T.Cast(f"float32x{LANES}", sums) * scale + self.buffers["shift_bias"][at]
+    def scale(self, at):
+        return self.scales[at]

@@ -25,7 +25,7 @@ from kernels_tvm.cpu.emit import (
     splat,
     store_lanes,
 )
-from kernels_tvm.cpu.experts import DenseExpert, FloatShiftExpert, Int8ShiftExpert
+from kernels_tvm.cpu.experts import DenseExpert, FloatShiftExpert, Int8Expert, Int8ShiftExpert
 from kernels_tvm.cpu.targets import Target, without_matrices
 from kernels_tvm.descriptions import LANES, LinearDescription, round_up
 from kernels_tvm.emit import Arguments, kernel, otherwise, when
@@ -185,8 +185,10 @@ class ThreadLayer:
         self.experts = [self._expert(*each) for each in zip(linear.experts, shares, strict=True)]
 
     def _expert(self, kind, share):
-        shift = FloatShiftExpert if self.linear.activations == "float" else Int8ShiftExpert
-        expert = DenseExpert if kind == "dense" else shift
+        if kind == "dense":
+            expert = Int8Expert if self.linear.precision == "int8" else DenseExpert
+        else:
+            expert = Int8ShiftExpert if self.linear.activations == "int8" else FloatShiftExpert
         return expert(self.target, self.linear, self.buffers, self.keep, share)
 
     def tile(

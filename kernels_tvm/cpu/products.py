@@ -6,6 +6,7 @@ of sums that registers hold; the last panel may have fewer.
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 from tvm.script.ir_builder import tirx as T
 
@@ -107,16 +108,18 @@ class FloatPanels(_Panels):
 
 
 class Int8Panels(_Panels):
-    """Weights for `int8_product`: int8 [panel, inputs / 4, columns, 4], with inputs padded with zeros.
+    """Weights for `int8_product`: [panel, inputs / n, columns, n], with inputs padded with zeros.
 
-    ``offsets`` has the number from which each column's sum starts.
+    n is the target's ``dot_inputs``: 4 numbers of int8, or 2 of int16. ``offsets`` has the number from which
+    each column's sum starts.
     """
 
     def __init__(self, target: Target, inputs: int, outputs: int, kept: bool):
         super().__init__(outputs, target.int8_tile[1], kept)
         self.target = target
         self.inputs = round_up(inputs, amx.INT8_INPUTS if target.dot == "amx" else 4)
-        self.weights = scratch(self.held * self.inputs * self.columns, "int8")
+        dtype = "int16" if target.dot_inputs == 2 else "int8"
+        self.weights = scratch(self.held * self.inputs * self.columns, dtype)
         self.offsets = scratch(self.held * self.columns, "int32")
 
     def start(self, panel):
@@ -134,24 +137,32 @@ class Int8Panels(_Panels):
             with T.serial(0, self.inputs // 4) as group:
                 for j in range(vectors):
                     at = start + (group * vectors + j) * 4 * LANES
-                    dot4(self.target, sums, j * LANES, four, self.weights, at)
+                    dot(self.target, sums, j * LANES, four, self.weights, at)
         for j in range(vectors):
             value = splat(T.int32(0)) - sums[lanes(j * LANES)]
             T.buffer_store(self.offsets, value, [lanes(self.slot(panel) * self.columns + j * LANES)])
 
 
-class ShiftPanels(_Panels):
-    """Weights for `shift_product`: three arrays, int32 [panel, inputs, columns].
+class Term(NamedTuple):
+    """One power of two of each weight, see `ShiftPanels`."""
 
-    ``left`` is the number of bits to shift by; ``sign`` is -1 for negative weights, else 0; ``present`` is 0
-    for weights of 0, else -1.
+    left: Any
+    sign: Any
+    present: Any
+
+
+class ShiftPanels(_Panels):
+    """Weights for `shift_product`: for each power of two three arrays, int32 [panel, inputs, columns].
+
+    A weight is the sum of ``terms`` powers. ``left`` is the number of bits to shift by; ``sign`` is -1 for
+    negative powers, else 0; ``present`` is 0 where there is no power, else -1.
     """
 
-    def __init__(self, target: Target, inputs: int, outputs: int, kept: bool):
+    def __init__(self, target: Target, inputs: int, outputs: int, kept: bool, terms: int):
         super().__init__(outputs, target.int8_tile[1], kept)
         self.inputs = inputs
         size = self.held * round_up(inputs, 4) * self.columns
-        self.left, self.sign, self.present = (scratch(size, "int32") for _ in range(3))
+        self.terms = [Term(*(scratch(size, "int32") for _ in range(3))) for _ in range(terms)]
 
     def start(self, panel):
         """Where a panel starts in each array."""
@@ -210,14 +221,14 @@ class FloatRows:
 
 
 class Int8Rows:
-    """A tile's rows for `int8_product`: int8 numbers plus the target's offset, and each row's scale."""
+    """A tile's rows for `int8_product`: whole numbers plus the target's offset, and each row's scale."""
 
     plain = False
 
     def __init__(self, target: Target, capacity: int, width: int):
         self.target, self.width = target, width
         # A matrix register reads 64 numbers at a time, beyond the last row's end.
-        self.whole = scratch(capacity * width + amx.INT8_INPUTS, "uint8")
+        self.whole = scratch(capacity * width + amx.INT8_INPUTS, target.row_dtype)
         self.scale = scratch(capacity)
 
     def put(self, x, base, slot) -> None:
@@ -275,7 +286,7 @@ def int8_product(
     if target.dot == "amx":
         amx.int8_product(x, count, panels, start, offset, columns, finish)
         return
-    vectors = columns // LANES
+    vectors, inputs = columns // LANES, target.dot_inputs
 
     def compute(first, rows, all_present):
         sums = local(rows * columns, "int32")
@@ -283,12 +294,13 @@ def int8_product(
             value = T.bind(offset(j))
             for i in range(rows):
                 T.buffer_store(sums, value, [lanes((i * vectors + j) * LANES)])
-        with T.serial(0, panels.inputs // 4) as group:
+        with T.serial(0, panels.inputs // inputs) as group:
             for i in range(rows):
-                four = T.bind(T.reinterpret("int32", x.whole[lanes((first + i) * x.width + group * 4, 4)]))
+                numbers = x.whole[lanes((first + i) * x.width + group * inputs, inputs)]
+                word = T.bind(T.reinterpret("int32", numbers))
                 for j in range(vectors):
-                    at, place = (i * vectors + j) * LANES, start + (group * vectors + j) * 4 * LANES
-                    dot4(target, sums, at, four, panels.weights, place)
+                    at, place = (i * vectors + j) * LANES, start + (group * vectors + j) * inputs * LANES
+                    dot(target, sums, at, word, panels.weights, place)
         _finish_rows(rows, vectors, first, count, all_present, sums, finish)
 
     _for_each_block(count, target.int8_sums // columns, compute)
@@ -310,13 +322,14 @@ def _shift_block(target, x, count, panels, start, first, vector, columns, finish
         T.buffer_store(sums, splat(T.int32(0)), [lanes(i * LANES)])
     with T.serial(0, panels.inputs) as k:
         at = lanes(start + k * columns + vector * LANES)
-        shift, negative, mask = (T.bind(part[at]) for part in (panels.left, panels.sign, panels.present))
-        for i in range(SHIFTED_ROWS):
-            number = T.Cast("int32", x.whole[(first + i) * x.width + k]) - target.activation_offset
-            shifted = T.bind(T.shift_left(splat(number), shift))
-            signed = T.bind(T.bitwise_xor(shifted, negative) - negative)
-            total = lanes(i * LANES)
-            T.buffer_store(sums, sums[total] + T.bitwise_and(signed, mask), [total])
+        for term in panels.terms:
+            shift, negative, mask = (T.bind(part[at]) for part in term)
+            for i in range(SHIFTED_ROWS):
+                number = T.Cast("int32", x.whole[(first + i) * x.width + k]) - target.activation_offset
+                shifted = T.bind(T.shift_left(splat(number), shift))
+                signed = T.bind(T.bitwise_xor(shifted, negative) - negative)
+                total = lanes(i * LANES)
+                T.buffer_store(sums, sums[total] + T.bitwise_and(signed, mask), [total])
     for i in range(SHIFTED_ROWS):
         with when(first + i < count):
             finish(first + i, vector, sums[lanes(i * LANES)])
@@ -343,16 +356,16 @@ def _finish_rows(rows, vectors, first, count, all_present, sums, finish):
                 finish(first + i, j, sums[lanes((i * vectors + j) * LANES)])
 
 
-def dot4(target: Target, sums, at, four, panel, offset):
-    """Add to sums[at + c] the dot product of ``four`` and the four weights from panel[offset + 4c] on.
+def dot(target: Target, sums, at, word, panel, offset):
+    """Add to sums[at + c] the dot product of a word's n numbers and the n weights from panel[offset + nc] on.
 
-    ``four`` is an int32 that holds four int8 numbers. vpmaddubsw adds two products in 16 bits, which
-    saturates for general weights. For weights of at most 64 the sum is at most 2 * 255 * 64 = 32640 and does
-    not.
+    n is the target's ``dot_inputs``; ``word`` is an int32 that holds as many numbers. With vpmaddubsw weights
+    are at most 64, see `for_whole_int8`.
     """
+    inputs = target.dot_inputs
 
     def lanes_of(count, part):
-        return lanes(at + part * count, count), panel[lanes(offset + part * 4 * count, 4 * count)]
+        return lanes(at + part * count, count), panel[lanes(offset + part * inputs * count, inputs * count)]
 
     def add_up(count, part, product):
         at, weights = lanes_of(count, part)
@@ -360,18 +373,23 @@ def dot4(target: Target, sums, at, four, panel, offset):
 
     match target.dot:
         case "vpdpbusd_512" | "amx":
-            add_up(16, 0, lambda s, w: _vpdpbusd("512", 16, s, four, w))
+            add_up(16, 0, lambda s, w: _vpdpbusd("512", 16, s, word, w))
         case "vpdpbusd_256":
             for part in range(2):
-                add_up(8, part, lambda s, w: _vpdpbusd("256", 8, s, four, w))
+                add_up(8, part, lambda s, w: _vpdpbusd("256", 8, s, word, w))
         case "vpmaddubsw_512":
             add_up(
-                16, 0, lambda s, w: s + _vpmadd("avx512.pmaddubs.w.512", "avx512.pmaddw.d.512", 16, four, w)
+                16, 0, lambda s, w: s + _vpmadd("avx512.pmaddubs.w.512", "avx512.pmaddw.d.512", 16, word, w)
             )
         case "vpmaddubsw_256":
             for part in range(2):
                 names = "avx2.pmadd.ub.sw", "avx2.pmadd.wd"
-                add_up(8, part, lambda s, w, names=names: s + _vpmadd(*names, 8, four, w))
+                add_up(8, part, lambda s, w, names=names: s + _vpmadd(*names, 8, word, w))
+        case "vpmaddwd_512":
+            add_up(16, 0, lambda s, w: s + _vpmaddwd("avx512.pmaddw.d.512", 16, word, w))
+        case "vpmaddwd_256":
+            for part in range(2):
+                add_up(8, part, lambda s, w: s + _vpmaddwd("avx2.pmadd.wd", 8, word, w))
         case "sdot_128":
             for part in range(4):
                 add_up(
@@ -381,29 +399,34 @@ def dot4(target: Target, sums, at, four, panel, offset):
                         "int32x4",
                         "llvm.aarch64.neon.sdot.v4i32.v16i8",
                         s,
-                        T.reinterpret("int8x16", splat(four, 4)),
+                        T.reinterpret("int8x16", splat(word, 4)),
                         w,
                     ),
                 )
 
 
-def _vpdpbusd(width, count, sums, four, weights):
+def _vpdpbusd(width, count, sums, word, weights):
     return T.call_llvm_pure_intrin(
         f"int32x{count}",
         f"llvm.x86.avx512.vpdpbusd.{width}",
         sums,
-        T.reinterpret(f"int8x{4 * count}", splat(four, count)),
+        T.reinterpret(f"int8x{4 * count}", splat(word, count)),
         weights,
     )
 
 
-def _vpmadd(multiply, widen, count, four, weights):
+def _vpmadd(multiply, widen, count, word, weights):
     pairs = T.call_llvm_pure_intrin(
         f"int16x{2 * count}",
         f"llvm.x86.{multiply}",
-        T.reinterpret(f"int8x{4 * count}", splat(four, count)),
+        T.reinterpret(f"int8x{4 * count}", splat(word, count)),
         weights,
     )
     return T.call_llvm_pure_intrin(
         f"int32x{count}", f"llvm.x86.{widen}", pairs, T.broadcast(T.int16(1), 2 * count)
     )
+
+
+def _vpmaddwd(name, count, word, weights):
+    numbers = T.reinterpret(f"int16x{2 * count}", splat(word, count))
+    return T.call_llvm_pure_intrin(f"int32x{count}", f"llvm.x86.{name}", numbers, weights)

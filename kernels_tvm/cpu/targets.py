@@ -10,7 +10,16 @@ from typing import Any, Literal
 
 from kernels_tvm.targets import choose_target
 
-Dot = Literal["amx", "vpdpbusd_512", "vpdpbusd_256", "vpmaddubsw_512", "vpmaddubsw_256", "sdot_128"]
+Dot = Literal[
+    "amx",
+    "vpdpbusd_512",
+    "vpdpbusd_256",
+    "vpmaddubsw_512",
+    "vpmaddubsw_256",
+    "vpmaddwd_512",
+    "vpmaddwd_256",
+    "sdot_128",
+]
 
 
 @dataclass(frozen=True)
@@ -55,8 +64,20 @@ class Target:
 
     @property
     def activation_offset(self) -> int:
-        """The number added to int8 activations, since x86 multiplies unsigned numbers by signed ones."""
-        return 0 if self.dot == "sdot_128" else 128
+        """The number added to int8 activations: most of x86's instructions take unsigned ones."""
+        return 128 if self.row_dtype == "uint8" else 0
+
+    @property
+    def row_dtype(self) -> str:
+        """The dtype of int8 activations in memory."""
+        if self.dot.startswith("vpmaddwd"):
+            return "int16"
+        return "int8" if self.dot == "sdot_128" else "uint8"
+
+    @property
+    def dot_inputs(self) -> int:
+        """How many inputs a word of 32 bits holds, whose products `dot` adds up."""
+        return 2 if self.row_dtype == "int16" else 4
 
     @property
     def claims(self) -> bool:
@@ -112,6 +133,17 @@ TARGETS = (
 def without_matrices(target: Target) -> Target:
     """A target with AMX, without its matrix registers."""
     return replace(target, dot="vpdpbusd_512", float_tile=_WIDE["float_tile"], int8_tile=_WIDE["int8_tile"])
+
+
+def for_whole_int8(target: Target) -> Target:
+    """A target whose `dot` is exact for all int8 weights, not only for those of at most 64.
+
+    vpmaddubsw adds two products in 16 bits: 2 * 255 * 64 = 32640 fits, larger sums saturate. vpmaddwd takes
+    numbers of 16 bits and adds products in 32: 4 instructions for 32 products instead of 3, and twice the
+    bytes of rows and decoded weights.
+    """
+    names: dict[Dot, Dot] = {"vpmaddubsw_512": "vpmaddwd_512", "vpmaddubsw_256": "vpmaddwd_256"}
+    return replace(target, dot=names.get(target.dot, target.dot))
 
 
 def named_target(name: str) -> Target:

@@ -94,7 +94,7 @@ def _facts(kernel, target) -> Iterator[tuple[str, tuple]]:
     """The facts that the kernel's schedule reads, and the values to try for each."""
     if kernel.name not in TILED:
         return
-    int8 = '"activations": "int8"' in kernel.key
+    int8 = '"int8"' in kernel.key
     for name, values in CHOICES[target.name].items():
         if (kernel.name == "mlp" or name not in ONLY_MLP) and (int8 or name != "int8_tile"):
             yield name, values

@@ -34,6 +34,13 @@ def registers(size: int, dtype: str = "float32"):
     return T.alloc_buffer((size,), dtype, scope="local")
 
 
+def opaque(value, dtype: str = "int32"):
+    """A number that TVM's simplifier does not replace by its expression, which would grow with each use."""
+    place = registers(1, dtype)
+    T.buffer_store(place, value, [0])
+    return place[0]
+
+
 def barrier() -> None:
     """Wait until all threads of the block are here."""
     T.evaluate(T.tvm_storage_sync("shared"))

@@ -8,7 +8,7 @@ from tvm.script.ir_builder import tirx as T
 
 from kernels_tvm.descriptions import LinearDescription
 from kernels_tvm.emit import Arguments, kernel, when
-from kernels_tvm.gpu.emit import barrier, launch, quad, registers, shared, words_of
+from kernels_tvm.gpu.emit import barrier, launch, opaque, quad, registers, shared, words_of
 from kernels_tvm.gpu.instructions import round_to_even, signed_byte
 from kernels_tvm.gpu.products import (
     DOT_TILE,
@@ -26,12 +26,14 @@ from kernels_tvm.gpu.targets import GpuTarget
 from kernels_tvm.gpu.tiles import (
     Rows,
     ThreadBlock,
-    float_weight,
     load_blocks,
+    load_float_weights,
     load_floats,
     load_int8_weights,
+    load_numbers,
     load_rows,
     load_weights,
+    power_of_two,
 )
 
 QUANTIZED_ROWS = 16  # that a block quantizes
@@ -40,9 +42,14 @@ QUANTIZING = THREADS // QUANTIZED_ROWS  # threads that share a row
 
 def scratch(linear: LinearDescription, rows) -> list[tuple[str, tuple, str]]:
     """Name, shape and dtype of the arrays that pass from launch to launch; ``rows`` is a number or symbol."""
-    if linear.activations == "float":
+    if not any(_takes_int8(linear, kind) for kind in linear.experts):
         return []
-    return [("whole", (rows, linear.width), "int8"), ("scale", (rows,), "float32")]
+    return [("whole", (rows, linear.width), "int8"), ("row_scale", (rows,), "float32")]
+
+
+def _takes_int8(linear: LinearDescription, kind: str) -> bool:
+    """Whether rows are quantized for the weights of a kind."""
+    return (linear.precision if kind == "dense" else linear.activations) == "int8"
 
 
 def linear_kernel(target: GpuTarget, linear: LinearDescription):
@@ -137,16 +144,17 @@ def launch_expert(
     target: GpuTarget, linear: LinearDescription, kind: str, x, buffers: dict, results: Results
 ) -> None:
     """Launch the layer of one kind, dense or shift, that computes the results."""
-    if kind == "dense":
-        _launch_dense(linear, x, buffers, results)
-    elif linear.activations == "float":
-        (_launch_exponents if linear.shifts else _launch_floats)(linear, x, buffers, results)
-    else:
+    if _takes_int8(linear, kind):
         _launch_quantization(target, linear, x, buffers, results)
-        if linear.shifts:
+        if kind == "shift" and linear.shifts:
             _launch_shifts(linear, buffers, results)
         else:
-            _launch_int8(target, linear, buffers, results)
+            _launch_int8(target, linear, kind, buffers, results)
+    elif kind == "dense":
+        _launch_dense(linear, x, buffers, results)
+    else:
+        by_addition = linear.shifts and linear.bits != 8
+        (_launch_exponents if by_addition else _launch_floats)(linear, x, buffers, results)
 
 
 def _launch_dense(linear, x, buffers, results):
@@ -165,7 +173,7 @@ def _launch_floats(linear, x, buffers, results):
     def compute(block, rows):
         def load(x_tile, w_tile, first):
             load_floats(block, x_tile, x, rows, first)
-            load_weights(block, w_tile, linear, buffers, first, float_weight)
+            load_float_weights(block, w_tile, linear, buffers, first)
 
         finish = results.store(block, rows, buffers["shift_bias"])
         outer_product(block, linear.inputs, FLOATS, load, finish)
@@ -206,23 +214,29 @@ def _launch_exponents(linear, x, buffers, results):
             load_floats(block, x_tile, x, rows, first, _normal_bits)
             load_weights(block, w_tile, linear, buffers, first, _addend)
 
-        scale = lambda position, column: _power_of_two(buffers["exponent"], column)  # noqa: E731
-        finish = results.store(block, rows, buffers["shift_bias"], scale)
+        finish = results.store(block, rows, buffers["shift_bias"], lambda _, column: _power(buffers, column))
         outer_product(block, linear.inputs, _EXPONENTS, load, finish)
 
     results.launch(OUTER_TILE, compute)
 
 
-def _power_of_two(exponents, column):
-    bits = T.shift_left(T.Cast("int32", exponents[column]) + 127, T.int32(23))
-    return T.reinterpret("float32", bits)
+def _power(buffers, column):
+    return power_of_two(T.Cast("int32", buffers["exponent"][column]))
 
 
-def _int8_scale(buffers):
-    return lambda position, column: _power_of_two(buffers["exponent"], column) * buffers["scale"][position]
+def _store_int8(block, rows, kind, buffers, results):
+    """The ``finish`` of a product of whole numbers."""
+
+    def scale(position, column):
+        weight_scale = buffers["scale"][column] if kind == "dense" else _power(buffers, column)
+        return weight_scale * buffers["row_scale"][position]
+
+    bias = buffers["bias" if kind == "dense" else "shift_bias"]
+    return results.store(block, rows, bias, scale)
 
 
-def _launch_int8(target, linear, buffers, results):
+def _launch_int8(target, linear, kind, buffers, results):
+    weights = buffers["blocks" if kind == "dense" else "codes"]
     words = linear.width // 4
     x_words = words_of(buffers["whole"], (results.limit, words))
     product, tile = (tensor_product, TENSOR_TILE) if target.int8_mma else (dot_product, DOT_TILE)
@@ -236,36 +250,78 @@ def _launch_int8(target, linear, buffers, results):
                 return [four[i] for i in range(4)]
 
             load_rows(block, x_tile, rows.count, 4, lambda word: first + word < words, read)
-            load_int8_weights(block, w_tile, linear, buffers, T.bind(first * 4))
+            load_int8_weights(block, w_tile, linear, weights, T.bind(first * 4))
 
-        finish = results.store(block, rows, buffers["shift_bias"], _int8_scale(buffers))
+        finish = _store_int8(block, rows, kind, buffers, results)
         product(target, block, words, load, finish)
 
     results.launch(tile, compute)
 
 
-# A weight of +-2^n is stored as n in the lowest three bits, 8 for a weight that is not 0, and the sign bit.
-_SHIFTS = Arithmetic(
-    "int32",
-    "int32",
-    weight=lambda weight: (
-        T.bind(T.bitwise_and(weight, 7)),
-        T.bind(T.shift_right(weight, T.int32(31))),
-        T.bind(T.shift_right(T.shift_left(weight, T.int32(28)), T.int32(31))),
-    ),
-    add=lambda total, row, weight: (
-        total + T.bitwise_and(T.bitwise_xor(T.shift_left(row, weight[0]), weight[1]), weight[2]) - weight[1]
-    ),
-)
+# A power of two +-2^n is stored in a byte: n in the lowest three bits, 8 for a power that is there, and the
+# sign in the highest bit; 0 for none.
+def _shifts(terms: int) -> Arithmetic:
+    """Products with weights that are sums of so many powers, a byte of the weight for each."""
+
+    def split(weight):
+        """Shift, sign and presence of each power; the last two are 0 or -1."""
+        return [
+            tuple(
+                T.bind(part)
+                for part in (
+                    T.bitwise_and(T.shift_right(weight, T.int32(8 * term)), 7),
+                    _spread(weight, 8 * term + 7),
+                    _spread(weight, 8 * term + 3),
+                )
+            )
+            for term in range(terms)
+        ]
+
+    def add(total, row, powers):
+        for left, sign, present in powers:
+            signed = T.bitwise_xor(T.shift_left(row, left), sign)
+            total = total + T.bitwise_and(signed, present) - sign
+        return total
+
+    return Arithmetic("int32", "int32", weight=split, add=add)
+
+
+def _spread(word, bit: int):
+    """-1 if the bit is set, else 0."""
+    return T.shift_right(T.shift_left(word, T.int32(31 - bit)), T.int32(31))
 
 
 def _shift(code, negative, exponent):
-    weight = T.bitwise_or(T.bitwise_or(code - 1, 8), T.shift_left(negative, T.int32(31)))
+    weight = T.bitwise_or(T.bitwise_or(code - 1, 8), T.shift_left(negative, T.int32(7)))
     return T.Select(code == 0, T.int32(0), weight)
+
+
+def _two_shifts(number, exponent):
+    first, rest = _nearest_power(number)
+    second, _ = _nearest_power(rest)
+    return T.bitwise_or(first, T.shift_left(second, T.int32(8)))
+
+
+def _nearest_power(number):
+    """The byte of the signed power of two nearest to a number, and the rest.
+
+    Of two equally near powers it is the smaller one: 96 = 64 + 32. What is left of a sum or difference of two
+    powers is 0 or a power.
+    """
+    number = opaque(number)
+    sign = T.bind(T.shift_right(number, T.int32(31)))
+    # A float's exponent is that of the power below; the addition carries into it beyond 1.5 times the power.
+    magnitude = opaque(T.Cast("float32", T.bitwise_xor(number, sign) - sign), "float32")
+    bits = T.reinterpret("int32", magnitude)
+    left = opaque(T.max(T.shift_right(bits + 0x3FFFFF, T.int32(23)) - 127, 0))
+    byte = T.bitwise_or(T.bitwise_or(left, 8), T.bitwise_and(sign, 128))
+    rest = number - (T.bitwise_xor(T.shift_left(T.int32(1), left), sign) - sign)
+    return (T.Select(number == 0, T.int32(0), part) for part in (byte, rest))
 
 
 def _launch_shifts(linear, buffers, results):
     """`_launch_int8` with shifts and additions only."""
+    arithmetic = _shifts(terms=2 if linear.bits == 8 else 1)
     x_words = words_of(buffers["whole"], (results.limit, linear.width // 4))
 
     def compute(block, rows):
@@ -275,10 +331,13 @@ def _launch_shifts(linear, buffers, results):
                 return [signed_byte(word, i) for i in range(4)]
 
             load_rows(block, x_tile, rows.count, 4, lambda column: first + column < linear.width, read)
-            load_weights(block, w_tile, linear, buffers, first, _shift)
+            if linear.bits == 8:
+                load_numbers(block, w_tile, buffers, first, _two_shifts)
+            else:
+                load_weights(block, w_tile, linear, buffers, first, _shift)
 
-        finish = results.store(block, rows, buffers["shift_bias"], _int8_scale(buffers))
-        outer_product(block, linear.inputs, _SHIFTS, load, finish)
+        finish = _store_int8(block, rows, "shift", buffers, results)
+        outer_product(block, linear.inputs, arithmetic, load, finish)
 
     results.launch(OUTER_TILE, compute)
 
@@ -328,7 +387,7 @@ def _launch_quantization(target, linear, x, buffers, results):
             for_each_word(write)
             with when(lane == 0):
                 scale = T.Select(some, peak[0] * T.float32(1 / 127), T.float32(1))
-                T.buffer_store(buffers["scale"], scale, [position])
+                T.buffer_store(buffers["row_scale"], scale, [position])
 
 
 def load_four(x, row, column, four):

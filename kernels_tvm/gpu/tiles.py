@@ -9,6 +9,7 @@ from tvm.script.ir_builder import tirx as T
 from kernels_tvm.descriptions import LinearDescription
 from kernels_tvm.emit import when
 from kernels_tvm.gpu.emit import WORD_LANES, fill, quad, registers, shared, words_of
+from kernels_tvm.gpu.instructions import signed_byte
 from kernels_tvm.packing import TILE_BYTES, TILE_INPUTS, TILE_OUTPUTS
 
 HALF = TILE_OUTPUTS // 2  # outputs whose codes are in the low halves of a tile's bytes
@@ -177,15 +178,90 @@ def load_weights(
     _for_each_word(block, linear, buffers["codes"], *_shape(tile), first_input, body)
 
 
-def float_weight(code, negative, exponent):
+def _for_each_int8_word(block, tiles, inputs: int, columns: int, first_input, body):
+    """Emit ``body(group, column, inside, word)`` for a tile's words of whole numbers, of four inputs each.
+
+    Words that are not ``inside`` the weight are 0.
+    """
+    output_tiles, groups, size = (size.value for size in tiles.shape)
+    all_words = words_of(tiles, (output_tiles, groups, size // 4))
+    tile_groups = inputs // TILE_INPUTS
+
+    def read(number):
+        lane, group = T.bind(number % TILE_OUTPUTS), T.bind(number // TILE_OUTPUTS % tile_groups)
+        output_tile = T.bind(number // (TILE_OUTPUTS * tile_groups))
+        source = (
+            T.bind(block.first_column // TILE_OUTPUTS + output_tile),
+            T.bind(first_input // TILE_INPUTS + group),
+        )
+        word = registers(1, "int32")
+        T.buffer_store(word, T.int32(0), [0])
+        inside = T.bind(T.And(source[0] < output_tiles, source[1] < groups))
+        with when(inside):
+            T.buffer_store(word, all_words[(*source, lane)], [0])
+        body(group, T.bind(output_tile * TILE_OUTPUTS + lane), inside, word[0])
+
+    block.each(inputs * columns // TILE_INPUTS, read)
+
+
+def load_int8_words(block: ThreadBlock, tile, tiles, first_input) -> None:
+    """Fill a tile [columns, inputs / 4] with the words of int8 weights, as they lie in ``tiles``."""
+    columns, words = _shape(tile)
+
+    def body(group, column, inside, word):
+        T.buffer_store(tile, word, [column, group])
+
+    _for_each_int8_word(block, tiles, 4 * words, columns, first_input, body)
+
+
+def load_numbers(block: ThreadBlock, tile, buffers, first_input, encode: Callable) -> None:
+    """Fill a tile [inputs, columns] with ``encode(number, exponent)`` of each weight of two powers of two.
+
+    Both are int32; outside of the layer they are 0.
+    """
+
+    def body(group, column, inside, word):
+        exponent = registers(1, "int32")
+        T.buffer_store(exponent, T.int32(0), [0])
+        with when(inside):
+            index = block.first_column + column
+            T.buffer_store(exponent, T.Cast("int32", buffers["exponent"][index]), [0])
+        for k in range(TILE_INPUTS):
+            weight = encode(T.bind(signed_byte(word, k)), exponent[0])
+            T.buffer_store(tile, weight, [group * TILE_INPUTS + k, column])
+
+    _for_each_int8_word(block, buffers["codes"], *_shape(tile), first_input, body)
+
+
+def load_float_weights(block: ThreadBlock, tile, linear: LinearDescription, buffers, first_input) -> None:
+    """Fill a tile [inputs, columns] with packed weights as float32."""
+    if linear.bits == 8:
+        load_numbers(block, tile, buffers, first_input, _float_number)
+    else:
+        load_weights(block, tile, linear, buffers, first_input, _float_weight)
+
+
+def power_of_two(exponent):
+    """2^exponent as float32, for an int32 from -126 to 127."""
+    return T.reinterpret("float32", T.shift_left(exponent + 127, T.int32(23)))
+
+
+def _float_number(number, exponent):
+    return T.Cast("float32", number) * power_of_two(exponent)
+
+
+def _float_weight(code, negative, exponent):
     """The weight as float32, made of the bits of its sign and exponent without a multiplication."""
     magnitude = T.shift_left(code + exponent + 126, T.int32(23))
     bits = T.bitwise_or(magnitude, T.shift_left(negative, T.int32(31)))
     return T.reinterpret("float32", T.Select(code == 0, T.int32(0), bits))
 
 
-def load_int8_weights(block: ThreadBlock, tile, linear: LinearDescription, buffers, first_input) -> None:
+def load_int8_weights(block: ThreadBlock, tile, linear: LinearDescription, codes, first_input) -> None:
     """Fill a tile [columns, inputs / 4] with words of four int8 weights: the powers of two / 2^exponent."""
+    if codes.dtype == "int8":
+        load_int8_words(block, tile, codes, first_input)
+        return
 
     def body(group, column, inside, words):
         for half in range(2):
@@ -193,7 +269,7 @@ def load_int8_weights(block: ThreadBlock, tile, linear: LinearDescription, buffe
             T.buffer_store(tile, word, [column + half * HALF, group])
 
     columns, words = _shape(tile)
-    _for_each_word(block, linear, buffers["codes"], 4 * words, columns, first_input, body)
+    _for_each_word(block, linear, codes, 4 * words, columns, first_input, body)
 
 
 def _int8_word(codes):

@@ -5,6 +5,7 @@ import numpy as np
 from scipy.special import expit
 
 from kernels_tvm.descriptions import LinearDescription
+from kernels_tvm.packing import write_numbers
 from shiftaddvit_jax.ops import pack_weight
 
 
@@ -105,3 +106,67 @@ def mixture(rng, inputs, outputs, activations, router_bias, precision="float32")
         parameters,
         reference,
     )
+
+
+def sums_of_two_powers():
+    """Every number +-2^a +- 2^b with exponents from 0 to 6 that int8 holds, and 0."""
+    powers = [sign << exponent if sign > 0 else -(1 << exponent) for sign in (-1, 1) for exponent in range(7)]
+    numbers = {0} | {a + b for a in powers for b in powers}
+    return np.array(sorted(number for number in numbers if abs(number) <= 127), np.int8)
+
+
+def two_powers(rng, inputs, outputs, bias=None):
+    """The parameters of a shift layer with two powers of two a weight, its numbers, and its scales."""
+    numbers = rng.choice(sums_of_two_powers(), (inputs, outputs))
+    exponent = rng.integers(-16, 3, outputs)
+    bias = np.zeros(outputs) if bias is None else bias
+    parameters = [write_numbers(numbers), padded(exponent).astype(np.int8), padded(bias)]
+    return parameters, numbers, np.float32(2.0) ** exponent.astype(np.float32)
+
+
+def dense_int8(rng, inputs, outputs, bias=None):
+    """The parameters of a dense layer in int8, its numbers, and its scales."""
+    numbers = rng.integers(-127, 128, (inputs, outputs)).astype(np.int8)
+    scale = rng.uniform(1e-4, 1e-2, outputs).astype(np.float32)
+    bias = np.zeros(outputs) if bias is None else bias
+    return [write_numbers(numbers), padded(scale), padded(bias)], numbers, scale
+
+
+def whole_product(x, numbers, scale):
+    """int32 sums of the rows' whole numbers with those of the weights, and only then float32 scales."""
+    whole, row_scale = quantized(x)
+    sums = whole.astype(np.int32) @ numbers.astype(np.int32)
+    return sums.astype(np.float32) * (scale * row_scale)
+
+
+def mixture_of_whole_numbers(rng, inputs, outputs, bits, activations, precision):
+    """`mixture` with two powers of two a weight (8 bits), a dense expert in int8, or both."""
+    router, router_bias = rng.normal(size=(inputs, 2)).astype(np.float32), np.float32([0.3, -0.2])
+    dense_bias, shift_bias = rng.normal(size=(2, outputs))
+    if precision == "int8":
+        dense, dense_numbers, dense_scale = dense_int8(rng, inputs, outputs, dense_bias)
+    else:
+        kernel, dense_bias, dense = dense_parameters(rng, inputs, outputs)
+    if bits == 8:
+        shift, shift_numbers, shift_scale = two_powers(rng, inputs, outputs, shift_bias)
+        weight = shift_numbers * shift_scale.astype(np.float64)
+    else:
+        weight = powers(rng, inputs, outputs, 7) / 2**8
+        shift = packed(weight, bits, shift_bias)
+
+    def reference(x):
+        wide = x.astype(np.float64)
+        logit = wide @ (router[:, 0] - router[:, 1]) + (router_bias[0] - router_bias[1])
+        by_dense = (
+            whole_product(x, dense_numbers, dense_scale) if precision == "int8" else wide @ kernel
+        ) + dense_bias
+        if activations == "float":
+            by_shift = wide @ weight
+        elif bits == 8:
+            by_shift = whole_product(x, shift_numbers, shift_scale)
+        else:
+            by_shift = int8_product(x, weight)
+        return expit(np.abs(logit))[:, None] * np.where(logit[:, None] >= 0, by_dense, by_shift + shift_bias)
+
+    linear = LinearDescription("moe", inputs, outputs, bits, activations, precision=precision)
+    return linear, [router, router_bias, *dense, *shift], reference

@@ -28,16 +28,21 @@ def mixture(inputs, outputs):
     return LinearDescription("moe", inputs, outputs, 4, "int8")
 
 
-INT8, FLOAT, SHIFTS = (
+INT8, FLOAT, SHIFTS, TWO_SHIFTS, TWO_POWERS = (
     Kernel("linear", LinearDescription("shift", 48, 80, *settings))
-    for settings in ((4, "int8"), (5, "float"), (4, "int8", True))
+    for settings in ((4, "int8"), (5, "float"), (4, "int8", True), (8, "int8", True), (8, "int8"))
 )
+DENSE_INT8 = Kernel("linear", LinearDescription("dense", 48, 80, precision="int8"))
+BOTH_SHIFTS = pytest.mark.parametrize("shifts", [SHIFTS, TWO_SHIFTS], ids=["one power", "two powers"])
 MATADDS = [Kernel("matadd", MatAddDescription(13, 70, dtype)) for dtype in ("int8", "float32")]
 MLP = Kernel("mlp", MlpDescription(mixture(48, 96), mixture(96, 48), 1e-6, 35, (5, 7)))
 EVERY_KERNEL = [
     INT8,
     FLOAT,
     SHIFTS,
+    TWO_SHIFTS,
+    TWO_POWERS,
+    DENSE_INT8,
     *MATADDS,
     MLP,
     Kernel("linear", mixture(48, 80)),
@@ -95,6 +100,24 @@ def test_mixtures_compile_to_the_targets_own_products(kernel, target, instructio
         assert "%zmm" not in code
 
 
+@pytest.mark.parametrize(
+    ("target", "instruction"),
+    [
+        ("amx", r"tdpbusd\s+%tmm"),
+        ("avx512_vnni", r"vpdpbusd\s.*%zmm"),
+        ("avx512", r"vpmaddwd\s.*%zmm"),
+        ("avx_vnni", r"vpdpbusd\s.*%ymm"),
+        ("avx2", r"vpmaddwd\s.*%ymm"),
+        ("neon", r"sdot\s+v\d+\.4s"),
+    ],
+)
+@pytest.mark.parametrize("kernel", [TWO_POWERS, DENSE_INT8], ids=["two powers", "dense"])
+def test_general_int8_products_are_none_that_saturate(kernel, target, instruction):
+    code = assembly(kernel, named_target(target))
+    assert re.search(instruction, code)
+    assert "vpmaddubsw" not in code
+
+
 @EVERY_TARGET
 def test_threads_claim_work_by_one_instruction_where_llvm_names_it(target):
     # It sets a bit and returns the old one, in one step for all threads.
@@ -146,17 +169,19 @@ def test_no_inner_loop_of_matadd_multiplies(target, kernel):
 
 
 @EVERY_TARGET
-def test_no_inner_loop_of_the_pure_matshift_that_shifts_multiplies(target):
-    shifting = [loop for loop in inner_loops(assembly(SHIFTS, target)) if count(SHIFT_BY_COUNTS, loop)]
+@BOTH_SHIFTS
+def test_no_inner_loop_of_the_pure_matshift_that_shifts_multiplies(target, shifts):
+    shifting = [loop for loop in inner_loops(assembly(shifts, target)) if count(SHIFT_BY_COUNTS, loop)]
     assert any(count(SHIFT_BY_COUNTS, loop) >= 4 for loop in shifting)
     assert [count(MULTIPLICATION, loop) for loop in shifting] == [0] * len(shifting)
 
 
 @EVERY_TARGET
-def test_no_inner_loop_of_the_pure_matshift_multiplies_whole_numbers(target):
+@BOTH_SHIFTS
+def test_no_inner_loop_of_the_pure_matshift_multiplies_whole_numbers(target, shifts):
     # Floats are multiplied where tokens are divided by their scale, ahead of the products.
     of_floats = re.compile(r"v(mul|fn?m\w+)[ps]s\s|(fmul|fml[as])\s")
-    for loop in inner_loops(assembly(SHIFTS, target)):
+    for loop in inner_loops(assembly(shifts, target)):
         assert count(MULTIPLICATION, loop) == count(of_floats, loop)
 
 

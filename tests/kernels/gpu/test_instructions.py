@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from kernels_tvm.descriptions import LinearDescription
 from kernels_tvm.gpu import build, library, nvidia
 from kernels_tvm.store import Kernel
@@ -52,11 +54,11 @@ def test_the_float_product_by_shifts_adds_to_exponents_and_multiplies_nothing(ar
     assert count(MULTIPLICATION, loop) == 0
 
 
-def test_the_int8_product_by_shifts_multiplies_nothing(architecture):
-    loop = product_loop(
-        LinearDescription("shift", 64, 512, 4, "int8", shifts=True), architecture, r"shl\.b32"
-    )
-    assert count(r"shl\.b32", loop) >= 64
+@pytest.mark.parametrize("bits", [4, 8], ids=["one power", "two powers"])
+def test_the_int8_product_by_shifts_multiplies_nothing(architecture, bits):
+    linear = LinearDescription("shift", 64, 512, bits, "int8", shifts=True)
+    loop = product_loop(linear, architecture, r"shl\.b32")
+    assert count(r"shl\.b32", loop) >= 16 * bits
     assert count(r"(add|sub)\.s32", loop) >= 64
     assert count(MULTIPLICATION, loop) == 0
 
