@@ -18,6 +18,9 @@ ATTENTION_KINDS = (
 LINEAR_KINDS = ("dense", "shift", "moe")
 LAYER_CHOICES = ("dense", "dense_int8", "shift", "shift_two_terms", "moe")  # of one linear layer
 
+# Of what a conversion without training may cost.
+PROXIES = ("agreement", "error")
+
 # Of how they are computed.
 IMPLEMENTATIONS = ("xla", "tvm", "tvm_shift")
 PRECISIONS = ("float32", "bfloat16", "int8")

@@ -7,17 +7,16 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import shiftaddvit_jax as sav
-from shiftaddvit_jax.calibrate import (
-    Moments,
-    calibrate_with_report,
-    compensated_rounding,
-    fit_layer,
-)
+from shiftaddvit_jax.calibrate import Moments, calibrate_with_report, compensated_rounding, fit_layer
+from shiftaddvit_jax.calibrate.choice import MULTIPLY, SHIFT, Candidate, cheapest
+from shiftaddvit_jax.calibrate.fit import fit_dense
+from shiftaddvit_jax.calibrate.routing import fit_mixture
 from shiftaddvit_jax.cli import main
+from shiftaddvit_jax.costs.energy import UNIT_ENERGIES
 from shiftaddvit_jax.models import PyramidVisionTransformer, PyramidVisionTransformerV2, VisionTransformer
-from shiftaddvit_jax.models.inspect import capture
+from shiftaddvit_jax.models.inspect import capture, watch_routers
 from shiftaddvit_jax.nn import Block, Dense
-from shiftaddvit_jax.ops import power_of_two
+from shiftaddvit_jax.ops import power_of_two, two_powers_of_two
 
 POWERS = np.concatenate([sign * 2.0 ** np.arange(-14, 1) for sign in (1, -1)])
 PYRAMID = {
@@ -80,12 +79,27 @@ def vit():
     return model, variables, calibrate_with_report(model, variables, images(), mlp="shift")
 
 
+def nearest_of_two(weights):
+    """Rounds to sums and differences of two of seven powers, at a scale that holds an output's largest."""
+    powers = 2.0 ** np.arange(7)
+    numbers = {0, *powers, *np.add.outer(powers, powers).flat, *np.subtract.outer(powers, powers).flat}
+    numbers = np.array(sorted(number for number in numbers if 0 <= number <= 96))
+    scale = 2.0 ** np.ceil(np.log2(np.abs(weights).max(axis=0) / 104))
+
+    def nearest(row):
+        return (
+            np.sign(row) * numbers[np.abs(np.abs(row / scale)[..., None] - numbers).argmin(axis=-1)] * scale
+        )
+
+    return nearest
+
+
 def nearest(weights):
     """The nearest power of two of each weight, by trying all."""
     return POWERS[np.argmin(np.abs(np.asarray(weights)[..., None] - POWERS), axis=-1)]
 
 
-def slow_gptq(weight, hessian):
+def slow_gptq(weight, hessian, nearest):
     """Optimal brain quantization in a fixed order: after each input, the inverse loses its row and column."""
     weight, inverse = np.array(weight, np.float64), np.linalg.inv(hessian)
     rounded = np.zeros_like(weight)
@@ -102,7 +116,9 @@ def test_rounding_equals_a_slow_gptq(inputs):
     x = correlated(400, inputs)
     hessian = x.T @ x + np.eye(inputs)
     weight = 0.3 * np.random.default_rng(2).standard_normal((inputs, 5))
-    np.testing.assert_array_equal(compensated_rounding(weight, hessian), slow_gptq(weight, hessian))
+    np.testing.assert_array_equal(compensated_rounding(weight, hessian), slow_gptq(weight, hessian, nearest))
+    two = compensated_rounding(weight, hessian, weight_terms=2)
+    np.testing.assert_array_equal(two, slow_gptq(weight, hessian, nearest_of_two(weight)))
 
 
 def test_uncorrelated_inputs_give_the_nearest_powers():
@@ -119,6 +135,16 @@ def test_compensation_takes_away_more_than_half_of_the_error_on_correlated_input
         for rounded in (compensated_rounding(weight, x.T @ x), nearest(weight))
     ]
     assert errors[0] < errors[1] / 2
+
+
+def test_two_terms_leave_a_hundredth_of_the_error_of_one():
+    x = correlated(400, 32)
+    weight = 0.3 * np.random.default_rng(4).standard_normal((32, 16))
+    errors = [
+        np.sum(np.square(x @ (weight - compensated_rounding(weight, x.T @ x, weight_terms=terms))))
+        for terms in (1, 2)
+    ]
+    assert errors[1] < errors[0] / 20
 
 
 def moments(x, y):
@@ -142,6 +168,94 @@ def test_signal_to_noise_is_that_of_the_outputs():
     noise = wanted - (x @ nearest(kernel) + bias)
     expected = 10 * np.log10(np.sum(np.square(wanted - wanted.mean(0))) / np.sum(np.square(noise)))
     assert moments(x, wanted).signal_to_noise(nearest(kernel), bias) == pytest.approx(expected)
+
+
+def test_a_dense_layer_is_the_ridge_regression_that_is_drawn_to_the_old_kernel():
+    x = correlated(500, 12)
+    kernel = np.random.default_rng(5).standard_normal((12, 6))
+    wanted = 2 * x @ kernel + 0.7
+    fit = fit_dense(moments(x, wanted), kernel)
+    centred = x - x.mean(0)
+    damping = 0.01 * np.mean(np.sum(centred**2, axis=0)) * np.eye(12)
+    right = np.linalg.solve(centred.T @ centred + damping, centred.T @ wanted + damping @ kernel)
+    np.testing.assert_allclose(fit["kernel"], right, rtol=1e-5)
+    np.testing.assert_allclose(x.mean(0) @ fit["kernel"] + fit["bias"], wanted.mean(0), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    """Tokens of which those with a large first channel lose most, and a mixture fitted to them."""
+    rng = np.random.default_rng(9)
+    x = rng.standard_normal((600, 8)).astype(np.float32)
+    dense = {"kernel": rng.standard_normal((8, 5)).astype(np.float32), "bias": np.zeros(5, np.float32)}
+    shift = {"kernel": dense["kernel"].copy(), "bias": np.full(5, 0.05, np.float32)}
+    shift["kernel"][0] += 0.5
+    x[:, 0] = np.exp(x[:, 0])
+    wanted = x @ dense["kernel"]
+    batches = [(x[:300], wanted[:300]), (x[300:], wanted[300:])]
+    return x, wanted, dense, shift, fit_mixture(lambda: iter(batches), dense, shift, 0.6)
+
+
+def routed(mixture):
+    x, _, dense, shift, (params, _) = mixture
+    logits = x @ params["router"]["kernel"] + params["router"]["bias"]
+    y = [x @ expert["kernel"] + expert["bias"] for expert in (dense, shift)]
+    probabilities = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    return np.argmax(logits, 1), np.where(np.argmax(logits, 1)[:, None] == 0, *y) * probabilities.max(1)[
+        :, None
+    ]
+
+
+def test_a_fitted_router_shares_out_the_tokens_as_asked(mixture):
+    chosen, _ = routed(mixture)
+    assert np.mean(chosen == 1) == pytest.approx(0.6, abs=0.005)
+
+
+def test_the_tokens_that_lose_most_go_to_the_dense_expert(mixture):
+    x, wanted, dense, shift, _ = mixture
+    chosen, _ = routed(mixture)
+    losses = [np.mean((wanted - x @ it["kernel"] - it["bias"]) ** 2, axis=1) for it in (dense, shift)]
+    more = losses[1] - losses[0]
+    assert np.mean(more[chosen == 0]) > 3 * np.mean(more[chosen == 1])
+
+
+def test_a_mixtures_noise_is_what_its_outputs_miss(mixture):
+    _, found = routed(mixture)
+    noise = np.mean((mixture[1] - found) ** 2, axis=0)
+    np.testing.assert_allclose(mixture[4][1], noise, rtol=1e-3)
+
+
+def candidates(*costs):
+    return [
+        Candidate(choice, *cost)
+        for choice, cost in zip(("shift", "shift_two_terms", "moe"), costs, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "choices"),
+    [
+        (np.inf, ("shift", "shift")),
+        (8.5, ("shift", "shift_two_terms")),  # 4 of error for 1 of energy, rather than 3
+        (5.5, ("shift_two_terms", "shift_two_terms")),
+        (0.0, ("moe", "moe")),
+    ],
+)
+def test_the_step_that_takes_most_error_for_its_energy_comes_first(error, choices):
+    table = {"a": candidates((1, 6), (2, 3), (9, 1)), "b": candidates((1, 6), (2, 2), (9, 1))}
+    found = cheapest(table, error)
+    assert tuple(found[path].choice for path in "ab") == choices
+
+
+def test_energies_are_those_of_the_accelerator():
+    unit = UNIT_ENERGIES
+    assert pytest.approx(unit["int8"]["shift"] + unit["int32"]["add"]) == SHIFT
+    assert {
+        "float32": unit["float32"]["multiply"] + unit["float32"]["add"],
+        "bfloat16": unit["float16"]["multiply"] + unit["float32"]["add"],
+        "int8": unit["int8"]["multiply"] + unit["int32"]["add"],
+    } == pytest.approx(MULTIPLY)
 
 
 def test_constant_inputs_leave_each_weight_its_nearest_power():
@@ -206,6 +320,48 @@ def test_the_first_layer_s_ratios_are_those_of_its_outputs(vit):
     assert layers[0].name == name
     assert layers[0].calibrated == pytest.approx(ratio, abs=0.01)
     assert layers[0].calibrated > layers[0].rounded
+
+
+@pytest.fixture(scope="module")
+def mixed(vit):
+    model, variables, _ = vit
+    layers = {"block1/mlp/fc2": "moe", "block2/mlp/fc1": "shift_two_terms", "block2/attn/qkv": "dense_int8"}
+    return calibrate_with_report(model, variables, images(), layers=layers)
+
+
+def test_single_layers_are_fitted_as_what_they_become(mixed):
+    student, variables, layers = mixed
+    assert dict(student.primitives.layers) == {layer.name: layer.choice for layer in layers}
+    two = flat(variables)["block2/mlp/fc1/kernel"]
+    assert jnp.array_equal(two, two_powers_of_two(two))
+    assert all(layer.calibrated >= layer.rounded - 0.1 for layer in layers)
+
+
+def test_a_fitted_mixture_loses_less_than_shifts_alone(vit, mixed):
+    moe, shift = (
+        next(layer for layer in each if layer.name == "block1/mlp/fc2") for each in (mixed[2], vit[2][2])
+    )
+    assert moe.calibrated > shift.calibrated + 1
+
+
+def test_a_mixture_sends_the_share_of_its_latencies_to_shifts(mixed):
+    student, variables, _ = mixed
+    name = "block1/mlp/fc2/router"
+    chosen = watch_routers(student)(variables, images())[name][0]
+    assert np.mean(chosen) == pytest.approx(0.6, abs=0.01)
+
+
+def test_a_budget_of_error_buys_better_choices_than_one_term(vit):
+    model, variables, (student, one, report) = vit
+    dense = jax.jit(model.apply)(variables, images())
+    spent = 100 * np.mean(np.square(jax.jit(student.apply)(one, images()) - dense)) / np.var(dense)
+    chosen, fitted, layers = calibrate_with_report(
+        model, variables, images(), mlp="shift", budget=spent / 4, proxy="error"
+    )
+    found = 100 * np.mean(np.square(jax.jit(chosen.apply)(fitted, images()) - dense)) / np.var(dense)
+    assert found <= spent / 4
+    assert {layer.name for layer in layers} == {layer.name for layer in report}
+    assert {"shift"} < {layer.choice for layer in layers}  # no more than it takes
 
 
 def test_attentions_stay_as_they_are_unless_asked(vit):
@@ -273,14 +429,38 @@ def test_a_kind_that_is_none_is_refused(vit, kind, message):
         sav.calibrate(*vit[:2], images(1), mlp=kind)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"budget": -1.0}, "budget must be at least 0 points, got -1"),
+        ({"budget": np.nan}, "budget must be at least 0 points, got nan"),
+        ({"budget": 1.0, "proxy": "erro"}, "unknown proxy 'erro'; did you mean 'error'"),
+        ({"weight_terms": 3}, "weight_terms must be 1 or 2, got 3"),
+        ({"mlp": "moe", "latencies": {}}, "no latencies for block1/mlp/fc1"),
+        (
+            {"mlp": "dense", "projections": "dense", "layers": {"block1/mlp/fc3": "shift"}},
+            "unknown linear layer",
+        ),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_refused_in_one_line(vit, settings, message):
+    with pytest.raises(ValueError, match=message):
+        sav.calibrate(*vit[:2], images(1), **{"mlp": "shift", **settings})
+
+
 def test_convert_writes_a_checkpoint_that_packs_without_loss(tmp_path, capsys, recwarn):
     model = sav.create_model("pvt_v2_nano", num_classes=10, attention="msa")
     about = {"class_names": list("0123456789"), "top1": 0.5}
     sav.save_model(tmp_path / "dense", model, sav.init_variables(model, jax.random.key(0)), about)
     command = ["convert", str(tmp_path / "dense"), "--images", "digits", "--count", "16", "--mlp"]
-    assert main([*command, "shift,dense,dense,dense", "--output", str(tmp_path / "shift")]) == 0
-    assert "2 layers, 16 images" in capsys.readouterr().out
+    terms = ["--weight-terms", "2", "--output", str(tmp_path / "shift")]
+    assert main([*command, "shift,dense,dense,dense", *terms]) == 0
+    printed = capsys.readouterr().out
+    assert "2 layers, 16 images" in printed
+    assert "shift_two_terms" in printed
     student, variables, description = sav.load_model(tmp_path / "shift")
+    assert student.primitives.weight_terms == 2
     assert student.mlp == ("shift", "dense", "dense", "dense")
     assert description["class_names"] == list("0123456789")
     assert "top1" not in description

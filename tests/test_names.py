@@ -8,8 +8,10 @@ from typing import get_args
 import shiftaddvit_jax as sav
 from shiftaddvit_jax import names
 from shiftaddvit_jax.bench.models import PEERS
+from shiftaddvit_jax.calibrate.choice import Proxy
 from shiftaddvit_jax.costs.energy import FORMATS
 from shiftaddvit_jax.nn import attention
+from shiftaddvit_jax.nn.primitives import LAYER_CHOICES
 from shiftaddvit_jax.ops.implementation import Implementation
 from shiftaddvit_jax.ops.precision import CONV_GENERAL_DILATED, DOT_GENERAL, Precision
 from shiftaddvit_jax.pictures.gallery import PICTURES
@@ -23,6 +25,8 @@ def test_every_table_has_the_names_that_help_shows():
     assert tuple(FORMATS) == names.NUMBER_FORMATS
     assert tuple(DOT_GENERAL) == tuple(CONV_GENERAL_DILATED) == get_args(Precision) == names.PRECISIONS
     assert get_args(get_args(Implementation)[0]) == names.IMPLEMENTATIONS
+    assert get_args(Proxy) == names.PROXIES
+    assert tuple(LAYER_CHOICES) == names.LAYER_CHOICES
     assert tuple(writers.OPEN) == names.WRITERS
     assert set(names.PAPER_MODELS) <= set(sav.list_models())
 

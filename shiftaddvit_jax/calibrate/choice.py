@@ -21,6 +21,7 @@ from shiftaddvit_jax.calibrate.branch import SUMS, Place, Sum, batches, linear_m
 from shiftaddvit_jax.calibrate.fit import add_moments, fit_dense, fit_layer
 from shiftaddvit_jax.calibrate.routing import fit_mixture
 from shiftaddvit_jax.models.inspect import Images, module_variables, on_xla
+from shiftaddvit_jax.names import PROXIES
 from shiftaddvit_jax.nn import Block
 from shiftaddvit_jax.nn.linear import precision_of
 from shiftaddvit_jax.progress import progress_bar
@@ -114,7 +115,7 @@ def choose_layers(
     Raises:
       ValueError: no layer to choose for, an unknown proxy, a budget below 0.
     """
-    check_choice("proxy", budget.proxy, ("agreement", "error"))
+    check_choice("proxy", budget.proxy, PROXIES)
     if not budget.points >= 0:
         raise ValueError(f"the budget must be at least 0 points, got {budget.points}")
     if not shares:

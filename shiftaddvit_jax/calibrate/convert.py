@@ -157,7 +157,7 @@ def calibrate_with_report(
         == "shift"
     ]
     shares = {path: _shift_share(latencies, path) for path in candidates}
-    choose = choose_layers(model, variables, images, shares, Budget(budget, proxy))
+    choose = choose_layers(model, variables, images, shares, Budget(float(budget), proxy))
     return choose(lambda chosen: convert({**(layers or {}), **chosen}))
 
 

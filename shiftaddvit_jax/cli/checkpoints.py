@@ -34,6 +34,12 @@ def add_reparameterize(commands: Commands) -> None:
     command.add_argument("--attention", metavar="KIND", help=f"{per_stage} {', '.join(ATTENTION_KINDS)}")
     command.add_argument("--mlp", metavar="KIND", help=f"{per_stage} {', '.join(LINEAR_KINDS)}")
     command.add_argument("--projections", metavar="KIND", help="the same for the attentions' linear layers")
+    command.add_argument(
+        "--weight-terms",
+        type=int,
+        choices=(1, 2),
+        help="powers of two in a shift layer's weight; default: unchanged, 1 in a dense model",
+    )
     command.add_argument("--seed", type=int, default=0, metavar="N", help="for what is new (default: 0)")
 
 
@@ -51,10 +57,12 @@ def reparameterize_checkpoint(arguments: argparse.Namespace) -> None:
         for name in ("attention", "mlp", "projections")
         if getattr(arguments, name)
     }
+    if arguments.weight_terms:
+        kinds["weight_terms"] = arguments.weight_terms
     if (arguments.pretrained is None) == (arguments.checkpoint is None):
         raise ValueError("give one of --checkpoint and --pretrained")
     if arguments.checkpoint is not None and not kinds:
-        raise ValueError("nothing to change: give --attention, --mlp or --projections")
+        raise ValueError("nothing to change: give --attention, --mlp, --projections or --weight-terms")
     source = open_source(arguments.checkpoint or arguments.pretrained, **source_settings(arguments))
     for note in source.notes:
         print(f"note: {note}")

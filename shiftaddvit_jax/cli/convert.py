@@ -1,6 +1,7 @@
 """The command that makes a shift model of a dense one without training."""
 
 import argparse
+import dataclasses
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,8 @@ from shiftaddvit_jax.cli.arguments import (
     source_settings,
 )
 from shiftaddvit_jax.command import print_table, program
-from shiftaddvit_jax.names import ATTENTION_KINDS, SOURCES
+from shiftaddvit_jax.files import read_latencies
+from shiftaddvit_jax.names import ATTENTION_KINDS, PRECISIONS, PROXIES, SOURCES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +47,7 @@ def add_convert(commands: Commands) -> None:
     )
     per_stage = "one kind, or one a stage separated by commas:"
     command.add_argument(
-        "--mlp", default="shift", metavar="KIND", help=f"{per_stage} shift, dense (default: %(default)s)"
+        "--mlp", default="shift", metavar="KIND", help=f"{per_stage} shift, moe, dense (default: %(default)s)"
     )
     command.add_argument(
         "--projections",
@@ -56,7 +58,36 @@ def add_convert(commands: Commands) -> None:
     command.add_argument(
         "--attention",
         metavar="KIND",
-        help=f"default: unchanged; {per_stage} {', '.join(ATTENTION_KINDS)}; it is not calibrated",
+        help=f"default: unchanged; {per_stage} {', '.join(ATTENTION_KINDS)}; its last layer is fitted",
+    )
+    command.add_argument(
+        "--weight-terms",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="powers of two in a shift layer's weight (default: %(default)s)",
+    )
+    command.add_argument(
+        "--precision", choices=PRECISIONS, help="of what dense layers multiply; default: the checkpoint's"
+    )
+    command.add_argument(
+        "--budget",
+        type=float,
+        metavar="POINTS",
+        help="let each shift layer become one term, two terms, a mixture or dense in int8: the least energy "
+        "that costs at most so many points of --proxy",
+    )
+    command.add_argument(
+        "--proxy",
+        choices=PROXIES,
+        default="agreement",
+        help="points: images in percent whose class is not the dense model's, or the logits' squared error "
+        "in percent of their variance (default: %(default)s)",
+    )
+    command.add_argument(
+        "--latencies",
+        metavar="FILE",
+        help="of `measure-latency --json FILE`, by which mixtures share out tokens; default: the paper's 6:4",
     )
     command.add_argument("--output", required=True, metavar="DIR", help="where the new checkpoint goes")
 
@@ -81,19 +112,29 @@ def convert(arguments: argparse.Namespace) -> None:
     images = _evenly(examples, arguments.count, source.preprocessing)
     names = ("attention", "mlp", "projections")
     kinds = {name: parse_kinds(getattr(arguments, name)) for name in names if getattr(arguments, name)}
+    settings = {name: getattr(arguments, name) for name in ("weight_terms", "budget", "proxy")}
+    if arguments.latencies:
+        settings["latencies"] = read_latencies(arguments.latencies)
+    dense = source.model
+    if arguments.precision:
+        primitives = dataclasses.replace(dense.primitives, precision=arguments.precision)
+        dense = dense.clone(primitives=primitives)
     start = time.perf_counter()
-    model, variables, layers = calibrate_with_report(source.model, source.variables, images, **kinds)
+    model, variables, layers = calibrate_with_report(dense, source.variables, images, **kinds, **settings)
     seconds = time.perf_counter() - start
     about = describe_source(source)
     about.pop("top1", None)  # the dense model's
     save_model(arguments.output, model, variables, about)
     table = Table(box=box.SIMPLE)
     table.add_column("layer")
-    for name in ("rounded, dB", "calibrated, dB"):
+    table.add_column("is now")
+    for name in ("rounded, dB", "calibrated, dB", "energy, µJ"):
         table.add_column(name, justify="right")
     for layer in layers:
-        table.add_row(Text(layer.name), f"{layer.rounded:.1f}", f"{layer.calibrated:.1f}")
+        numbers = f"{layer.rounded:.1f}", f"{layer.calibrated:.1f}", f"{layer.energy:.3g}"
+        table.add_row(Text(layer.name), layer.choice, *numbers)
     print_table(table)
+    print("Energy: products of one image on an accelerator in 45 nm CMOS, activations in int8.")
     print(f"written to {arguments.output}: {len(layers)} layers, {len(images)} images, {seconds:.0f} s")
     print(f"Next: {program()} pack --checkpoint {arguments.output} --output {arguments.output}-packed")
 

@@ -145,11 +145,12 @@ class VisionTransformer(nn.Module):
     def _run_blocks(self, images, train):
         """All tokens after the last LayerNorm, those before the grid first, and the grid."""
         check_images(images)
+        patch = self.patch_size
         for side in (self.image_size, *images.shape[1:3]):
-            if side < self.patch_size or side % self.patch_size:
+            if side < patch or side % patch:
                 raise ValueError(
-                    f"{self.variant} cuts images into patches of {self.patch_size} x {self.patch_size} pixels: their "
-                    f"sides must be multiples of {self.patch_size}, got {side}"
+                    f"{self.variant} cuts images into patches of {patch} x {patch} pixels: their "
+                    f"sides must be multiples of {patch}, got {side}"
                 )
         dtype = self.primitives.dtype or jnp.float32
         x = self.patch_embed(images.astype(dtype))
@@ -189,8 +190,8 @@ def _variant(embed_dim, num_heads, preprocessing, distilled=False, depth=12, pat
     }
 
 
-# Table 1 of the DeiT paper; a ViT of the same size differs only in its training. Nano is this project's own, for
-# images of 32 x 32 pixels, all of the centre.
+# Table 1 of the DeiT paper; a ViT of the same size differs only in its training. Nano is this project's own,
+# for images of 32 x 32 pixels, all of the centre.
 VARIANTS = {
     "deit_nano": _variant(64, 4, Preprocessing(size=32, resize_to=32), depth=6, patch_size=4),
     "vit_tiny": _variant(192, 3, AUGREG),
