@@ -87,9 +87,8 @@ def nearest_of_two(weights):
     scale = 2.0 ** np.ceil(np.log2(np.abs(weights).max(axis=0) / 104))
 
     def nearest(row):
-        return (
-            np.sign(row) * numbers[np.abs(np.abs(row / scale)[..., None] - numbers).argmin(axis=-1)] * scale
-        )
+        closest = np.abs(np.abs(row / scale)[..., None] - numbers).argmin(axis=-1)
+        return np.sign(row) * numbers[closest] * scale
 
     return nearest
 
@@ -351,15 +350,19 @@ def test_a_mixture_sends_the_share_of_its_latencies_to_shifts(mixed):
     assert np.mean(chosen) == pytest.approx(0.6, abs=0.01)
 
 
+def error_of(model, variables, dense):
+    """The squared error of the logits in percent of their variance."""
+    return float(100 * np.mean(np.square(jax.jit(model.apply)(variables, images()) - dense)) / np.var(dense))
+
+
 def test_a_budget_of_error_buys_better_choices_than_one_term(vit):
     model, variables, (student, one, report) = vit
     dense = jax.jit(model.apply)(variables, images())
-    spent = 100 * np.mean(np.square(jax.jit(student.apply)(one, images()) - dense)) / np.var(dense)
+    spent = error_of(student, one, dense)
     chosen, fitted, layers = calibrate_with_report(
         model, variables, images(), mlp="shift", budget=spent / 4, proxy="error"
     )
-    found = 100 * np.mean(np.square(jax.jit(chosen.apply)(fitted, images()) - dense)) / np.var(dense)
-    assert found <= spent / 4
+    assert error_of(chosen, fitted, dense) <= spent / 4
     assert {layer.name for layer in layers} == {layer.name for layer in report}
     assert {"shift"} < {layer.choice for layer in layers}  # no more than it takes
 
