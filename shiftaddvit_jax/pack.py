@@ -18,13 +18,12 @@ from shiftaddvit_jax.nn import Conv, Dense, ShiftDense
 from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.nn.linear import precision_of
 from shiftaddvit_jax.ops import PackedWeight, pack_weight, unpack_weight
+from shiftaddvit_jax.ops.int8 import block_int8, unblock_int8
 from shiftaddvit_jax.ops.packing import (
-    block_int8,
     block_weight,
     has_packed_form,
     packed_bits,
     packed_weight_shape,
-    unblock_int8,
     unblock_weight,
 )
 

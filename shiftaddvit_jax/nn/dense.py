@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
-from shiftaddvit_jax.ops.packing import unblock_int8, unblock_weight
+from shiftaddvit_jax.ops.implementation import Implementation
+from shiftaddvit_jax.ops.int8 import packed_int8_product, unblock_int8
+from shiftaddvit_jax.ops.packing import unblock_weight
 
 
 def promote_factors(
@@ -44,12 +46,23 @@ class _Packable(nn.Module):
 
 
 class Dense(_Packable, nn.Dense):
-    """A dense layer, called like every kind of linear layer."""
+    """A dense layer, called like every kind of linear layer.
+
+    Attributes:
+      implementation: of a product with a weight packed in int8, see `shiftaddvit_jax.ops`.
+    """
+
+    implementation: Implementation = None
 
     @nn.nowrap  # else an interceptor of methods would see two calls
     def __call__(
         self, x: Float[Array, "*batch inputs"], train: bool = False
     ) -> Float[Array, "*batch outputs"]:
+        if self.has_variable("params", "scale"):
+            tiles, scale, bias = (self.get_variable("params", name) for name in ("blocks", "scale", "bias"))
+            x, bias = promote_dtype(x, bias, dtype=self.dtype)
+            y = packed_int8_product(x, tiles, scale, self.features, self.implementation)
+            return y if bias is None else y + bias
         return _in_dtype(super().__call__(x), self.dtype)
 
 

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from kernels_tvm.descriptions import LinearDescription
 from shiftaddvit_jax.nn.primitives import Primitives
 from shiftaddvit_jax.ops import PackedWeight, pack_weight, shift_weight
-from shiftaddvit_jax.ops.packing import block_int8, block_weight, check_packed, has_packed_form, packed_bits
+from shiftaddvit_jax.ops.int8 import block_int8
+from shiftaddvit_jax.ops.packing import block_weight, check_packed, has_packed_form, packed_bits
 
 Params = Mapping[str, PyTree]
 LinearKind = Literal["dense", "shift", "moe"]

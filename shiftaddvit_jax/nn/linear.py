@@ -51,6 +51,7 @@ def make_linear(kind: str, features: int, primitives: Primitives, *, name: str |
             dtype=primitives.dtype,
             kernel_init=kernel_init,
             dot_general=primitives.dot_general,
+            implementation=primitives.implementation,
             name=name,
         )
     settings = {

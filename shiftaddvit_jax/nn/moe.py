@@ -148,6 +148,7 @@ class MoEDense(nn.Module):
             self.dtype,
             kernel_init=kernel_init,
             dot_general=DOT_GENERAL[self.precision],
+            implementation=self.implementation,
             name="dense",
         )
         shift = ShiftDense(

@@ -26,7 +26,6 @@ from kernels_tvm.packing import (
 )
 from shiftaddvit_jax.ops.activations import Activations, straight_through
 from shiftaddvit_jax.ops.power_of_two import two_power_exponent
-from shiftaddvit_jax.ops.precision import int8_weight
 
 
 class PackedWeight(NamedTuple):
@@ -132,24 +131,6 @@ def unblock_weight(
 ) -> Float[Array | np.ndarray, "inputs outputs"]:
     """The weight that `block_weight` cut."""
     return read_blocks(blocks, outputs)
-
-
-def block_int8(
-    weight: Float[Array | np.ndarray, "inputs outputs"], xp: ModuleType = jnp
-) -> tuple[Int8[Array | np.ndarray, "output_tiles input_tiles 64"], Float[Array | np.ndarray, "padded"]]:
-    """A dense weight as int8 numbers in tiles and a float32 scale of each output, see `int8_weight`."""
-    numbers, scale = int8_weight(weight, xp)
-    return write_numbers(numbers, xp), xp.pad(scale, (0, -weight.shape[1] % TILE_OUTPUTS))
-
-
-def unblock_int8(
-    tiles: Int8[Array | np.ndarray, "output_tiles input_tiles 64"],
-    scale: Float[Array | np.ndarray, "padded"],
-    inputs: int,
-    outputs: int,
-) -> Float[Array | np.ndarray, "inputs outputs"]:
-    """The weight that `block_int8` rounded, float32."""
-    return read_numbers(tiles, inputs, outputs) * scale[:outputs]
 
 
 def round_to_octaves(weight: Float[Array, "inputs outputs"]) -> Float[Array, "inputs outputs"]:

@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int8
+from jaxtyping import Array, Float
 
-from shiftaddvit_jax.ops.activations import dynamic_int8
+from shiftaddvit_jax.ops.int8 import int8_product
 
 Precision = Literal["float32", "bfloat16", "int8"]
 
@@ -26,44 +25,6 @@ def bfloat16_factors(product: Callable) -> Callable:
         return product(*factors, *args, **kwargs, preferred_element_type=x.dtype)
 
     return rounded
-
-
-def int8_weight(
-    weight: Float[Array | np.ndarray, "inputs outputs"], xp: ModuleType = jnp
-) -> tuple[Int8[Array | np.ndarray, "inputs outputs"], Float[Array | np.ndarray, "outputs"]]:
-    """Whole numbers from -127 to 127 and each output's float32 scale, max |weight| / 127.
-
-    ``weight`` is about their product. An output of zeros has the scale 1. Scales are rounded down to 16
-    binary digits: products with the numbers are exact, and give the same numbers and scales again.
-    """
-    weight = weight.astype(xp.float32)
-    mantissa, exponent = xp.frexp(xp.max(xp.abs(weight), axis=0) / 127)
-    scale = xp.ldexp(xp.floor(mantissa * 2**16), exponent - 16).astype(xp.float32)
-    scale = xp.where(scale > 0, scale, xp.float32(1))
-    return xp.clip(xp.round(weight / scale), -127, 127).astype(xp.int8), scale
-
-
-@jax.custom_jvp
-def int8_product(
-    x: Float[Array, "*batch inputs"], weight: Float[Array, "inputs outputs"]
-) -> Float[Array, "*batch outputs"]:
-    """``x @ weight`` in int8 numbers with int32 sums: `dynamic_int8` of each row, `int8_weight`.
-
-    The gradient is that of a product of the rounded factors, straight-through.
-    """
-    (whole, row_scale), (numbers, scale) = dynamic_int8(x.astype(jnp.float32)), int8_weight(weight)
-    contracted = ((x.ndim - 1,), (0,)), ((), ())
-    sums = jax.lax.dot_general(whole.astype(jnp.int8), numbers, contracted, preferred_element_type=jnp.int32)
-    return (sums.astype(jnp.float32) * (scale * row_scale)).astype(x.dtype)
-
-
-@int8_product.defjvp
-def _int8_product_jvp(factors, tangents):
-    x, weight = factors
-    (whole, row_scale), (numbers, scale) = dynamic_int8(x.astype(jnp.float32)), int8_weight(weight)
-    rounded = (whole * row_scale).astype(x.dtype), (numbers * scale).astype(weight.dtype)
-    tangent = jnp.matmul(tangents[0], rounded[1]) + jnp.matmul(rounded[0], tangents[1])
-    return int8_product(x, weight), tangent.astype(x.dtype)
 
 
 def _int8_dot_general(x, weight, dimension_numbers, precision: Any = None):

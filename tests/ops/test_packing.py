@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from shiftaddvit_jax.ops import pack_weight, packed_product, two_powers_of_two, unpack_weight
-from shiftaddvit_jax.ops.packing import block_int8, round_to_octaves, unblock_int8
+from shiftaddvit_jax.ops.int8 import block_int8, packed_int8_product, unblock_int8
+from shiftaddvit_jax.ops.packing import round_to_octaves
 
 SIZES = pytest.mark.parametrize(
     ("inputs", "outputs"), [(1, 1), (4, 16), (5, 17), (3, 40), (50, 15), (130, 33)], ids=str
@@ -142,6 +143,20 @@ def test_dense_weights_in_int8_are_numpys_nearest_of_each_output(inputs, outputs
     assert np.all(np.abs(rounded - weight) <= 0.504 * expected_scale)
     for again, first in zip(block_int8(rounded), (tiles, scale), strict=True):
         np.testing.assert_array_equal(again, first)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "tvm", None])
+@SIZES
+def test_packed_products_in_int8_are_exact_sums_of_whole_numbers(inputs, outputs, implementation):
+    rng = np.random.default_rng(5)
+    weight, x = (rng.normal(size=shape).astype(np.float32) for shape in ((inputs, outputs), (2, 3, inputs)))
+    tiles, scale = block_int8(weight)
+    row = np.abs(x).max(axis=-1, keepdims=True) * np.float32(1 / 127)
+    whole = np.clip(np.round(x * (127 / np.abs(x).max(axis=-1, keepdims=True))), -127, 127)
+    numbers = np.asarray(unblock_int8(tiles, np.ones_like(scale), inputs, outputs))
+    sums = (whole.astype(np.int32) @ numbers.astype(np.int32)).astype(np.float32)
+    y = jax.jit(packed_int8_product, static_argnums=(3, 4))(x, tiles, scale, outputs, implementation)
+    np.testing.assert_allclose(y, sums * (np.asarray(scale)[:outputs] * row), rtol=3e-7)
 
 
 def test_rounding_to_octaves_is_what_four_bits_hold_with_a_straight_through_gradient():
