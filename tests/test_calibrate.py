@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 
 import jax
@@ -11,6 +12,7 @@ from shiftaddvit_jax.calibrate import Moments, calibrate_with_report, compensate
 from shiftaddvit_jax.calibrate.choice import MULTIPLY, SHIFT, Candidate, cheapest
 from shiftaddvit_jax.calibrate.fit import fit_dense
 from shiftaddvit_jax.calibrate.routing import fit_mixture
+from shiftaddvit_jax.calibrate.smoothing import smooth
 from shiftaddvit_jax.cli import main
 from shiftaddvit_jax.costs.energy import UNIT_ENERGIES
 from shiftaddvit_jax.models import PyramidVisionTransformer, PyramidVisionTransformerV2, VisionTransformer
@@ -71,6 +73,43 @@ def any_family(request):
         variables,
         calibrate_with_report(model, variables, images(), mlp="shift", projections="shift"),
     )
+
+
+def with_outliers(variables):
+    """The first channel of LayerNorms is 50 times as large, and read with a fiftieth of its weights."""
+
+    def scaled(path, leaf):
+        *_, module, name = (key.key for key in path)
+        if module in ("norm1", "norm2"):
+            return leaf.at[0].multiply(50)
+        return leaf.at[0].divide(50) if module in ("qkv", "fc1") and name == "kernel" else leaf
+
+    return jax.tree_util.tree_map_with_path(scaled, variables)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_smoothing_moves_outliers_and_changes_no_output(name):
+    model, variables = make(name)
+    variables = with_outliers(variables)
+    smoothed = smooth(model, variables, images(20), 0.5)
+    before, after = (jax.jit(model.apply)(each, images(20)) for each in (variables, smoothed))
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max())
+    norms = [norm for norm in flat(variables) if norm.endswith(("norm1/scale", "norm2/scale"))]
+    for norm in norms:
+        old, new = (np.abs(flat(each)[norm]) for each in (variables, smoothed))
+        assert new.max() / np.median(new) < old.max() / np.median(old)
+
+
+def test_smoothing_helps_products_in_int8():
+    model, variables = make("vit")
+    variables = with_outliers(variables)
+    dense = jax.jit(model.apply)(variables, images(20))
+    whole = model.clone(primitives=dataclasses.replace(model.primitives, precision="int8"))
+    errors = [
+        np.mean(np.square(jax.jit(whole.apply)(each, images(20)) - dense))
+        for each in (variables, smooth(model, variables, images(20), 0.5))
+    ]
+    assert errors[1] < errors[0] / 2
 
 
 @pytest.fixture(scope="module")
@@ -438,6 +477,7 @@ def test_a_kind_that_is_none_is_refused(vit, kind, message):
         ({"budget": -1.0}, "budget must be at least 0 points, got -1"),
         ({"budget": np.nan}, "budget must be at least 0 points, got nan"),
         ({"budget": 1.0, "proxy": "erro"}, "unknown proxy 'erro'; did you mean 'error'"),
+        ({"smoothing": 1.5}, "smoothing must be between 0 and 1, got 1.5"),
         ({"weight_terms": 3}, "weight_terms must be 1 or 2, got 3"),
         ({"mlp": "moe", "latencies": {}}, "no latencies for block1/mlp/fc1"),
         (

@@ -15,6 +15,7 @@ from shiftaddvit_jax.calibrate.branch import SUMS, Path, Place, Sum, choice_of, 
 from shiftaddvit_jax.calibrate.choice import Budget, Proxy, choose_layers, energy
 from shiftaddvit_jax.calibrate.fit import Layer, add_moments, decibels, fit_dense, fit_layer
 from shiftaddvit_jax.calibrate.routing import fit_mixture
+from shiftaddvit_jax.calibrate.smoothing import smooth
 from shiftaddvit_jax.models.inspect import Images, module_variables, on_xla
 from shiftaddvit_jax.models.kinds import stage_kinds
 from shiftaddvit_jax.models.variables import linear_layers, stage_of
@@ -67,6 +68,7 @@ def calibrate(
     budget: float | None = None,
     proxy: Proxy = "agreement",
     latencies: Latencies = PAPER_LATENCIES,
+    smoothing: float = 0.0,
 ) -> tuple[nn.Module, PyTree]:
     """``model`` with shift layers that come near its dense layers on ``images``, and their variables.
 
@@ -100,6 +102,8 @@ def calibrate(
         the dense model's; ``"error"``: the mean squared error of the logits, in percent of their variance.
       latencies: of the dense and of the shift expert, which say how a mixture shares out its tokens; also by
         the layer's name, as ``shiftaddvit measure-latency`` measures them.
+      smoothing: above 0 to 1, outlier channels of LayerNorms go into weights first, which helps activations
+        in int8; SmoothQuant's strength is 0.5.
 
     Raises:
       ValueError: no layer to convert, other kinds, a model that is converted or variables that are packed
@@ -117,6 +121,7 @@ def calibrate(
         budget=budget,
         proxy=proxy,
         latencies=latencies,
+        smoothing=smoothing,
     )[:2]
 
 
@@ -133,6 +138,7 @@ def calibrate_with_report(
     budget: float | None = None,
     proxy: Proxy = "agreement",
     latencies: Latencies = PAPER_LATENCIES,
+    smoothing: float = 0.0,
 ) -> tuple[nn.Module, PyTree, tuple[CalibratedLayer, ...]]:
     """What `calibrate` returns, and how near each layer comes, in the order of the forward pass."""
     _check_dense(model, variables)
@@ -140,6 +146,9 @@ def calibrate_with_report(
     if attention is None and not layers and set(kinds["mlp"] + kinds["projections"]) == {"dense"}:
         raise ValueError("nothing to calibrate: give mlp='shift', projections='shift' or both")
     _check_pixels(model, images)
+
+    if smoothing:
+        variables = smooth(model, variables, images, smoothing)
 
     def convert(layers):
         student, rounded = reparameterize(

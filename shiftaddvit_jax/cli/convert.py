@@ -89,6 +89,13 @@ def add_convert(commands: Commands) -> None:
         metavar="FILE",
         help="of `measure-latency --json FILE`, by which mixtures share out tokens; default: the paper's 6:4",
     )
+    command.add_argument(
+        "--smoothing",
+        type=float,
+        default=0.0,
+        metavar="STRENGTH",
+        help="0 to 1: move outlier channels into weights, for activations in int8; SmoothQuant's is 0.5",
+    )
     command.add_argument("--output", required=True, metavar="DIR", help="where the new checkpoint goes")
 
 
@@ -112,7 +119,7 @@ def convert(arguments: argparse.Namespace) -> None:
     images = _evenly(examples, arguments.count, source.preprocessing)
     names = ("attention", "mlp", "projections")
     kinds = {name: parse_kinds(getattr(arguments, name)) for name in names if getattr(arguments, name)}
-    settings = {name: getattr(arguments, name) for name in ("weight_terms", "budget", "proxy")}
+    settings = {name: getattr(arguments, name) for name in ("weight_terms", "budget", "proxy", "smoothing")}
     if arguments.latencies:
         settings["latencies"] = read_latencies(arguments.latencies)
     dense = source.model
