@@ -86,7 +86,8 @@ def read_tiles(tiles: Any, inputs: int, outputs: int, xp: ModuleType = np) -> tu
 
 def write_numbers(numbers: Any, xp: ModuleType = np) -> Any:
     """The tiles, int8, of whole numbers, int8 [inputs, outputs]."""
-    return _to_tiles(numbers, packed_shape(*numbers.shape, 8), xp)
+    inputs, outputs = numbers.shape
+    return _to_tiles(numbers, packed_shape(inputs, outputs, 8), xp)
 
 
 def read_numbers(tiles: Any, inputs: int, outputs: int) -> Any:

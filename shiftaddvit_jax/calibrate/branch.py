@@ -118,7 +118,8 @@ class Place(NamedTuple):
         self, variables: tuple[PyTree, PyTree], tokens: tuple[Tokens, Tokens]
     ) -> Float[np.ndarray, "outputs"]:
         """The mean square of what is missing from each output of the new layer, as it computes it."""
-        sums, count = 0.0, 0
+        sums: Any = 0.0
+        count = 0
         for batch in batches(len(tokens[0])):
             _, wanted, found = _signals(self, variables, (tokens[0][batch], tokens[1][batch]))
             sums = sums + np.asarray(jnp.sum(jnp.square(wanted - found), axis=0), np.float64)

@@ -271,7 +271,7 @@ def _squared_slopes(model, variables, images, paths) -> dict[str, Float[np.ndarr
         zeros = jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), jax.eval_shape(outputs, images))
 
         def probe(by):
-            logits = shifted(by, images)
+            logits: Any = shifted(by, images)
             return (
                 jnp.sum(logits * jax.random.rademacher(key, logits.shape, logits.dtype))
                 / logits.shape[-1] ** 0.5

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from shiftaddvit_jax.calibrate.branch import SUMS, Path, Place, Sum, choice_of, linear_modules
 from shiftaddvit_jax.calibrate.choice import Budget, Proxy, choose_layers, energy
-from shiftaddvit_jax.calibrate.fit import Layer, add_moments, decibels, fit_dense, fit_layer
+from shiftaddvit_jax.calibrate.fit import add_moments, decibels, fit_dense, fit_layer
 from shiftaddvit_jax.calibrate.routing import fit_mixture
 from shiftaddvit_jax.calibrate.smoothing import smooth
 from shiftaddvit_jax.models.inspect import Images, module_variables, on_xla
@@ -142,7 +142,7 @@ def calibrate_with_report(
 ) -> tuple[nn.Module, PyTree, tuple[CalibratedLayer, ...]]:
     """What `calibrate` returns, and how near each layer comes, in the order of the forward pass."""
     _check_dense(model, variables)
-    kinds = _kinds(model, mlp, projections)
+    kinds: dict[str, Any] = _kinds(model, mlp, projections)
     if attention is None and not layers and set(kinds["mlp"] + kinds["projections"]) == {"dense"}:
         raise ValueError("nothing to calibrate: give mlp='shift', projections='shift' or both")
     _check_pixels(model, images)
@@ -154,7 +154,7 @@ def calibrate_with_report(
         student, rounded = reparameterize(
             model, variables, attention=attention, weight_terms=weight_terms, layers=layers, **kinds
         )
-        rounded = learn_hashes(student, rounded, images[:HASHED_IMAGES], jax.random.key(0))
+        rounded = learn_hashes(student, rounded, jnp.asarray(images[:HASHED_IMAGES]), jax.random.key(0))
         return _convert(model, variables, images, student, rounded, latencies)
 
     if budget is None:
@@ -255,17 +255,17 @@ def _fit(
         fit = fit_dense(moments, kernel)
         after = variables[0], _with_layer(variables[1], place.path, fit)
         noises = [place.noise(variables, tokens), place.noise(after, tokens)]
-    ratios = (decibels(float(signal), float(np.sum(noise))) for noise in noises)
+    rounded, calibrated = (decibels(float(signal), float(np.sum(noise))) for noise in noises)
     products = float(moments.count) / len(tokens[0]) * np.size(kernel)
-    layer = CalibratedLayer(name, choice, *ratios, energy(choice, products, module, share))
-    return fit, layer, bool(moments.count <= len(moments.inputs))
+    report = CalibratedLayer(name, choice, rounded, calibrated, energy(choice, products, module, share))
+    return fit, report, bool(moments.count <= len(moments.inputs))
 
 
 def _layer(variables: PyTree, path: Path) -> Mapping[str, Any]:
     return jax.tree.map(np.asarray, module_variables("/".join(path), variables)["params"])
 
 
-def _with_layer(variables: PyTree, path: Path, fit: Mapping[str, Array | Layer]) -> PyTree:
+def _with_layer(variables: PyTree, path: Path, fit: Mapping[str, Any]) -> PyTree:
     """A block's variables with a layer's new parameters."""
     leaves = {("params", *path, *leaf): jnp.asarray(value) for leaf, value in flatten_dict(fit).items()}
     return unflatten_dict(flatten_dict(variables) | leaves)

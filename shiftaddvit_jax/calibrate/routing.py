@@ -1,6 +1,7 @@
 """The router of a mixture, fitted so that the tokens that lose most go to the dense expert."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,9 +41,10 @@ def fit_mixture(
     border = np.mean(ordered[place : place + 2])  # between two tokens, so that none is undecided
     sharpness = SURE / max(np.quantile(np.abs(scores - border), UNSURE), FLOOR)
     kernel, bias = estimate["kernel"] * sharpness, (estimate["bias"] - border) * sharpness
-    router = {"kernel": np.pad(kernel, ((0, 0), (0, 1))), "bias": np.pad(bias, (0, 1))}
+    router: Layer = {"kernel": np.pad(kernel, ((0, 0), (0, 1))), "bias": np.pad(bias, (0, 1))}
     router = {name: value.astype(np.float32) for name, value in router.items()}
-    sums, count = 0.0, 0
+    sums: Any = 0.0
+    count = 0
     for x, wanted in pairs():
         sums = sums + np.asarray(_mixture_noise(x, wanted, dense, shift, router), np.float64)
         count += len(x)

@@ -39,7 +39,7 @@ def smooth(model: nn.Module, variables: PyTree, images: Images, strength: float)
     """
     if not 0 <= strength <= 1:
         raise ValueError(f"smoothing must be between 0 and 1, got {strength}")
-    params = flatten_dict(variables["params"], sep="/")
+    params: dict[str, Any] = flatten_dict(variables["params"], sep="/")
     for norm, largest in _largest_outputs(model, variables, images).items():
         block, _, name = norm.rpartition("/")
         readers = _readers(params, block, name)

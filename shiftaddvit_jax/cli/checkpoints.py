@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import warnings
 from pathlib import Path
+from typing import Any
 
 from shiftaddvit_jax.cli.arguments import (
     Commands,
@@ -52,7 +53,7 @@ def reparameterize_checkpoint(arguments: argparse.Namespace) -> None:
     from shiftaddvit_jax.models.kinds import parse_kinds
     from shiftaddvit_jax.reparameterize import reparameterization_report, reparameterize
 
-    kinds = {
+    kinds: dict[str, Any] = {
         name: parse_kinds(getattr(arguments, name))
         for name in ("attention", "mlp", "projections")
         if getattr(arguments, name)

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shiftaddvit_jax.cli.arguments import (
     Commands,
@@ -118,8 +118,12 @@ def convert(arguments: argparse.Namespace) -> None:
     examples = _examples(arguments.images, arguments.path)
     images = _evenly(examples, arguments.count, source.preprocessing)
     names = ("attention", "mlp", "projections")
-    kinds = {name: parse_kinds(getattr(arguments, name)) for name in names if getattr(arguments, name)}
-    settings = {name: getattr(arguments, name) for name in ("weight_terms", "budget", "proxy", "smoothing")}
+    kinds: dict[str, Any] = {
+        name: parse_kinds(getattr(arguments, name)) for name in names if getattr(arguments, name)
+    }
+    settings: dict[str, Any] = {
+        name: getattr(arguments, name) for name in ("weight_terms", "budget", "proxy", "smoothing")
+    }
     if arguments.latencies:
         settings["latencies"] = read_latencies(arguments.latencies)
     dense = source.model

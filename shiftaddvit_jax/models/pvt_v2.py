@@ -1,5 +1,7 @@
 """PVTv2 (Wang et al., arXiv 2106.13797): a pyramid of four stages with overlapping patch embeddings."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -93,7 +95,7 @@ class Stage(nn.Module):
         tokens = tokens.reshape(batch, rows * columns, channels)
         for index, rate in enumerate(self.drop_path):
             name = f"block{index + 1}"
-            block = {**self.block, "primitives": self.primitives.inside(name)}
+            block: dict[str, Any] = {**self.block, "primitives": self.primitives.inside(name)}
             tokens = Block(**block, drop_path=rate, name=name)(tokens, (rows, columns), train)
         norm = make_layer_norm(epsilon, self.primitives, name="norm")
         return leave_to_reader(self, norm, tokens.reshape(batch, rows, columns, channels), train)

@@ -1,5 +1,7 @@
 """The three kinds of linear layer, chosen by name."""
 
+from typing import get_args
+
 import flax.linen as nn
 
 from shiftaddvit_jax.names import LINEAR_KINDS
@@ -31,7 +33,7 @@ def precision_of(module: nn.Module) -> Precision | None:
         product = module.dot_general
     elif isinstance(module, nn.Conv):
         product, products = module.conv_general_dilated, CONV_GENERAL_DILATED
-    return next((precision for precision in products if products[precision] is product), None)
+    return next((precision for precision in get_args(Precision) if products[precision] is product), None)
 
 
 def make_linear(kind: str, features: int, primitives: Primitives, *, name: str | None = None) -> nn.Module:

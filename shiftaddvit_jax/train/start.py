@@ -80,7 +80,9 @@ def begin(config: ml_collections.ConfigDict, class_names: tuple[str, ...]) -> St
             )
     _warn_of_changes_back(model, asked)
     model = model.clone(
-        primitives=dataclasses.replace(asked.primitives, dtype=model.primitives.dtype),
+        primitives=dataclasses.replace(
+            asked.primitives, dtype=model.primitives.dtype, layers=model.primitives.layers
+        ),
         dropout=asked.dropout,
         drop_path=asked.drop_path,
     )
@@ -202,5 +204,5 @@ def _warn_of_changes_back(teacher, student):
             )
 
 
-def _kinds(config):
+def _kinds(config) -> dict[str, Any]:
     return {name: parse_kinds(config.model[name]) for name in KINDS}
