@@ -118,12 +118,10 @@ def convert(arguments: argparse.Namespace) -> None:
     examples = _examples(arguments.images, arguments.path)
     images = _evenly(examples, arguments.count, source.preprocessing)
     names = ("attention", "mlp", "projections")
-    kinds: dict[str, Any] = {
+    settings: dict[str, Any] = {
         name: parse_kinds(getattr(arguments, name)) for name in names if getattr(arguments, name)
     }
-    settings: dict[str, Any] = {
-        name: getattr(arguments, name) for name in ("weight_terms", "budget", "proxy", "smoothing")
-    }
+    settings |= {name: getattr(arguments, name) for name in ("weight_terms", "budget", "proxy", "smoothing")}
     if arguments.latencies:
         settings["latencies"] = read_latencies(arguments.latencies)
     dense = source.model
@@ -131,7 +129,7 @@ def convert(arguments: argparse.Namespace) -> None:
         primitives = dataclasses.replace(dense.primitives, precision=arguments.precision)
         dense = dense.clone(primitives=primitives)
     start = time.perf_counter()
-    model, variables, layers = calibrate_with_report(dense, source.variables, images, **kinds, **settings)
+    model, variables, layers = calibrate_with_report(dense, source.variables, images, **settings)
     seconds = time.perf_counter() - start
     about = describe_source(source)
     about.pop("top1", None)  # the dense model's

@@ -183,7 +183,7 @@ def weight_bytes(model: nn.Module, variables: PyTree) -> dict[str, float]:
             packed = _packed_bits(layer)
             bits = {"kernel": packed, "exponent": packed - 1, "sign": 1}.get(name, bits)
         elif name == "kernel" and isinstance(layer, nn.Module):
-            bits = {"int8": 8, "bfloat16": 16}.get(precision_of(layer), bits)
+            bits = {"int8": 8, "bfloat16": 16}.get(precision_of(layer) or "", bits)
         module = "/".join(path)
         sizes[module] = sizes.get(module, 0) + leaf.size * bits / 8
     return sizes
