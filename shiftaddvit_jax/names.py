@@ -14,12 +14,14 @@ ATTENTION_KINDS = (
     "hamming_linear",
     "hamming_ksh",
     "hamming_quadratic",
+    "binary_softmax",
 )
 LINEAR_KINDS = ("dense", "shift", "moe")
 
 # Of how they are computed.
 IMPLEMENTATIONS = ("xla", "tvm", "tvm_shift")
 PRECISIONS = ("float32", "bfloat16")
+ATTENTION_PRECISIONS = ("float32", "int8", "clipped_int8")
 
 # Of images, and of pictures.
 SOURCES = ("digits", "folder", "idx", "tar", "array_record", "huggingface")

@@ -12,8 +12,9 @@ from shiftaddvit_jax.models import pvt, pvt_v2, vit
 from shiftaddvit_jax.models.kinds import stage_attention, stage_kinds
 from shiftaddvit_jax.models.preprocessing import Preprocessing
 from shiftaddvit_jax.models.variables import count_parameters
-from shiftaddvit_jax.names import PRECISIONS
+from shiftaddvit_jax.names import ATTENTION_PRECISIONS, PRECISIONS
 from shiftaddvit_jax.nn import ATTENTION_KINDS, LINEAR_KINDS, Primitives
+from shiftaddvit_jax.nn.primitives import AttentionPrecision
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.binarize import Threshold
 from shiftaddvit_jax.ops.implementation import Implementation, check_implementation
@@ -84,6 +85,7 @@ def create_model(
     implementation: Implementation = None,
     dtype: Any = None,
     precision: Precision = "float32",
+    attention_precision: AttentionPrecision = "float32",
 ) -> nn.Module:
     """A model by its name, as a Flax module: ``init`` makes its variables, ``apply`` its logits.
 
@@ -109,6 +111,9 @@ def create_model(
       dtype: dtype of the computation, such as ``jnp.bfloat16``; by default float32.
       precision: number format of the factors in dense layers and convolutions over patches: ``"float32"`` or
         ``"bfloat16"``. Sums and routers stay in float32.
+      attention_precision: number format of the probabilities and values of attention ``"binary_softmax"``:
+        ``"float32"``; ``"int8"``, 8-bit numbers, scaled to the largest value of each image and head; or
+        ``"clipped_int8"``, the same with values clipped at 2 and -2, as BinaryAttention trains.
 
     Raises:
       ValueError: an unknown name or kind (with the nearest known ones), or a number out of range.
@@ -116,6 +121,7 @@ def create_model(
     check_choice("model", name, list_models())
     check_implementation(implementation)
     check_choice("precision", precision, PRECISIONS)
+    check_choice("attention_precision", attention_precision, ATTENTION_PRECISIONS)
     if num_classes < 0:
         raise ValueError(f"num_classes must be at least 0, got {num_classes}")
     family = model_family(name)
@@ -135,7 +141,15 @@ def create_model(
         dropout=dropout,
         drop_path=drop_path,
         layer_norm_eps=layer_norm_eps,
-        primitives=Primitives(weight_bits, activations, threshold, implementation, dtype, precision),
+        primitives=Primitives(
+            weight_bits,
+            activations,
+            threshold,
+            implementation,
+            dtype,
+            precision,
+            attention_precision=attention_precision,
+        ),
         **row,
     )
 

@@ -3,12 +3,14 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.binarize import Threshold
 from shiftaddvit_jax.ops.implementation import Implementation
 from shiftaddvit_jax.ops.precision import CONV_GENERAL_DILATED, DOT_GENERAL, Precision
+
+AttentionPrecision = Literal["float32", "int8", "clipped_int8"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Primitives:
       precision: number format of the factors in dense layers and convolutions over patches.
       remat: whether training keeps a block's input alone and computes the rest again for its gradients,
         which takes less memory and more time. Gradients and variables are the same.
+      attention_precision: number format of the probabilities and values that attention ``"binary_softmax"``
+        multiplies, see `shiftaddvit_jax.nn.attention.weigh_values`.
     """
 
     weight_bits: int = 5
@@ -34,6 +38,7 @@ class Primitives:
     dtype: Any = None
     precision: Precision = "float32"
     remat: bool = False
+    attention_precision: AttentionPrecision = "float32"
 
     @property
     def dot_general(self) -> Callable:

@@ -180,7 +180,7 @@ def _model(config, class_names):
 
 def _settings(model):
     """What a config leaves open, by its keys, as ``model`` has it."""
-    primitives = ("weight_bits", "activations", "threshold", "precision")
+    primitives = ("weight_bits", "activations", "threshold", "precision", "attention_precision")
     return {
         "model.name": model.variant,
         "data.image_size": model.image_size,
