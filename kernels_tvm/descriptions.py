@@ -209,11 +209,11 @@ class AttentionDescription(Description):
 
     def arguments(self) -> list[Parameter]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
-        norm, values = _layer_norm("norm", self.channels), self.value_arguments()
-        return norm + _prefixed("qkv", self.qkv) + values + _prefixed("proj", self.proj)
+        norm, own = _layer_norm("norm", self.channels), self.own_arguments()
+        return norm + _prefixed("qkv", self.qkv) + own + _prefixed("proj", self.proj)
 
-    def value_arguments(self) -> list[Parameter]:
-        """The parameters that are applied to the values."""
+    def own_arguments(self) -> list[Parameter]:
+        """The parameters of what is between the two layers."""
         return []
 
 
@@ -233,9 +233,41 @@ class HammingLinearDescription(AttentionDescription):
 
     sample_threshold: bool
 
-    def value_arguments(self) -> list[Parameter]:
+    def own_arguments(self) -> list[Parameter]:
         """The kernel of the convolution of the values over the tokens."""
         return [("value_kernel", (VALUE_TAPS, self.heads), "float32")]
+
+
+@dataclass(frozen=True)
+class BinarySoftmaxDescription(AttentionDescription):
+    """What softmax attention of binary queries and keys computes.
+
+    Attributes:
+      sample_threshold: whether the threshold of a code is the mean over its image and head; otherwise it
+        is 0.
+      grid: height and width of the grid of the last tokens, for scores that are scaled by the mean magnitudes
+        of an image's and head's queries and keys and have a bias for each relative position; None for scores
+        that are neither.
+    """
+
+    sample_threshold: bool
+    grid: tuple[int, int] | None = None
+
+    @property
+    def first(self) -> int:
+        """Tokens before the grid."""
+        return 0 if self.grid is None else self.tokens - math.prod(self.grid)
+
+    def own_arguments(self) -> list[Parameter]:
+        """The biases of a head: for each place of a key minus that of a query, row by row, and three more.
+
+        These are for the pairs of a token before the grid with one of the grid, the reverse, and for those of
+        two tokens before the grid.
+        """
+        if self.grid is None:
+            return []
+        height, width = self.grid
+        return [("position_bias", (self.heads, (2 * height - 1) * (2 * width - 1) + 3), "float32")]
 
 
 @dataclass(frozen=True)

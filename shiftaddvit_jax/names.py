@@ -14,6 +14,7 @@ ATTENTION_KINDS = (
     "hamming_linear",
     "hamming_ksh",
     "hamming_quadratic",
+    "binary_softmax",
 )
 LINEAR_KINDS = ("dense", "shift", "moe")
 LAYER_CHOICES = ("dense", "dense_int8", "shift", "shift_two_terms", "moe")  # of one linear layer
@@ -24,6 +25,7 @@ PROXIES = ("agreement", "error")
 # Of how they are computed.
 IMPLEMENTATIONS = ("xla", "tvm", "tvm_shift")
 PRECISIONS = ("float32", "bfloat16", "int8")
+ATTENTION_PRECISIONS = ("float32", "int8", "clipped_int8")
 TRAINING_DTYPES = ("float32", "bfloat16")
 
 # Of images, and of pictures.

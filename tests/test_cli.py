@@ -292,13 +292,13 @@ def test_models_are_listed_with_their_published_sizes(capsys):
     assert (pvt["parameters"], pvt["image_size"]) == (3_666_760, 224)
     assert pvt["multiply_adds"] / 1e9 == pytest.approx(0.57, rel=0.03)
     assert deit["multiply_adds"] / 1e9 == pytest.approx(1.26, rel=0.03)
-    assert deit["attention"] == ["msa", "linear", "hamming_linear", "hamming_quadratic"]
+    assert deit["attention"] == ["msa", "linear", "hamming_linear", "hamming_quadratic", "binary_softmax"]
 
 
 def test_the_table_of_models_fits_100_columns(capsys):
     assert main(["models", "pvt_v2_nano", "deit_tiny"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "some: msa, linear, hamming_linear, hamming_quadratic" in lines
+    assert "some: msa, linear, hamming_linear, hamming_quadratic, binary_softmax" in lines
     table = [line for line in lines if line.startswith(("│", "┃"))]
     assert len(table) >= 3
     assert max(map(len, table)) <= 100

@@ -40,6 +40,17 @@ def test_stage_1_inherits_every_tensor_bit_for_bit(dense, hamming):
         assert jnp.array_equal(new[name], leaf), name
 
 
+def test_binary_softmax_inherits_every_tensor_and_its_biases_are_zeros(dense):
+    _, variables = sav.reparameterize(*dense, attention="binary_softmax")
+    old, new = flat(dense[1]), flat(variables)
+    made = [f"stage{stage}/block1/attn/position_bias" for stage in (1, 2, 3)]
+    assert sorted(new.keys() - old.keys()) == made
+    # Grids of 8, 4 and 2 tokens a side.
+    assert [new[name].shape for name in made] == [(15**2 + 3, 1), (7**2 + 3, 2), (3**2 + 3, 4)]
+    assert not any(new[name].any() for name in made)
+    assert all(jnp.array_equal(new[name], leaf) for name, leaf in old.items())
+
+
 def test_the_input_is_not_touched(dense):
     before = jax.tree.map(np.array, dense[1])
     sav.reparameterize(*dense, attention="ecoformer", mlp="moe")

@@ -21,6 +21,7 @@ from kernels_tvm.store import Kernel, load_or_build
 def builders() -> dict[str, Callable]:
     """The functions (target, threads, description) -> TIR, by the names of their kernels. Imports TVM."""
     from kernels_tvm.cpu.binarize import binarize_kernel
+    from kernels_tvm.cpu.binary_softmax import binary_softmax_kernel
     from kernels_tvm.cpu.depthwise_conv import depthwise_conv_kernel
     from kernels_tvm.cpu.hamming import hamming_product_kernel
     from kernels_tvm.cpu.hamming_attention import hamming_linear_kernel
@@ -34,6 +35,7 @@ def builders() -> dict[str, Callable]:
     return {
         "patch_embed": patch_embed_kernel,
         "softmax_attention": softmax_attention_kernel,
+        "binary_softmax": binary_softmax_kernel,
         "linear": linear_kernel,
         "head": head_kernel,
         "matadd": matadd_kernel,

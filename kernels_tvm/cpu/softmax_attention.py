@@ -1,4 +1,7 @@
-"""Softmax attention: x + proj(attention(qkv(norm(x)))), for the few tokens of a pyramid's last stage."""
+"""Softmax attention: x + proj(attention(qkv(norm(x)))), for the few tokens of a pyramid's last stage.
+
+Other attentions that have a softmax differ in their scores alone, see `attention_kernel`.
+"""
 
 import operator
 from collections.abc import Callable
@@ -23,7 +26,7 @@ from kernels_tvm.cpu.hamming_attention import projection
 from kernels_tvm.cpu.linear import apply_layer, few_rows
 from kernels_tvm.cpu.targets import Target
 from kernels_tvm.cpu.tiles import images_at_once, rows_together
-from kernels_tvm.descriptions import LANES, SoftmaxAttentionDescription, round_up
+from kernels_tvm.descriptions import LANES, AttentionDescription, SoftmaxAttentionDescription, round_up
 from kernels_tvm.emit import Arguments, kernel, part
 
 ROWS = 6  # tokens computed together: their vectors of sums fit the registers of every target
@@ -32,6 +35,19 @@ LOWEST = -3e38  # score of a lane without a token: its exponential vanishes in t
 
 def softmax_attention_kernel(target: Target, threads: int, attention: SoftmaxAttentionDescription):
     """From x [batch, tokens, channels] and the parameters to y, like x."""
+    return attention_kernel(target, threads, attention, _product_scores)
+
+
+def attention_kernel(
+    target: Target, threads: int, attention: AttentionDescription, prepare: Callable, parts: int = 1
+):
+    """From x [batch, tokens, channels] and the parameters to y, like x: softmax attention of any scores.
+
+    ``prepare(attention, buffers, qkv, image, head)`` emits what a head's scores need, and returns a function
+    (tokens, scores) that writes the scores of ``ROWS`` queries, each with all keys, to the buffer ``scores``,
+    a query every `round_up(tokens, LANES)` numbers. ``parts`` of a head's queries are prepared for
+    separately, on any thread.
+    """
     tokens, channels, heads = attention.tokens, attention.channels, attention.heads
     together = rows_together(tokens)
     at_once = images_at_once(tokens * 4 * channels)
@@ -64,44 +80,34 @@ def softmax_attention_kernel(target: Target, threads: int, attention: SoftmaxAtt
 
             place = partial(split, size=tokens)
             apply(attention.qkv, "qkv_", *projection(attention, buffers, place, x, first, qkv))
-            claims = Claims(target, images * heads, threads)
+            claims = Claims(target, images * (heads * parts), threads)
             with T.parallel(0, threads) as thread, claims.of(thread) as task:
-                image, head = split(task, heads)
-                _attend(attention, qkv, image, head, mixed)
+                image, place = split(task, heads * parts)
+                head, number = split(place, parts)
+                write_scores = prepare(attention, buffers, qkv, image, head)
+                _attend(attention, qkv, image, head, number, parts, write_scores, mixed)
             apply(attention.proj, "proj_", load_mixed, store)
 
     return kernel(body)
 
 
-def _attend(attention, qkv, image, head, mixed):
-    """Write softmax(q k^T / sqrt(head_dim)) v for one head of one image."""
+def _attend(attention, qkv, image, head, number, parts, write_scores, mixed):
+    """Write softmax(scores) v for one of the ``parts`` of the queries of one head of one image."""
     tokens, channels, head_dim = attention.tokens, attention.channels, attention.head_dim
     others = round_up(tokens, LANES)
     first = T.bind(head * head_dim)
     width = 16 if head_dim % 16 == 0 else 8
-    keys, weights = scratch(head_dim * others), scratch(ROWS * others)
-    with T.serial(0, tokens) as token, T.serial(0, head_dim) as d:
-        T.buffer_store(keys, qkv[image, token, channels + first + d], [d * others + token])
-    for token in range(tokens, others):
-        with T.serial(0, head_dim) as d:
-            T.buffer_store(keys, T.float32(0), [d * others + token])
-
-    with T.serial(0, T.ceildiv(tokens, ROWS)) as block:
+    weights = scratch(ROWS * others + LANES)
+    blocks = -(-tokens // ROWS)
+    size = -(-blocks // parts)
+    start = T.bind(number * size)
+    with T.serial(0, T.max(T.min(blocks - start, size), 0)) as block:
         # The last block's surplus rows repeat the last one.
-        token = [T.bind(T.min(block * ROWS + i, tokens - 1)) for i in range(ROWS)]
-        with T.serial(0, others // LANES) as vector:
-            scores = _multiply(
-                head_dim,
-                lambda i, d: qkv[image, token[i], first + d],
-                lambda d: keys[lanes(d * others + vector * LANES)],
-            )
-            for i in range(ROWS):
-                is_token = T.ramp(vector * LANES, 1, LANES) < splat(T.int32(tokens))
-                scaled = T.Select(is_token, scores[i] * constant(head_dim**-0.5), constant(LOWEST))
-                T.buffer_store(weights, scaled, [lanes(i * others + vector * LANES)])
+        token = [T.bind(T.min((start + block) * ROWS + i, tokens - 1)) for i in range(ROWS)]
+        write_scores(token, weights)
         inverse = [T.bind(T.float32(1) / _exponentiate(weights, i * others, others)) for i in range(ROWS)]
-        for start in range(0, head_dim, width):
-            at = lanes(2 * channels + first + start, width)
+        for column in range(0, head_dim, width):
+            at = lanes(2 * channels + first + column, width)
             sums = _multiply(
                 tokens,
                 lambda i, other: weights[i * others + other],
@@ -110,7 +116,39 @@ def _attend(attention, qkv, image, head, mixed):
             )
             for i in range(ROWS):
                 value = sums[i] * splat(inverse[i], width)
-                T.buffer_store(mixed, value, [image, token[i], lanes(first + start, width)])
+                T.buffer_store(mixed, value, [image, token[i], lanes(first + column, width)])
+
+
+def _product_scores(attention, buffers, qkv, image, head) -> Callable:
+    """`attention_kernel`'s ``prepare`` for the scores q k^T / sqrt(head_dim)."""
+    tokens, channels, head_dim = attention.tokens, attention.channels, attention.head_dim
+    others = round_up(tokens, LANES)
+    first = T.bind(head * head_dim)
+    keys = scratch(head_dim * others)
+    with T.serial(0, tokens) as token, T.serial(0, head_dim) as d:
+        T.buffer_store(keys, qkv[image, token, channels + first + d], [d * others + token])
+    for token in range(tokens, others):
+        with T.serial(0, head_dim) as d:
+            T.buffer_store(keys, T.float32(0), [d * others + token])
+
+    def write(queries, scores):
+        with T.serial(0, others // LANES) as vector:
+            products = _multiply(
+                head_dim,
+                lambda i, d: qkv[image, queries[i], first + d],
+                lambda d: keys[lanes(d * others + vector * LANES)],
+            )
+            for i in range(ROWS):
+                store_scores(attention, scores, i, vector, products[i] * constant(head_dim**-0.5))
+
+    return write
+
+
+def store_scores(attention, scores, row: int, vector, value) -> None:
+    """Write a vector of a row's scores; where there are no more tokens, the lowest one."""
+    is_token = T.ramp(vector * LANES, 1, LANES) < splat(T.int32(attention.tokens))
+    at = lanes(row * round_up(attention.tokens, LANES) + vector * LANES)
+    T.buffer_store(scores, T.Select(is_token, value, constant(LOWEST)), [at])
 
 
 def _multiply(inner: int, left: Callable, right: Callable, width: int = LANES) -> list:

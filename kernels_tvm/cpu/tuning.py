@@ -33,7 +33,7 @@ CHOICES = {
     "amx": {"strip_bytes": (256 * 1024, 512 * 1024, 1024 * 1024), "convolved_tokens": (4, 7, 8)},
 }
 CHOICES |= {"avx_vnni": CHOICES["avx2"], "neon": CHOICES["avx2"], "avx512_vnni": CHOICES["avx512"]}
-TILED = ("linear", "head", "mlp", "hamming_linear", "softmax_attention", "patch_embed")
+TILED = ("linear", "head", "mlp", "hamming_linear", "softmax_attention", "binary_softmax", "patch_embed")
 ONLY_MLP = ("strip_bytes", "convolved_tokens")
 CONFIRMATIONS = 3  # of a gain, measured in turns, since other work of the machine comes and goes
 

@@ -34,11 +34,11 @@ from shiftaddvit_jax.checkpoints.weights import (
     read_tensors,
 )
 from shiftaddvit_jax.files import read_object, whole_file
-from shiftaddvit_jax.models.position import resize_position_embeddings
 from shiftaddvit_jax.models.pyramid import SIDES
 from shiftaddvit_jax.models.variables import HEADS, init_named, variable_shapes
 from shiftaddvit_jax.models.vit import VisionTransformer
 from shiftaddvit_jax.nn.kernels import is_packed
+from shiftaddvit_jax.nn.position import resize_position_embeddings
 from shiftaddvit_jax.pack import shift_layers
 
 logger = logging.getLogger(__name__)

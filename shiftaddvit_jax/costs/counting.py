@@ -19,6 +19,7 @@ from jaxtyping import PyTree
 
 from shiftaddvit_jax.models.inspect import on_xla
 from shiftaddvit_jax.nn import MoEDense, ShiftDense
+from shiftaddvit_jax.nn.attention import BinarySoftmaxAttention
 from shiftaddvit_jax.nn.linear import precision_of
 from shiftaddvit_jax.nn.moe import EXPERTS
 from shiftaddvit_jax.ops.packing import packed_bits
@@ -362,4 +363,6 @@ def _in_number_format(product, layer):
             terms=layer.weight_terms,
             is_float=product.is_float and not (is_int8 or is_fixed),
         )
+    if isinstance(layer, BinarySoftmaxAttention) and layer.primitives.attention_precision != "float32":
+        return dataclasses.replace(product, input_bits=8, weight_bits=8, is_float=False)
     return product

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from shiftaddvit_jax.models.outputs import Outputs
-from shiftaddvit_jax.models.position import Interpolation, resize_position_embeddings
 from shiftaddvit_jax.models.preprocessing import Preprocessing
 from shiftaddvit_jax.models.pyramid import SIDES, SR_RATIOS, STAGES, check_size, reductions, stage_arguments
 from shiftaddvit_jax.nn import Block, Primitives, make_layer_norm, make_linear, make_patch_conv
 from shiftaddvit_jax.nn.norm import PATCH_EPSILON
+from shiftaddvit_jax.nn.position import Interpolation, resize_position_embeddings
 from shiftaddvit_jax.validation import check_images
 
 
@@ -22,7 +22,6 @@ class Stage(nn.Module):
     Attributes:
       features: channels of a token.
       patch_size: side of a patch in the stage's own input.
-      trained_grid: side of the grid that the position embeddings are for.
       interpolation: how the position embeddings are interpolated to another grid.
       class_token: whether a class token comes before the grid.
       drop_path: each block's rate of stochastic depth.
@@ -31,7 +30,6 @@ class Stage(nn.Module):
 
     features: int
     patch_size: int
-    trained_grid: int
     interpolation: Interpolation
     class_token: bool
     drop_path: tuple[float, ...]
@@ -56,9 +54,9 @@ class Stage(nn.Module):
             token = self.param("cls_token", init, (channels,), jnp.float32)
             token = jnp.broadcast_to(token, (batch, 1, channels)).astype(dtype)
             x = jnp.concatenate([token, x], axis=1)
-        shape = (self.class_token + self.trained_grid**2, channels)
+        trained_grid = self.block["trained_grid"]
+        shape = (self.class_token + math.prod(trained_grid), channels)
         embeddings = self.param("pos_embed", init, shape, jnp.float32)
-        trained_grid = (self.trained_grid, self.trained_grid)
         embeddings = resize_position_embeddings(embeddings, trained_grid, grid, self.interpolation)
         x = nn.Dropout(self.block["dropout"], deterministic=not train)((x + embeddings).astype(dtype))
         for index, rate in enumerate(self.drop_path):
@@ -135,16 +133,16 @@ class PyramidVisionTransformer(nn.Module):
 
     def setup(self) -> None:
         """The layers by their names."""
+        sides = [self.image_size // side for side in SIDES]
         self.stages = [
             Stage(
                 patch_size=4 if stage == 0 else 2,
-                trained_grid=self.image_size // SIDES[stage],
                 interpolation=self.interpolation,
                 class_token=stage == STAGES - 1,
                 name=f"stage{stage + 1}",
                 **arguments,
             )
-            for stage, arguments in enumerate(stage_arguments(self))
+            for stage, arguments in enumerate(stage_arguments(self, sides))
         ]
         self.norm = make_layer_norm(self.layer_norm_eps, self.primitives)
         if self.num_classes:

@@ -166,6 +166,7 @@ class PyramidVisionTransformerV2(nn.Module):
 
     def setup(self) -> None:
         """The layers by their names."""
+        sides = [-(-self.image_size // side) for side in SIDES]
         self.stages = [
             Stage(
                 patch_size=7 if stage == 0 else 3,
@@ -173,7 +174,9 @@ class PyramidVisionTransformerV2(nn.Module):
                 name=f"stage{stage + 1}",
                 **arguments,
             )
-            for stage, arguments in enumerate(stage_arguments(self, depthwise=True, relu=self.mlp_relu))
+            for stage, arguments in enumerate(
+                stage_arguments(self, sides, depthwise=True, relu=self.mlp_relu)
+            )
         ]
         if self.num_classes:
             self.head = MeanHead(self.num_classes, self.primitives)

@@ -1,5 +1,6 @@
 """What the pyramids, PVT and PVTv2, have in common."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,10 +11,11 @@ SIDES = (4, 8, 16, 32)  # side of a token in pixels, stage by stage
 SR_RATIOS = (8, 4, 2, 1)
 
 
-def stage_arguments(model: nn.Module, **block: Any) -> list[dict[str, Any]]:
+def stage_arguments(model: nn.Module, sides: Sequence[int], **block: Any) -> list[dict[str, Any]]:
     """For each stage of ``model``: its ``features``, its blocks' ``drop_path``, and their other arguments.
 
-    Stochastic depth rises linearly from 0 at the first block to ``model.drop_path`` at the last.
+    Stochastic depth rises linearly from 0 at the first block to ``model.drop_path`` at the last. ``sides``
+    are those of each stage's grid for images of the model's own size.
     """
     rates = np.split(np.linspace(0, model.drop_path, sum(model.depths)), np.cumsum(model.depths)[:-1])
     return [
@@ -29,6 +31,7 @@ def stage_arguments(model: nn.Module, **block: Any) -> list[dict[str, Any]]:
                 "sr_ratio": model.sr_ratios[stage],
                 "dropout": model.dropout,
                 "layer_norm_eps": model.layer_norm_eps,
+                "trained_grid": (sides[stage],) * 2,
                 "primitives": model.primitives.inside(f"stage{stage + 1}"),
                 **block,
             },

@@ -12,9 +12,9 @@ from shiftaddvit_jax.models import pvt, pvt_v2, vit
 from shiftaddvit_jax.models.kinds import stage_attention, stage_kinds
 from shiftaddvit_jax.models.preprocessing import Preprocessing
 from shiftaddvit_jax.models.variables import count_parameters, linear_layers, stage_of
-from shiftaddvit_jax.names import PRECISIONS
+from shiftaddvit_jax.names import ATTENTION_PRECISIONS, PRECISIONS
 from shiftaddvit_jax.nn import ATTENTION_KINDS, LINEAR_KINDS, Primitives
-from shiftaddvit_jax.nn.primitives import LAYER_CHOICES
+from shiftaddvit_jax.nn.primitives import LAYER_CHOICES, AttentionPrecision
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.binarize import Threshold
 from shiftaddvit_jax.ops.implementation import Implementation, check_implementation
@@ -87,6 +87,7 @@ def create_model(
     implementation: Implementation = None,
     dtype: Any = None,
     precision: Precision = "float32",
+    attention_precision: AttentionPrecision = "float32",
     layers: Mapping[str, str] | None = None,
 ) -> nn.Module:
     """A model by its name, as a Flax module: ``init`` makes its variables, ``apply`` its logits.
@@ -115,6 +116,9 @@ def create_model(
       precision: number format of the factors in dense layers and convolutions over patches: ``"float32"``,
         ``"bfloat16"``, or ``"int8"`` with a scale for each row and each output. Sums are in float32, with
         int8 in int32; routers stay in float32.
+      attention_precision: number format of the probabilities and values of attention ``"binary_softmax"``:
+        ``"float32"``; ``"int8"``, 8-bit numbers, scaled to the largest value of each image and head; or
+        ``"clipped_int8"``, the same with values clipped at 2 and -2, as BinaryAttention trains.
       layers: what single linear layers of blocks are, instead of what ``mlp`` and ``projections`` say, by
         path, such as ``{"stage1/block1/mlp/fc1": "shift"}``: ``"dense"``, ``"dense_int8"``, ``"shift"``,
         ``"shift_two_terms"`` or ``"moe"``.
@@ -126,6 +130,7 @@ def create_model(
     check_implementation(implementation)
     check_choice("precision", precision, PRECISIONS)
     check_weight_terms(weight_terms)
+    check_choice("attention_precision", attention_precision, ATTENTION_PRECISIONS)
     if num_classes < 0:
         raise ValueError(f"num_classes must be at least 0, got {num_classes}")
     family = model_family(name)
@@ -138,7 +143,14 @@ def create_model(
         "attention": stage_attention(name, attention, family.attention, stages),
     }
     primitives = Primitives(
-        weight_bits, activations, threshold, implementation, dtype, precision, weight_terms=weight_terms
+        weight_bits,
+        activations,
+        threshold,
+        implementation,
+        dtype,
+        precision,
+        weight_terms=weight_terms,
+        attention_precision=attention_precision,
     )
     model = family.model(
         variant=name,

@@ -9,14 +9,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from shiftaddvit_jax.models.outputs import Outputs
-from shiftaddvit_jax.models.position import Interpolation, resize_position_embeddings
 from shiftaddvit_jax.models.preprocessing import Preprocessing
 from shiftaddvit_jax.nn import Block, Primitives, make_layer_norm, make_linear, make_patch_conv
+from shiftaddvit_jax.nn.position import Interpolation, resize_position_embeddings
 from shiftaddvit_jax.validation import check_images
 
 PATCH_SIZE = 16  # of all published variants
-# The kinds that the paper gives DeiT.
-ATTENTION_KINDS = ("msa", "linear", "hamming_linear", "hamming_quadratic")
+# The kinds that the paper gives DeiT, and that of BinaryAttention.
+ATTENTION_KINDS = ("msa", "linear", "hamming_linear", "hamming_quadratic", "binary_softmax")
 
 
 class VisionTransformer(nn.Module):
@@ -24,8 +24,8 @@ class VisionTransformer(nn.Module):
 
     Attributes:
       variant: the row of `VARIANTS` that the model was made from.
-      image_size: side in pixels of the model's own images; for other sizes, the position embeddings are
-        interpolated.
+      image_size: side in pixels of the model's own images; for other sizes, the position embeddings
+        and biases are interpolated.
       num_classes: number of logits; 0 for a model without a head, whose result is what the head would get.
       embed_dim: channels.
       depth: number of blocks.
@@ -68,7 +68,7 @@ class VisionTransformer(nn.Module):
             self.param(name, init, (channels,), jnp.float32)
             for name in (("cls_token", "dist_token") if self.distilled else ("cls_token",))
         ]
-        tokens = len(self.first) + (self.image_size // self.patch_size) ** 2
+        tokens = len(self.first) + math.prod(self._trained_grid)
         self.pos_embed = self.param("pos_embed", init, (tokens, channels), jnp.float32)
         # The random stream depends on the name, and runs go on where they were killed.
         self.token_dropout = nn.Dropout(self.dropout, name="Dropout_0")
@@ -81,6 +81,7 @@ class VisionTransformer(nn.Module):
                 dropout=self.dropout,
                 drop_path=float(rate),
                 layer_norm_eps=self.layer_norm_eps,
+                trained_grid=self._trained_grid,
                 primitives=self.primitives.inside(name),
                 name=name,
             )
@@ -127,6 +128,10 @@ class VisionTransformer(nn.Module):
         heads = self._heads(x)
         return Outputs(_mean(heads), heads, (self._on_grid(x, grid),))
 
+    @property
+    def _trained_grid(self):
+        return (self.image_size // PATCH_SIZE,) * 2
+
     @nn.nowrap
     def _heads(self, x):
         """Each head's logits, in float32; without heads, what they would get."""
@@ -156,8 +161,7 @@ class VisionTransformer(nn.Module):
         x = self.patch_embed(images.astype(dtype))
         batch, *sides, channels = x.shape
         grid = sides[0], sides[1]
-        trained_grid = (self.image_size // self.patch_size,) * 2
-        embeddings = resize_position_embeddings(self.pos_embed, trained_grid, grid, self.interpolation)
+        embeddings = resize_position_embeddings(self.pos_embed, self._trained_grid, grid, self.interpolation)
         # Parameters that every image has are summed over images in their gradient, so their dtype comes last.
         first = jnp.stack(self.first)
         first = jnp.broadcast_to(first, (batch, *first.shape)).astype(dtype)

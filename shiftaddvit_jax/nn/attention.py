@@ -16,17 +16,20 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from shiftaddvit_jax.names import ATTENTION_KINDS
 from shiftaddvit_jax.nn.linear import make_linear, make_patch_conv
 from shiftaddvit_jax.nn.norm import PATCH_EPSILON, make_layer_norm
-from shiftaddvit_jax.nn.primitives import Primitives
+from shiftaddvit_jax.nn.position import bias_rows, relative_positions, resize_position_biases
+from shiftaddvit_jax.nn.primitives import AttentionPrecision, Primitives
 from shiftaddvit_jax.ops import (
     KernelHash,
     binarize,
     code_similarity,
     depthwise_conv_1d,
+    dynamic_int8,
     hash_codes,
     l2_normalize,
     learn_hash,
     matadd,
 )
+from shiftaddvit_jax.ops.activations import straight_through
 from shiftaddvit_jax.ops.implementation import Implementation
 from shiftaddvit_jax.validation import check_choice
 
@@ -36,6 +39,7 @@ Grid = tuple[int, int]  # height and width; tokens are its rows, one after the o
 HASH_BITS, HASH_ANCHORS = 16, 20  # EcoFormer's code length and number of anchors
 VALUE_KERNEL_SIZE = 9  # tokens that the depthwise convolution of V spans
 POOLED_SIDE = 7  # side of the grid that "linear_sra" pools keys and values to
+VALUE_LIMIT = 2.0  # of BinaryAttention's values, which it trains clipped
 
 
 class Attention(nn.Module):
@@ -47,6 +51,7 @@ class Attention(nn.Module):
       sr_ratio: by how much ``"sra"`` reduces each side of the grid; the other kinds ignore it.
       layer_norm_eps: epsilon of the LayerNorm after a spatial reduction; by default the original's 1e-5.
       dropout: rate on the output.
+      trained_grid: the grid that ``"binary_softmax"`` learns its biases for; by default that of its tokens.
       primitives: how shifts and additions are computed.
     """
 
@@ -55,6 +60,7 @@ class Attention(nn.Module):
     sr_ratio: int = 1
     layer_norm_eps: float | None = None
     dropout: float = 0.0
+    trained_grid: Grid | None = None
     primitives: Primitives = Primitives()
 
     def linear(self, features: int, name: str) -> nn.Module:
@@ -281,6 +287,73 @@ class HammingQuadraticAttention(Attention):
         return self.output(jnp.einsum("bhnm,bhmd->bhnd", jax.nn.softmax(scores).astype(v.dtype), v), train)
 
 
+class BinarySoftmaxAttention(Attention):
+    """``"binary_softmax"``: BinaryAttention (arXiv 2603.09582), a softmax of scaled products of codes.
+
+    With the codes -1 and 1 of queries and keys, a score is s_q s_k sign(q) sign(k)^T / sqrt(head_dim) plus a
+    bias. The sign is `binarize`'s at the threshold zero, so that 0 counts as negative; s is the mean
+    magnitude over an image's tokens and the channels of a head. The biases are ``position_bias``, float32
+    [rows, heads], zeros at first, in the order of `relative_positions`. They are learned for ``trained_grid``
+    and interpolated for another one. Gradients of the signs are straight-through, within -1 and 1.
+    """
+
+    @nn.compact
+    def __call__(self, x: Tokens, grid: Grid, train: bool = False) -> Tokens:
+        q, k, v = self.qkv(x, train)
+        trained_grid = self.trained_grid or grid
+        shape = bias_rows(trained_grid), self.num_heads
+        table = self.param("position_bias", nn.initializers.zeros, shape, jnp.float32)
+        table = resize_position_biases(table, trained_grid, grid)
+        others = x.shape[1] - math.prod(grid)
+        bias = table[relative_positions(grid, others)].transpose(2, 0, 1)
+        weights = self.weights(q, k, bias, train)
+        return self.output(weigh_values(weights, v, self.primitives.attention_precision), train)
+
+    def weights(
+        self,
+        q: Float[Array, "batch heads tokens head_dim"],
+        k: Float[Array, "batch heads tokens head_dim"],
+        bias: Float[Array, "heads tokens tokens"],
+        train: bool = False,
+    ) -> Float[Array, "batch heads tokens tokens"]:
+        """How much each token attends to each, in float32 at least; rows sum to 1."""
+        dtype = jnp.promote_types(q.dtype, jnp.float32)
+        similarity = code_similarity(q, k, "zero", self.primitives.implementation_of_ops(train)).astype(dtype)
+        s_q, s_k = (jnp.mean(jnp.abs(part.astype(dtype)), axis=(-2, -1), keepdims=True) for part in (q, k))
+        return jax.nn.softmax(similarity * (s_q * s_k * q.shape[-1] ** -0.5) + bias)
+
+
+def weigh_values(
+    weights: Float[Array, "batch heads tokens others"],
+    v: Float[Array, "batch heads others head_dim"],
+    precision: AttentionPrecision = "float32",
+) -> Float[Array, "batch heads tokens head_dim"]:
+    """The mean of the values by ``weights``, whose rows sum to 1.
+
+    With ``"int8"``, weights and values are whole numbers, with straight-through gradients. Weights go from 0
+    to 255, which is the largest one of a row, and the mean is divided by their own sum: rounding changes no
+    sum of weights. Values go from -127 to 127, which is the largest magnitude in an image and head. With
+    ``"clipped_int8"`` it is `VALUE_LIMIT` for all, and values beyond it are clipped. The sums of products are
+    whole numbers too, which float32 holds exactly for up to 518 tokens.
+    """
+    if precision == "float32":
+        return jnp.einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v)
+    dtype = weights.dtype
+    largest = jax.lax.stop_gradient(jnp.max(weights, axis=-1, keepdims=True))
+    weights = weights * (255 / largest)
+    weights = straight_through(weights, jnp.round(weights))
+    values = v.astype(dtype)
+    if precision == "clipped_int8":
+        scale = VALUE_LIMIT / 127
+        values = jnp.clip(values, -VALUE_LIMIT, VALUE_LIMIT) / scale
+        whole = jnp.round(values)
+    else:
+        whole, scale = jax.lax.stop_gradient(dynamic_int8(values, axes=(-2, -1)))
+        values = values / scale
+    sums = jnp.einsum("bhnm,bhmd->bhnd", weights, straight_through(values, whole))
+    return (sums * (scale / jnp.sum(weights, axis=-1, keepdims=True))).astype(v.dtype)
+
+
 class HashedAttention(Attention):
     """Attention with one set of tokens as queries and keys, hashed to codes {0, 1} by learned KSH.
 
@@ -354,6 +427,7 @@ _KINDS = {
     "hamming_linear": HammingLinearAttention,
     "hamming_ksh": HammingKSHAttention,
     "hamming_quadratic": HammingQuadraticAttention,
+    "binary_softmax": BinarySoftmaxAttention,
 }
 
 

@@ -46,6 +46,8 @@ class Block(nn.Module):
       dropout: rate in attention's output and MLP.
       drop_path: rate of stochastic depth.
       layer_norm_eps: epsilon of every LayerNorm; by default the originals', see `shiftaddvit_jax.nn.norm`.
+      trained_grid: height and width of the grid that attention ``"binary_softmax"`` learns its biases for; by
+        default that of its tokens.
       primitives: how shifts and additions are computed.
     """
 
@@ -60,6 +62,7 @@ class Block(nn.Module):
     dropout: float = 0.0
     drop_path: float = 0.0
     layer_norm_eps: float | None = None
+    trained_grid: tuple[int, int] | None = None
     primitives: Primitives = Primitives()
 
     def setup(self) -> None:
@@ -72,6 +75,7 @@ class Block(nn.Module):
             sr_ratio=self.sr_ratio,
             layer_norm_eps=self.layer_norm_eps,
             dropout=self.dropout,
+            trained_grid=self.trained_grid,
             primitives=self.primitives.inside("attn"),
         )
         self.norm2 = make_layer_norm(self.layer_norm_eps, self.primitives)

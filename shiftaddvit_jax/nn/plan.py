@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 
 from kernels_tvm.descriptions import (
     LANES,
+    BinarySoftmaxDescription,
     Description,
     HammingLinearDescription,
     HeadDescription,
@@ -33,6 +34,7 @@ from kernels_tvm.descriptions import (
     SoftmaxAttentionDescription,
 )
 from shiftaddvit_jax.nn.kernels import Params, describe_linear, is_packed, linear_arrays, norm_arrays
+from shiftaddvit_jax.nn.position import resize_position_biases
 from shiftaddvit_jax.ops.implementation import float32_only, uses_tvm, with_gradient
 from shiftaddvit_jax.ops.implementation.custom_call import on_gpu, with_xla_gradient
 from shiftaddvit_jax.ops.implementation.fused import (
@@ -152,25 +154,37 @@ def attention_sum(
     """The kernel of a block's ``x + attention(norm1(x))``."""
     _, tokens, channels = x.shape
     primitives, epsilon = block.primitives, block.norm1.epsilon
-    is_softmax = block.attention == "msa" and tokens <= MOST_SOFTMAX_TOKENS
-    is_binary = block.attention == "hamming_linear" and primitives.threshold != "tensor"
-    if not (is_softmax or is_binary):
+    has_kernel = {
+        "msa": tokens <= MOST_SOFTMAX_TOKENS,
+        "hamming_linear": primitives.threshold != "tensor",
+        "hamming_quadratic": primitives.threshold != "tensor",
+        "binary_softmax": primitives.attention_precision == "float32",
+    }
+    if not has_kernel.get(block.attention, False):
         return None
     qkv, proj = (
         _describe_layer(block.projections, params, f"attn/{name}", channels, outputs, primitives)
         for name, outputs in (("qkv", 3 * channels), ("proj", channels))
     )
     shared = qkv, proj, block.num_heads, tokens, epsilon
-    if is_softmax:
-        attention = SoftmaxAttentionDescription(*shared)
-    else:
-        attention = HammingLinearDescription(*shared, sample_threshold=primitives.threshold == "sample")
+    by_sample = primitives.threshold == "sample"
+    attention = {
+        "msa": lambda: SoftmaxAttentionDescription(*shared),
+        "hamming_linear": lambda: HammingLinearDescription(*shared, by_sample),
+        "hamming_quadratic": lambda: BinarySoftmaxDescription(*shared, by_sample),
+        "binary_softmax": lambda: BinarySoftmaxDescription(*shared, sample_threshold=False, grid=grid),
+    }[block.attention]()
 
     def run(x, params):
         layers = params["attn"]
         arrays = norm_arrays(params["norm1"])
         arrays |= linear_arrays(qkv, layers["qkv"], primitives.weight_bits, "qkv_")
-        arrays |= {"value_kernel": layers["dconv"]} if "dconv" in layers else {}
+        if "dconv" in layers:
+            arrays["value_kernel"] = layers["dconv"]
+        if "position_bias" in layers:
+            table = resize_position_biases(layers["position_bias"], block.trained_grid or grid, grid)
+            # The kernel reads the biases of a query's keys one after the other: by key minus query.
+            arrays["position_bias"] = jnp.concatenate([table[-4::-1], table[-3:]]).T
         arrays |= linear_arrays(proj, layers["proj"], primitives.weight_bits, "proj_")
         return fused_attention(attention, arrays, x)
 

@@ -3,12 +3,14 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.binarize import Threshold
 from shiftaddvit_jax.ops.implementation import Implementation
 from shiftaddvit_jax.ops.precision import CONV_GENERAL_DILATED, DOT_GENERAL, Precision
+
+AttentionPrecision = Literal["float32", "int8", "clipped_int8"]
 
 # What one linear layer can be: its kind, and settings that are not the model's.
 LAYER_CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -37,6 +39,8 @@ class Primitives:
       weight_terms: powers of two in a weight, see `shiftaddvit_jax.ops.shift_weight`.
       layers: what single linear layers are, by their path and instead of what the model's kinds say: pairs of
         a path and a choice, see `LAYER_CHOICES`.
+      attention_precision: number format of the probabilities and values that attention ``"binary_softmax"``
+        multiplies, see `shiftaddvit_jax.nn.attention.weigh_values`.
     """
 
     weight_bits: int = 5
@@ -48,6 +52,7 @@ class Primitives:
     remat: bool = False
     weight_terms: int = 1
     layers: tuple[tuple[str, str], ...] = ()
+    attention_precision: AttentionPrecision = "float32"
 
     @property
     def dot_general(self) -> Callable:

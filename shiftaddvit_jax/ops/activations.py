@@ -25,13 +25,14 @@ def fixed_point(
 
 
 def dynamic_int8(
-    x: Float[Array, "*batch channels"],
-) -> tuple[Float[Array, "*batch channels"], Float[Array, "*batch 1"]]:
-    """Whole numbers in [-127, 127] and each token's scale, max |x| / 127: ``x`` is about their product.
+    x: Float[Array, "*batch channels"], axes: int | tuple[int, ...] = -1
+) -> tuple[Float[Array, "*batch channels"], Float[Array, "..."]]:
+    """Whole numbers in [-127, 127] and a scale, max |x| / 127 along ``axes``: ``x`` is about their product.
 
-    The numbers are x * (127 / max |x|), rounded to even as on every CPU. A token of zeros has the scale 1.
+    The numbers are x * (127 / max |x|), rounded to even as on every CPU. Zeros have the scale 1.
+    With the channels as ``axes``, each token has a scale, of shape [..., 1].
     """
-    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True)
     some = largest > 0
     inverse = jnp.where(some, 127 / jnp.where(some, largest, 1), 0).astype(x.dtype)
     scale = jnp.where(some, largest * (1 / 127), 1).astype(x.dtype)

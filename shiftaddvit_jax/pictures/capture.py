@@ -12,6 +12,7 @@ from shiftaddvit_jax.models.inspect import Images, capture, module_variables, on
 from shiftaddvit_jax.models.variables import variable_shapes
 from shiftaddvit_jax.nn.attention import (
     Attention,
+    BinarySoftmaxAttention,
     EcoformerAttention,
     HammingKSHAttention,
     HammingLinearAttention,
@@ -38,19 +39,18 @@ def routed_tokens(model: nn.Module, variables: PyTree, images: Images) -> dict[s
 def attention_maps(model: nn.Module, variables: PyTree, images: Images) -> dict[str, np.ndarray]:
     """How much each token attends to each, float32 [batch, heads, tokens, others], by the attention's name.
 
-    Rows sum to 1. The maps of ``msa``, ``sra``, ``linear_sra`` and ``hamming_quadratic`` are softmax's
-    weights. Those of ``hamming_linear`` and ``hamming_ksh`` are the weights of the values before the norm
-    (1/2 for a token's own value, and q k^T / pi), those of ``ecoformer`` the weights of its sum; both are
-    divided by their sum. ``linear`` and ``performer`` have no such weights and are left out.
+    Rows sum to 1. The maps of ``msa``, ``sra``, ``linear_sra``, ``hamming_quadratic`` and ``binary_softmax``
+    are softmax's weights. Those of ``hamming_linear`` and ``hamming_ksh`` are the weights of the values
+    before the norm (1/2 for a token's own value, and q k^T / pi), those of ``ecoformer`` the weights of its
+    sum; both are divided by their sum. ``linear`` and ``performer`` have no such weights and are left out.
     """
     modules = {}
 
     def look(module, method, arguments, result):
-        is_hashed = isinstance(module, HashedAttention)
-        if not isinstance(module, Attention) or method != ("codes_and_values" if is_hashed else "heads"):
+        if not isinstance(module, Attention) or method != _shown_method(module):
             return None
         modules["/".join(module.path)] = module.clone(parent=None)
-        return result[:1] if is_hashed else tuple(result)
+        return (result,) if method == "weights" else tuple(result)
 
     seen = capture(on_xla(model), variables, images, look)
     maps = {}
@@ -61,8 +61,20 @@ def attention_maps(model: nn.Module, variables: PyTree, images: Images) -> dict[
     return maps
 
 
+def _shown_method(module):
+    """The method whose result shows what tokens attend to: weights, shared codes, or queries and keys."""
+    match module:
+        case BinarySoftmaxAttention():
+            return "weights"
+        case HashedAttention():
+            return "codes_and_values"
+    return "heads"
+
+
 def _attention_weights(module, parts):
-    """Weights [batch, heads, tokens, others], at least 0, from queries and keys or from shared codes."""
+    """Weights [batch, heads, tokens, others], at least 0, from the results of `_shown_method`."""
+    if isinstance(module, BinarySoftmaxAttention):
+        return parts[0]
     q, k = parts[0], parts[0] if isinstance(module, HashedAttention) else parts[1]
     own = jnp.eye(q.shape[-2])
     match module:

@@ -110,7 +110,11 @@ def _optimizer(
 
 def decayed(params: PyTree) -> PyTree:
     """Which parameters decay: all but norms, biases, position embeddings, class and distillation tokens."""
-    return jax.tree.map_with_path(lambda path, leaf: leaf.ndim > 1 and path[-1].key not in TOKENS, params)
+
+    def decays(path, leaf):
+        return leaf.ndim > 1 and path[-1].key not in (*TOKENS, "position_bias")
+
+    return jax.tree.map_with_path(decays, params)
 
 
 def layer_ids(params: PyTree) -> PyTree:

@@ -182,7 +182,14 @@ def _model(config, class_names):
 
 def _settings(model):
     """What a config leaves open, by its keys, as ``model`` has it."""
-    primitives = ("weight_bits", "weight_terms", "activations", "threshold", "precision")
+    primitives = (
+        "weight_bits",
+        "weight_terms",
+        "activations",
+        "threshold",
+        "precision",
+        "attention_precision",
+    )
     return {
         "model.name": model.variant,
         "data.image_size": model.image_size,

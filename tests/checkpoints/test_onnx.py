@@ -95,7 +95,7 @@ def test_dense_logits_are_those_of_jax(tmp_path, name, arguments):
             "image_size": 36,  # 9 x 9, 5 x 5, 3 x 3 and 2 x 2 tokens
         },
         {
-            "attention": ("linear", "performer", "linear_sra", "hamming_linear"),
+            "attention": ("linear", "performer", "binary_softmax", "linear_sra"),
             "mlp": ("moe", "dense", "dense", "shift"),
             "threshold": "zero",
             "weight_bits": 8,

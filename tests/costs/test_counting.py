@@ -107,6 +107,7 @@ FEATURE_MAPS = HEADS * TOKENS * HEAD_DIM * FEATURES
         ),
         ("hamming_linear", Operations(macs=PROJECTIONS + VALUE_CONV, adds=2 * CONTEXT)),
         ("hamming_quadratic", Operations(macs=PROJECTIONS + SCORES, popcounts=SCORES)),
+        ("binary_softmax", Operations(macs=PROJECTIONS + SCORES, popcounts=SCORES)),
         ("hamming_ksh", Operations(macs=HASHED + HASH + VALUE_CONV, adds=2 * CODE_CONTEXT)),
         ("ecoformer", Operations(macs=HASHED + HASH, adds=2 * CODE_CONTEXT)),
     ],
@@ -169,6 +170,22 @@ def test_dense_products_in_int8_have_int8_factors_and_int32_sums():
     assert (product.output_bits, product.is_float) == (32, False)
     weights, biases = 3 * 5, 5
     assert weight_bytes(model, shapes(model)) == {"layer": weights + 4 * biases}
+
+
+@pytest.mark.parametrize(
+    ("precision", "bits"), [("float32", (32, 32, 32, True)), ("int8", (8, 8, 32, False))]
+)
+def test_probabilities_and_values_have_the_bits_of_the_attention(precision, bits):
+    model = sav.create_model(
+        "pvt_v2_nano", attention=("binary_softmax", "msa", "msa", "msa"), attention_precision=precision
+    )
+    products = [
+        product
+        for product in count_products(model, shapes(model))
+        if product.module == "stage1/block1/attn" and product.primitive == "macs"
+    ]
+    found = [(each.input_bits, each.weight_bits, each.output_bits, each.is_float) for each in products]
+    assert found == [bits]
 
 
 class Mine(nn.Module):

@@ -7,6 +7,7 @@ import pytest
 
 from kernels_tvm.descriptions import (
     LANES,
+    BinarySoftmaxDescription,
     HammingLinearDescription,
     HeadDescription,
     LinearDescription,
@@ -22,6 +23,9 @@ DESCRIPTIONS = [
     MlpDescription(MOE, LinearDescription("moe", 80, 48, 4, "int8"), 1e-6, 35, (5, 7)),
     HammingLinearDescription(
         LinearDescription("dense", 48, 144), LinearDescription("shift", 48, 48), 3, 35, 1e-6, True
+    ),
+    BinarySoftmaxDescription(
+        LinearDescription("dense", 48, 144), LinearDescription("shift", 48, 48), 3, 36, 1e-6, False, (5, 7)
     ),
     PatchEmbedDescription(LinearDescription("dense", 27, 48), 9, 11, 3, 3, 2, 1e-5),
 ]

@@ -9,6 +9,7 @@ from kernels_tvm.cpu import library
 from kernels_tvm.cpu.targets import TARGETS, named_target
 from kernels_tvm.descriptions import (
     BinarizeDescription,
+    BinarySoftmaxDescription,
     DepthwiseConvDescription,
     HammingLinearDescription,
     HammingProductDescription,
@@ -47,6 +48,10 @@ EVERY_KERNEL = [
     MLP,
     Kernel("linear", mixture(48, 80)),
     Kernel("hamming_linear", HammingLinearDescription(mixture(48, 144), mixture(48, 48), 2, 35, 1e-6, True)),
+    Kernel(
+        "binary_softmax",
+        BinarySoftmaxDescription(mixture(48, 144), mixture(48, 48), 2, 36, 1e-6, False, (5, 7)),
+    ),
     Kernel("softmax_attention", SoftmaxAttentionDescription(mixture(48, 144), mixture(48, 48), 2, 35, 1e-6)),
     Kernel(
         "patch_embed", PatchEmbedDescription(LinearDescription("dense", 9 * 16, 48), 9, 6, 16, 3, 2, 1e-5)

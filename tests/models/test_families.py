@@ -12,11 +12,11 @@ from flax.traverse_util import flatten_dict
 
 import shiftaddvit_jax as sav
 from shiftaddvit_jax.models import count_parameters, model_arguments, model_row
-from shiftaddvit_jax.models.position import resize_position_embeddings
 from shiftaddvit_jax.models.variables import variable_shapes
 from shiftaddvit_jax.nn import ATTENTION_KINDS
 from shiftaddvit_jax.nn.attention import PerformerAttention, SoftmaxAttention
 from shiftaddvit_jax.nn.linear import precision_of
+from shiftaddvit_jax.nn.position import resize_position_embeddings
 from shiftaddvit_jax.ops import power_of_two
 
 PYRAMID = {"embed_dims": (8, 16, 16, 16), "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 2)} | {
@@ -69,7 +69,13 @@ def test_numbers_of_parameters_are_the_published_ones():
         assert round(table[name]["parameters"] / 1e6, digits) == millions, name
         assert table[name]["image_size"] == 224
     assert table["pvt_tiny"]["attention"] == ATTENTION_KINDS
-    assert table["deit_tiny"]["attention"] == ("msa", "linear", "hamming_linear", "hamming_quadratic")
+    assert table["deit_tiny"]["attention"] == (
+        "msa",
+        "linear",
+        "hamming_linear",
+        "hamming_quadratic",
+        "binary_softmax",
+    )
 
 
 # Every kind of attention of every family, and with them every kind of linear layer.
@@ -77,6 +83,7 @@ PYRAMID_KINDS = (
     ("msa", "sra", "linear_sra", "linear_sra"),
     ("linear", "performer", "ecoformer", "msa"),
     ("hamming_linear", "hamming_ksh", "hamming_quadratic", "sra"),
+    ("sra", "sra", "binary_softmax", "binary_softmax"),
 )
 LINEAR = ("dense", "shift", "moe", "dense")
 
@@ -90,6 +97,7 @@ LINEAR = ("dense", "shift", "moe", "dense")
         ("deit_tiny", "linear", "dense"),
         ("deit_tiny_distilled", "hamming_linear", "moe"),
         ("deit_tiny_distilled", "hamming_quadratic", "shift"),
+        ("deit_tiny_distilled", "binary_softmax", "moe"),
     ],
     ids=str,
 )

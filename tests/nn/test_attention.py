@@ -8,7 +8,7 @@ from scipy.ndimage import correlate1d
 from scipy.special import ndtr, softmax
 
 from shiftaddvit_jax.nn import ATTENTION_KINDS, Primitives, make_attention
-from shiftaddvit_jax.nn.attention import HASH_ANCHORS, HASH_BITS
+from shiftaddvit_jax.nn.attention import HASH_ANCHORS, HASH_BITS, weigh_values
 from shiftaddvit_jax.ops import power_of_two
 
 BATCH, GRID, CHANNELS, HEADS = 2, (4, 5), 12, 3
@@ -47,16 +47,16 @@ def linear(x, params):
     return x @ params["kernel"].astype(np.float64) + params["bias"]
 
 
-def split(x):
-    return x.reshape(*x.shape[:2], HEADS, -1).transpose(0, 2, 1, 3)
+def split(x, heads=HEADS):
+    return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
 
 
 def join(x):
     return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
 
 
-def qkv(params, x):
-    return [split(part) for part in np.split(linear(x, params["qkv"]), 3, axis=-1)]
+def qkv(params, x, heads=HEADS):
+    return [split(part, heads) for part in np.split(linear(x, params["qkv"]), 3, axis=-1)]
 
 
 def unit(x):
@@ -172,6 +172,37 @@ def hamming_quadratic(variables, x):
     return softmax((HEAD_DIM - 2 * distance) / np.sqrt(HEAD_DIM), axis=-1) @ v
 
 
+def codes_of_signs(x):
+    return np.where(x > 0, 1.0, -1.0)
+
+
+def biases(table, grid, others=0):
+    """The bias of every pair of tokens, [heads, tokens, tokens], pair by pair."""
+    height, width = grid
+    places = [None] * others + [(row, column) for row in range(height) for column in range(width)]
+    image = table[:-3].reshape(2 * height - 1, 2 * width - 1, -1)
+    found = np.empty((len(places), len(places), table.shape[1]))
+    for i, query in enumerate(places):
+        for j, key in enumerate(places):
+            if query and key:
+                found[i, j] = image[query[0] - key[0] + height - 1, query[1] - key[1] + width - 1]
+            else:
+                found[i, j] = table[-3 if key else -2 if query else -1]
+    return found.transpose(2, 0, 1)
+
+
+def binary_probabilities(variables, x, grid=GRID, others=0):
+    q, k, v = qkv(variables["params"], x, variables["params"]["position_bias"].shape[1])
+    s_q, s_k = (np.abs(part).mean(axis=(-2, -1), keepdims=True) for part in (q, k))
+    scores = s_q * s_k * products(codes_of_signs(q), codes_of_signs(k)) / np.sqrt(q.shape[-1])
+    return softmax(scores + biases(variables["params"]["position_bias"], grid, others), axis=-1), v
+
+
+def binary_softmax(variables, x):
+    probabilities, v = binary_probabilities(variables, x)
+    return probabilities @ v
+
+
 REFERENCES = {
     "msa": msa,
     "sra": sra,
@@ -182,6 +213,7 @@ REFERENCES = {
     "hamming_linear": hamming_linear,
     "hamming_ksh": hamming_ksh,
     "hamming_quadratic": hamming_quadratic,
+    "binary_softmax": binary_softmax,
 }
 
 
@@ -353,3 +385,98 @@ def test_dropout_in_training_zeroes_outputs_and_scales_the_rest():
     assert 0.4 < kept.mean() < 0.6
     expected = np.asarray(jitted("msa", dropout=0.5)(variables, x))
     np.testing.assert_allclose(y[kept], 2 * expected[kept], rtol=1e-5, atol=1e-5)
+
+
+def binary_softmax_of(x, grid, trained_grid=None, **primitives):
+    """A "binary_softmax" of two heads, random variables for it, and its outputs."""
+    layer = make_attention(
+        "binary_softmax", num_heads=2, trained_grid=trained_grid, primitives=Primitives(**primitives)
+    )
+    shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0), x, grid))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
+    return layer, variables, jax.jit(lambda variables, x: layer.apply(variables, x, grid))(variables, x)
+
+
+@pytest.mark.parametrize("others", [1, 2])
+@pytest.mark.parametrize("grid", [(1, 1), (3, 4), (5, 2)])
+def test_biases_of_class_tokens_are_the_last_three_rows(grid, others):
+    x = np.random.default_rng(1).normal(size=(2, others + grid[0] * grid[1], CHANNELS)).astype(np.float32)
+    _, variables, y = binary_softmax_of(x, grid)
+    assert variables["params"]["position_bias"].shape == ((2 * grid[0] - 1) * (2 * grid[1] - 1) + 3, 2)
+    probabilities, v = binary_probabilities(variables, x.astype(np.float64), grid, others)
+    np.testing.assert_allclose(
+        y, linear(join(probabilities @ v), variables["params"]["proj"]), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_biases_start_at_zero():
+    shapes = layer_of("binary_softmax").init(jax.random.key(0), images(), GRID)
+    np.testing.assert_array_equal(shapes["params"]["position_bias"], np.zeros((66, HEADS)))
+
+
+def test_a_larger_grid_interpolates_the_biases_as_torch_does():
+    torch = pytest.importorskip("torch")
+    grid, new_grid = (3, 3), (4, 6)
+    x = np.tile(images(), (1, 2, 1))[:, :24]
+    _, variables, _ = binary_softmax_of(x[:, :9], grid)
+    table = variables["params"]["position_bias"]
+    image = torch.tensor(table[:-3].reshape(1, 5, 5, 2)).permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(image, (7, 11), mode="bicubic", align_corners=False)
+    resized = resized.permute(0, 2, 3, 1).reshape(77, 2).numpy()
+    params = variables["params"] | {"position_bias": np.concatenate([resized, table[-3:]])}
+    layers = [
+        make_attention("binary_softmax", num_heads=2, trained_grid=trained) for trained in (grid, new_grid)
+    ]
+    y, expected = (
+        layer.apply({"params": given}, x, new_grid)
+        for layer, given in zip(layers, (variables["params"], params), strict=True)
+    )
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_signs_of_queries_and_keys_pass_gradients_within_one():
+    """With magnitudes held, d score / d q is sign(k) where |q| <= 1, and 0 elsewhere."""
+    q, k = (np.random.default_rng(seed).normal(0, 1, (1, 2, 3, 8)).astype(np.float32) for seed in (0, 1))
+    layer = make_attention("binary_softmax", num_heads=2)
+
+    def log_weight(q):
+        weights = layer.apply({}, q, k, jnp.zeros((2, 3, 3)), method="weights")
+        return jnp.sum(jnp.log(weights[..., 0]) - jnp.log(weights[..., 1]))
+
+    s_q, s_k = (np.abs(x).mean(axis=(-2, -1), keepdims=True) for x in (q, k))
+    signs = codes_of_signs(k)
+    difference = signs[:, :, :1] - signs[:, :, 1:2]
+    scale = s_k / np.sqrt(8)
+    through_signs = np.where(np.abs(q) <= 1, s_q * scale * difference, 0)
+    gap = (codes_of_signs(q) * difference).sum(axis=(-2, -1), keepdims=True)
+    through_magnitudes = scale * gap * np.sign(q) / (3 * 8)
+    np.testing.assert_allclose(
+        jax.grad(log_weight)(q), through_signs + through_magnitudes, rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("precision", "limit"), [("int8", None), ("clipped_int8", 2)])
+def test_eight_bit_probabilities_and_values_are_whole_numbers(precision, limit):
+    rng = np.random.default_rng(0)
+    weights = softmax(rng.normal(0, 2, (2, 3, 5, 7)), axis=-1).astype(np.float32)
+    v = rng.normal(0, 2, (2, 3, 7, 4)).astype(np.float32)
+    largest = np.abs(v).max(axis=(-2, -1), keepdims=True) if limit is None else np.float32(limit)
+    values = np.round(np.clip(v / largest, -1, 1) * 127).astype(np.int8)
+    shares = np.round(weights / weights.max(axis=-1, keepdims=True) * 255).astype(np.uint8)
+    sums = shares.astype(np.int32) @ values.astype(np.int32)
+    expected = sums / shares.sum(axis=-1, keepdims=True, dtype=np.int32) * (largest / 127)
+    np.testing.assert_allclose(weigh_values(weights, v, precision), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_eight_bit_values_beyond_the_limit_get_no_gradient():
+    weights = jnp.full((1, 1, 2, 4), 0.25)
+    v = jnp.float32([-3, -1, 1, 3]).reshape(1, 1, 4, 1)
+    gradient = jax.grad(lambda v: jnp.sum(weigh_values(weights, v, "clipped_int8")))(v)
+    np.testing.assert_allclose(gradient.ravel(), [0, 0.5, 0.5, 0], rtol=1e-6)
+
+
+def test_eight_bits_are_near_float32():
+    _, _, y = binary_softmax_of(images(), GRID)
+    _, _, rounded = binary_softmax_of(images(), GRID, attention_precision="int8")
+    assert 0 < np.abs(rounded - y).mean() / np.abs(y).mean() < 0.02

@@ -53,7 +53,7 @@ class Reference:
     def __call__(self, x, grid):
         params, eps = self.params, self.block.layer_norm_eps or 1e-6
         x = x.astype(np.float64)
-        x = x + self.attention(layer_norm(x, params["norm1"], eps), params["attn"])
+        x = x + self.attention(layer_norm(x, params["norm1"], eps), params["attn"], grid)
         return x + self.mlp(layer_norm(x, params["norm2"], eps), params["mlp"], grid)
 
     def keep_away(self, distance):
@@ -81,13 +81,15 @@ class Reference:
         gates = softmax(logits, axis=-1)
         return np.where(logits[..., :1] >= logits[..., 1:], gates[..., :1] * dense, gates[..., 1:] * shift)
 
-    def attention(self, x, params):
+    def attention(self, x, params, grid):
         batch, count, channels = x.shape
         heads = self.block.num_heads
         qkv = self.linear(x, params["qkv"], self.block.projections)
         q, k, v = qkv.reshape(batch, count, 3, heads, -1).transpose(2, 0, 3, 1, 4)
         if self.block.attention == "msa":
             y = softmax(q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1]), axis=-1) @ v
+        elif self.block.attention in ("hamming_quadratic", "binary_softmax"):
+            y = softmax(self.code_scores(q, k, params.get("position_bias"), grid), axis=-1) @ v
         else:
             y = self.linear_angular(q, k, v, params["dconv"])
         y = y.transpose(0, 2, 1, 3).reshape(batch, count, channels)
@@ -101,8 +103,16 @@ class Reference:
             y[:, head] += correlate1d(v[:, head], kernel[:, head].astype(np.float64), 1, mode="constant")
         return y
 
+    def code_scores(self, q, k, table, grid):
+        products = np.einsum("bhnd,bhmd->bhnm", *(2 * self.codes(part) - 1 for part in (q, k)))
+        if table is None:
+            return products / np.sqrt(q.shape[-1])
+        s_q, s_k = (np.abs(part).mean(axis=(-2, -1), keepdims=True) for part in (q, k))
+        return s_q * s_k * products / np.sqrt(q.shape[-1]) + position_biases(table, grid, q.shape[-2])
+
     def codes(self, x):
-        sample = self.block.primitives.threshold == "sample"
+        is_signs = self.block.attention == "binary_softmax"
+        sample = self.block.primitives.threshold == "sample" and not is_signs
         limit = x.mean(axis=(-2, -1), keepdims=True) if sample else 0
         self.keep_away(np.abs(x - limit))
         return (x > limit).astype(np.float64)
@@ -116,6 +126,19 @@ class Reference:
             windows = sliding_window_view(image, (3, 3), axis=(1, 2))
             x = np.einsum("bhwcij,ijc->bhwc", windows, kernel).reshape(x.shape) + params["dwconv"]["bias"]
         return self.linear(x * ndtr(x), params["fc2"], self.block.mlp)
+
+
+def position_biases(table, grid, count):
+    """[heads, count, count]: the table's entry for a query's place minus a key's, or for a class token."""
+    height, width = grid
+    others = count - height * width
+    image = table[:-3].reshape(2 * height - 1, 2 * width - 1, -1)
+    biases = np.empty((count, count, table.shape[1]))
+    biases[:others, others:], biases[others:, :others], biases[:others, :others] = table[-3:]
+    places = np.indices(grid).reshape(2, -1)
+    differences = places[:, :, None] - places[:, None, :]
+    biases[others:, others:] = image[differences[0] + height - 1, differences[1] + width - 1]
+    return biases.transpose(2, 0, 1)
 
 
 def layer_norm(x, params, eps):
@@ -137,9 +160,13 @@ def octaves(weight):
 
 
 @functools.cache
-def case(batch=3, grid=GRID, channels=CHANNELS, **arguments):
-    """Variables, images whose numbers stay far from their thresholds, and the block's outputs in float64."""
-    block, x = block_of("xla", **arguments), tokens(10 * batch, grid, channels)
+def case(batch=3, grid=GRID, channels=CHANNELS, others=0, **arguments):
+    """Variables, images whose numbers stay far from their thresholds, and the block's outputs in float64.
+
+    ``others`` tokens come before the grid.
+    """
+    block = block_of("xla", **arguments)
+    x = tokens(10 * batch, (1, others + grid[0] * grid[1]), channels)
     variables = random_variables(block, x[:1], grid)
     reference = Reference(block, variables["params"])
     y = reference(x, grid)
@@ -215,17 +242,30 @@ def test_a_block_in_bfloat16_is_its_formula_of_rounded_factors(implementation, a
         {"attention": "msa", "kind": "dense"},
         {"attention": "msa", "kind": "shift", "grid": (1, 1), "batch": 1, "num_heads": 6},
         {"attention": "msa", "kind": "dense", "grid": (1, 65), "batch": 1, "depthwise": False},
+        {"attention": "hamming_quadratic", "kind": "dense"},
+        {"attention": "hamming_quadratic", "kind": "shift", "threshold": "zero", "num_heads": 1},
+        {"attention": "binary_softmax", "kind": "dense"},
+        {"attention": "binary_softmax", "kind": "moe", "activations": "int8", "num_heads": 6},
+        {"attention": "binary_softmax", "kind": "shift", "grid": (1, 1), "batch": 1},
+        {"attention": "binary_softmax", "kind": "dense", "grid": (17, 18), "batch": 1, "num_heads": 1},
+        {"attention": "binary_softmax", "kind": "dense", "grid": (9, 1), "others": 2, "depthwise": False},
+        {"attention": "binary_softmax", "kind": "shift", "grid": (14, 14), "others": 1, "depthwise": False},
     ],
     ids=str,
 )
 def test_a_block_of_any_size_on_tvm_is_its_formula_in_float64(arguments):
     variables, x, expected = case(**arguments)
-    settings = {name: value for name, value in arguments.items() if name != "batch"}
+    settings = {name: value for name, value in arguments.items() if name not in ("batch", "others")}
     assert_same(jitted(**settings)(variables, x), expected, arguments.get("activations", "float"))
 
 
 @pytest.mark.parametrize(
-    ("attention", "grid", "kept", "at_once"), [("hamming_linear", (50, 50), 3, 2), ("msa", (8, 8), 4, 85)]
+    ("attention", "grid", "kept", "at_once"),
+    [
+        ("hamming_linear", (50, 50), 3, 2),
+        ("msa", (8, 8), 4, 85),
+        ("hamming_quadratic", (20, 20), 4, 13),
+    ],
 )
 def test_images_for_which_passes_take_turns_are_as_one_by_one(attention, grid, kept, at_once):
     assert images_at_once(kept * grid[0] * grid[1] * CHANNELS) == at_once
@@ -241,6 +281,24 @@ def test_a_class_token_beside_the_grid_is_a_token_like_the_others():
     assert_same(jitted(grid=(5, 7), kind="shift", depthwise=False)(variables, x), expected)
 
 
+def test_biases_of_another_grid_are_interpolated_for_the_kernel_too():
+    settings = {"attention": "binary_softmax", "kind": "dense", "trained_grid": (3, 3), "depthwise": False}
+    variables, *_ = case(grid=(3, 3), **settings)
+    assert variables["params"]["attn"]["position_bias"].shape == (28, HEADS)
+    y, expected = (jitted(name, **settings)(variables, tokens(1)) for name in ("tvm", "xla"))
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def test_eight_bit_probabilities_have_no_kernel_and_are_computed_op_by_op():
+    variables, x, _ = case(attention="binary_softmax", kind="dense")
+    block = block_of("tvm", attention="binary_softmax", kind="dense")
+    block = block.clone(primitives=Primitives(implementation="tvm", attention_precision="int8"))
+    function = jax.jit(lambda variables, x: block.apply(variables, x, GRID))
+    assert not any("binary_softmax" in name for name in kernels_of(function, variables, x))
+    expected = jitted("xla", attention="binary_softmax", kind="dense")(variables, x)
+    assert np.median(np.abs(function(variables, x) - expected)) < 0.02 * np.abs(expected).max()
+
+
 def test_shifts_and_products_are_the_same_numbers():
     arguments = {"kind": "shift", "activations": "int8"}
     variables, x, _ = case(**arguments)
@@ -250,7 +308,15 @@ def test_shifts_and_products_are_the_same_numbers():
     np.testing.assert_array_equal(shifts, products)
 
 
-@pytest.mark.parametrize(("attention", "kernel"), [("hamming_linear",) * 2, ("msa", "softmax_attention")])
+@pytest.mark.parametrize(
+    ("attention", "kernel"),
+    [
+        ("hamming_linear", "hamming_linear"),
+        ("msa", "softmax_attention"),
+        ("hamming_quadratic", "binary_softmax"),
+        ("binary_softmax", "binary_softmax"),
+    ],
+)
 def test_a_block_is_two_kernels(attention, kernel):
     variables, x, _ = case(attention=attention, kind="dense")
     lowered = kernels_of(jitted(attention=attention, kind="dense"), variables, x)

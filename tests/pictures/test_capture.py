@@ -48,7 +48,9 @@ def test_maps_in_hamming_space_count_the_bits_that_queries_and_keys_share():
     assert np.mean(~np.isclose(found, expected, rtol=1e-3)) < 0.02
 
 
-@pytest.mark.parametrize("kind", ["sra", "linear_sra", "hamming_quadratic", "hamming_ksh", "ecoformer"])
+@pytest.mark.parametrize(
+    "kind", ["sra", "linear_sra", "hamming_quadratic", "binary_softmax", "hamming_ksh", "ecoformer"]
+)
 def test_rows_of_maps_sum_to_one(kind):
     (found,) = attention_maps(*make_tiny(attention=kind), make_images()).values()
     # "sra" reduces 8 x 8 tokens to 4 x 4, "linear_sra" to 7 x 7.

@@ -13,11 +13,13 @@ from jaxtyping import Array, Float
 from kernels_tvm.descriptions import (
     LANES,
     AttentionDescription,
+    BinarySoftmaxDescription,
     HammingLinearDescription,
     HeadDescription,
     LinearDescription,
     MlpDescription,
     PatchEmbedDescription,
+    SoftmaxAttentionDescription,
     joined,
     round_up,
 )
@@ -25,6 +27,11 @@ from kernels_tvm.store import Kernel
 from shiftaddvit_jax.ops.implementation.custom_call import call_kernel, on_gpu
 
 Arrays = Mapping[str, Array]
+_ATTENTIONS: dict[type[AttentionDescription], str] = {
+    SoftmaxAttentionDescription: "softmax_attention",
+    HammingLinearDescription: "hamming_linear",
+    BinarySoftmaxDescription: "binary_softmax",
+}
 
 
 def fused_linear(
@@ -72,9 +79,10 @@ def fused_attention(
     x: Float[Array, "batch tokens channels"],
 ) -> Float[Array, "batch tokens channels"]:
     """Return x + attention(norm(x)), float32."""
-    name = "hamming_linear" if isinstance(attention, HammingLinearDescription) else "softmax_attention"
     output = jax.ShapeDtypeStruct(x.shape, jnp.float32)
-    (y,) = call_kernel(Kernel(name, attention), [output], x, *_in_order(attention, arrays))
+    (y,) = call_kernel(
+        Kernel(_ATTENTIONS[type(attention)], attention), [output], x, *_in_order(attention, arrays)
+    )
     return y
 
 
