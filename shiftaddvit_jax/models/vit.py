@@ -130,7 +130,7 @@ class VisionTransformer(nn.Module):
 
     @property
     def _trained_grid(self):
-        return (self.image_size // PATCH_SIZE,) * 2
+        return (self.image_size // self.patch_size,) * 2
 
     @nn.nowrap
     def _heads(self, x):
