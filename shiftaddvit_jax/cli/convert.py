@@ -2,7 +2,6 @@
 
 import argparse
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shiftaddvit_jax.cli.arguments import (
@@ -10,6 +9,7 @@ from shiftaddvit_jax.cli.arguments import (
     add_command,
     add_source,
     add_source_settings,
+    open_folder,
     source_settings,
 )
 from shiftaddvit_jax.command import print_table, program
@@ -100,18 +100,9 @@ def convert(arguments: argparse.Namespace) -> None:
 
 def _examples(images: str, path: str) -> "Examples":
     """The images in a folder, or those that a data source trains on."""
-    from shiftaddvit_jax.classifier import image_files
-    from shiftaddvit_jax.data import Examples, load_dataset
-    from shiftaddvit_jax.data.images import open_image
+    from shiftaddvit_jax.data import load_dataset
 
-    if images in SOURCES:
-        return load_dataset(images, path).train
-    if not Path(images).is_dir():
-        raise ValueError(f"--images must be a folder or one of {', '.join(SOURCES)}; got {images}")
-    files = image_files(Path(images))
-    if not files:
-        raise ValueError(f"{images} has no image files")
-    return Examples(files, [0] * len(files), open_image)
+    return load_dataset(images, path).train if images in SOURCES else open_folder("--images", images)
 
 
 def _evenly(
