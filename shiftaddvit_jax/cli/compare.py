@@ -193,7 +193,7 @@ def _print_comparison(found: "Comparison", names: Sequence[str]) -> None:
     for letter, name in zip("AB", names, strict=True):
         print(f"{letter}: {name}")
     table = Table(box=box.SIMPLE)
-    table.add_column(f"{found.images:,} images")
+    table.add_column(f"{found.images:,} image{'s' * (found.images != 1)}")
     for name in ("A", "B", "B / A"):
         table.add_column(name, justify="right")
     for row in _rows(found):
@@ -233,7 +233,8 @@ def _rows(found):
     }
     for name, words in counts.items():
         a, b = (getattr(size, name) for size in found.sizes)
-        yield words, f"{a:,}", f"{b:,}", f"{b / a:.3f}"
+        if a and b:
+            yield words, f"{a:,}", f"{b:,}", f"{b / a:.3f}"
     if found.times:
         yield "ms an image", *(f"{ms:.2f}" for ms in found.times.medians), f"{found.times.ratio:.3f}"
 

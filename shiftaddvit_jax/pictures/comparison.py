@@ -28,33 +28,24 @@ def plot_worst(
     """
     columns = min(COLUMNS, len(images))
     rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(2.8 * columns, 3.3 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel in axes:
-        panel.set_axis_off()
+    figure = Figure(figsize=(2.8 * columns, 3.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, subplot_kw={"xticks": [], "yticks": []}).ravel()
     for panel, image, difference in zip(axes, images, differences, strict=False):
-        panel.imshow(image)
-        panel.set_title(_end(difference.name), fontsize=9)
-        first, second = (answer.index for answer in difference.answers)
+        answers = difference.answers
+        differ = answers[0].index != answers[1].index
         lines = [
             f"{letter}: {_end(answer.label)} {answer.probability:.0%}"
-            for letter, answer in zip("AB", difference.answers, strict=True)
+            for letter, answer in zip("AB", answers, strict=True)
         ]
+        if differ:
+            lines[-1] += " ≠ A"
         if difference.label is not None:
-            lines.insert(0, f"is: {_end(difference.label)}")
-        if first != second:
-            lines[-1] += "  ≠ A"
-        color = COLORS[3] if first != second else "k"
-        panel.text(
-            0.5,
-            -0.04,
-            "\n".join(lines),
-            color=color,
-            fontsize=9,
-            transform=panel.transAxes,
-            ha="center",
-            va="top",
-        )
+            lines.append(f"is: {_end(difference.label)}")
+        panel.imshow(image)
+        panel.set_title(_end(difference.name), fontsize=9)
+        panel.set_xlabel("\n".join(lines), color=COLORS[3] if differ else "k", fontsize=9)
+    for panel in axes[len(images) :]:
+        panel.set_axis_off()
     return save_figure(figure, path)
 
 
