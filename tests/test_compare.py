@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import shiftaddvit_jax as sav
+from shiftaddvit_jax import classifier as classifiers
 from shiftaddvit_jax import compare as comparison
 from shiftaddvit_jax.bench.synthetic import random_variables
 from shiftaddvit_jax.checkpoints import Source
@@ -310,6 +311,19 @@ def test_labels_of_other_classes_are_left_out_and_said(checkpoints, capsys):
     said = run(capsys, checkpoints, "--data", "digits", "--count", 2, "--no-layers")
     assert "note: no top-1: the models' classes (ant, bee, wasp) are not the data's (0, 1, 2, 3," in said.err
     assert "top-1" not in said.out
+
+
+def test_a_model_is_named_where_nothing_else_tells_it(checkpoints, capsys, monkeypatch):
+    asked = []
+
+    def opened(source, model):
+        asked.append(model)
+        return FIRST
+
+    monkeypatch.setattr(classifiers, "from_pretrained", opened)
+    options = ["--data", "digits", "--count", "1", "--no-layers", "--no-times", "--model", "pvt_v2_b0"]
+    assert main(["compare", str(checkpoints / "dense"), "weights.pth", *options]) == 0
+    assert asked == [None, "pvt_v2_b0"]
 
 
 @pytest.mark.parametrize(

@@ -279,7 +279,7 @@ def _median_ms(runs: Mapping[Name, Callable[[], Any]], rounds: int) -> tuple[dic
     return {name: max(median - call_ms, 1e-6) for name, median in medians.items()}, call_ms
 
 
-def compiled_run(function, x):
+def compiled_run(function: Callable[[Array], Any], x: Array) -> Callable[[], Any]:
     """A run of the compiled ``function`` on ``x`` that waits for the result; weights are constants."""
     compiled = jax.jit(function).lower(x).compile()
     return lambda: jax.block_until_ready(compiled(x))

@@ -7,6 +7,7 @@ and `natural_images` are for the error that number formats cause, which hangs on
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -29,11 +30,7 @@ DEGREES = 5  # of freedom of Student's t
 OUTLIERS, OUTLIER_SCALES = 0.005, (10.0, 30.0)  # share of channels, at least one, and what their scale is
 LOUD = 0.1  # share of the outputs that hear an outlier channel as they hear the others
 SHARPNESS, HEAD_GAIN = 2.0, 3.0  # factors of queries and keys, and of logits
-QUERIES_AND_KEYS = {
-    "q": 1,
-    "kv": 1 / 2,
-    "qkv": 2 / 3,
-}  # by the layer: the share of its outputs, the first ones
+QUERIES_AND_KEYS = {"q": 1, "kv": 1 / 2, "qkv": 2 / 3}  # by layer: what share of its outputs, the first
 BIAS = 0.05  # standard deviation
 _BLOCK = re.compile(r"(.*block\d+)/")
 _CLOSING = re.compile(r".*/(proj|fc2)(/\w+)?/kernel")  # of a branch's last layer
@@ -84,7 +81,7 @@ def trained_like_variables(model: nn.Module, seed: int) -> PyTree:
       model: from `create_model`, with dense layers.
       seed: of NumPy's generator.
     """
-    shapes = flatten_dict(variable_shapes(model), sep="/")
+    shapes: dict[str, Any] = flatten_dict(variable_shapes(model), sep="/")
     branches = 2 * len({match[0] for match in map(_BLOCK.match, shapes) if match})
     random = np.random.default_rng(seed)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from shiftaddvit_jax.data import Examples
 
 SHOWN = 5  # of the worst images, in the table
-NEEDS_DATA = ("path", "count", "no_layers", "no_times", "worst")  # options of a comparison on images
+NEEDS_DATA = ("path", "count", "model", "no_layers", "no_times", "worst")  # options of a comparison on images
 
 
 def add_compare(commands: Commands) -> None:
@@ -46,8 +46,9 @@ def add_compare(commands: Commands) -> None:
     command.add_argument("--path", default="", metavar="DIR", help="where the data source's images lie")
     command.add_argument("--count", type=int, metavar="N", help="images to take, evenly; default: all")
     command.add_argument(
-        "--no-layers", action="store_true", help="leave layers out, which takes half the time"
+        "--model", metavar="NAME", help="whose weights a file has, where nothing beside it tells"
     )
+    command.add_argument("--no-layers", action="store_true", help="leave layers out")
     command.add_argument("--no-times", action="store_true", help="leave times out")
     command.add_argument(
         "--worst", metavar="FILE", help="draw the images that differ most there, as PNG or SVG"
@@ -67,6 +68,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def _compare_models(arguments):
+    from shiftaddvit_jax.checkpoints.source import our_folder
     from shiftaddvit_jax.classifier import from_pretrained
     from shiftaddvit_jax.compare import ROUNDS, check_classes, compare
 
@@ -81,7 +83,10 @@ def _compare_models(arguments):
         from shiftaddvit_jax.pictures.style import check_picture
 
         check_picture(arguments.worst)
-    first, second = (from_pretrained(source) for source in arguments.runs)
+    names = (None if our_folder(source) else arguments.model for source in arguments.runs)
+    first, second = (
+        from_pretrained(source, model=name) for source, name in zip(arguments.runs, names, strict=True)
+    )
     check_classes(first, second)
     examples, labelled, note = _open_images(arguments, (first, second))
     for text in filter(None, (*_notes((first, second), arguments.runs), note)):
