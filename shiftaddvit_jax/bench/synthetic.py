@@ -29,9 +29,8 @@ CLEARLY = 1.0  # how far above the other expert's logit the logit of an expert i
 DEGREES = 5  # of freedom of Student's t
 OUTLIERS, OUTLIER_SCALES = 0.005, (10.0, 30.0)  # share of channels, at least one, and what their scale is
 LOUD = 0.1  # share of the outputs that hear an outlier channel as they hear the others
-SHARPNESS, HEAD_GAIN = 2.0, 3.0  # factors of queries and keys, and of logits
-QUERIES_AND_KEYS = {"q": 1, "kv": 1 / 2, "qkv": 2 / 3}  # by layer: what share of its outputs, the first
-BIAS = 0.05  # standard deviation
+HEAD_GAIN = 3.0  # standard deviation of logits
+BIAS, EMBEDDING = 0.05, 0.1  # standard deviations
 _BLOCK = re.compile(r"(.*block\d+)/")
 _CLOSING = re.compile(r".*/(proj|fc2)(/\w+)?/kernel")  # of a branch's last layer
 
@@ -70,12 +69,12 @@ def trained_like_variables(model: nn.Module, seed: int) -> PyTree:
       outputs. They are the same channels in all blocks of a width.
     - Other scales are log-normal about 1. Biases and class tokens are small, and heavy-tailed too.
     - Position embeddings are smooth: in each channel three cosines, of at most one period along each side.
-    - Queries and keys are twice as large as values, so that tokens attend to few others.
 
     That activations have such outliers, in few channels, in all tokens, and in the same channels of all
     layers, is known of trained language models (LLM.int8(), arXiv 2208.07339; SmoothQuant, arXiv 2211.10438).
-    The numbers here are choices, such that half of the logits' power or more differs between images. What
-    training does to directions is not in them: kernels have full rank.
+    The numbers here are choices. What training does to directions is not in them: kernels have full rank, and
+    most of the logits' power is common to all images, so that errors weigh more than in a trained model.
+    Methods can be compared by them, not models.
 
     Args:
       model: from `create_model`, with dense layers.
@@ -104,8 +103,6 @@ def trained_like_variables(model: nn.Module, seed: int) -> PyTree:
         if "/dwconv/" in name:  # reads no LayerNorm
             return kernel
         is_quiet = random.random(shape[-1]) >= LOUD
-        sharp = np.arange(shape[-1]) < QUERIES_AND_KEYS.get(name.split("/")[-2], 0) * shape[-1]
-        kernel *= np.where(sharp, SHARPNESS, 1)
         return kernel / np.where(is_quiet, _outlier_scales(seed, shape[-2])[:, None], 1)
 
     found = {name: np.asarray(draw(name, leaf.shape), leaf.dtype) for name, leaf in shapes.items()}
@@ -122,14 +119,14 @@ def _outlier_scales(seed, channels):
 
 
 def _smooth_embeddings(random, tokens, channels):
-    """Embeddings of variance 0.1 that vary slowly over a grid of tokens; small ones of tokens before it."""
+    """Embeddings that vary slowly over a grid of tokens, and random ones of tokens before it."""
     first, side = square_grid(tokens)
     axis = np.linspace(0, 1, side)
     places = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
     waves = random.uniform(-1, 1, (3, 2, channels))
     phases = random.uniform(0, 2 * math.pi, (3, 1, channels))
-    grid = np.cos(2 * math.pi * places @ waves + phases).sum(axis=0) * math.sqrt(0.1 / (3 / 2))
-    return np.concatenate([BIAS * random.standard_normal((first, channels)), grid])
+    grid = np.cos(2 * math.pi * places @ waves + phases).sum(axis=0) / math.sqrt(3 / 2)
+    return EMBEDDING * np.concatenate([random.standard_normal((first, channels)), grid])
 
 
 def natural_images(count: int, size: int, seed: int) -> Float[np.ndarray, "count size size 3"]:
