@@ -331,7 +331,7 @@ def test_a_model_is_named_where_nothing_else_tells_it(checkpoints, capsys, monke
     [
         (["a", "--data", "digits"], "--data compares two models, got 1: a; name two"),
         (["a", "b", "c", "--data", "digits"], "--data compares two models, got 3: a, b, c"),
-        (["a", "b", "--no-times", "--count", "3"], "--count, --no-times: only with --data"),
+        (["a", "b", "--no-times", "--count", "0"], "--count, --no-times: only with --data"),
         (["a", "b", "--data", "digits", "--count", "0"], "--count must be at least 1, got 0"),
         (["a", "b", "--data", "digits", "--worst", "a.gif"], "must end in .png or .svg"),
         (["a", "b", "--data", "digits"], "no file or folder a"),

@@ -61,7 +61,12 @@ def compare(arguments: argparse.Namespace) -> None:
     if arguments.data is not None:
         _compare_models(arguments)
         return
-    given = [f"--{name.replace('_', '-')}" for name in NEEDS_DATA if getattr(arguments, name)]
+    values = {name: getattr(arguments, name) for name in NEEDS_DATA}
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name, value in values.items()
+        if value is not False and value not in (None, "")
+    ]
     if given:
         raise ValueError(f"{', '.join(given)}: only with --data, which says the images to compare models on")
     _compare_runs(arguments)
@@ -107,8 +112,6 @@ def _open_images(
     arguments: argparse.Namespace, models: Sequence["Classifier"]
 ) -> tuple["Examples", bool, str | None]:
     """The images, whether their labels are the models' classes, and a note on that."""
-    import numpy as np
-
     from shiftaddvit_jax.checkpoints.source import is_named
     from shiftaddvit_jax.data.identity import class_difference
     from shiftaddvit_jax.data.sources import load_test_set
@@ -131,10 +134,7 @@ def _open_images(
         if arguments.path:
             raise ValueError(f"--path is a data source's; give one with --data: {', '.join(SOURCES)}")
         examples = open_folder("--data", arguments.data)
-    if arguments.count is not None and arguments.count < len(examples):
-        chosen = np.linspace(0, len(examples) - 1, arguments.count).astype(int).tolist()
-        examples = examples.part(chosen)
-    return examples, labelled, note
+    return examples.evenly(arguments.count or len(examples)), labelled, note
 
 
 def _notes(models: Sequence["Classifier"], names: Sequence[str]) -> list[str]:

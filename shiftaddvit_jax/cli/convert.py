@@ -113,8 +113,7 @@ def _evenly(
 
     from shiftaddvit_jax.data import evaluation_batches
 
-    chosen = np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int).tolist()
-    some = examples.part(chosen)
+    some = examples.evenly(count)
     batches = evaluation_batches(some, preprocessing=preprocessing, batch_size=min(64, len(some)))
     images = np.concatenate([batch["image"][batch["real"]] for batch in batches])
     if not len(images):
