@@ -155,22 +155,7 @@ def test_without_labels_there_is_no_top1():
     assert {image.label for image in found.worst} == {None}
 
 
-def test_layers_of_packed_weights_are_those_that_were_packed():
-    shift, packed = shift_and_packed()
-    variables = (shift.variables, packed.variables)
-    moments = _measure_layers((shift, packed))(variables, (inputs(count=4),) * 2)
-    found = _layer_decibels([moments])
-    assert list(found) == ["block1", "block2", "norm"]
-    assert min(found.values()) > 90
-
-
-def test_parameters_are_counted_as_they_are_stored():
-    shift, packed = map(_size, shift_and_packed())
-    assert shift.parameters == packed.parameters == sum(leaf.size for leaf in jax.tree.leaves(VARIABLES))
-    assert shift.parameter_bytes == 4 * shift.parameters
-    assert packed.parameter_bytes < shift.parameter_bytes
-
-
+@pytest.fixture(scope="module")
 def shift_and_packed():
     model, variables = sav.reparameterize(MODEL, FIRST.variables, mlp="shift")
     return [
@@ -179,10 +164,26 @@ def shift_and_packed():
     ]
 
 
+def test_layers_of_packed_weights_are_those_that_were_packed(shift_and_packed):
+    shift, packed = shift_and_packed
+    variables = (shift.variables, packed.variables)
+    moments = _measure_layers((shift, packed))(variables, (inputs(count=4),) * 2)
+    found = _layer_decibels([moments])
+    assert list(found) == ["block1", "block2", "norm"]
+    assert min(found.values()) > 90
+
+
+def test_parameters_are_counted_as_they_are_stored(shift_and_packed):
+    shift, packed = map(_size, shift_and_packed)
+    assert shift.parameters == packed.parameters == sum(leaf.size for leaf in jax.tree.leaves(VARIABLES))
+    assert shift.parameter_bytes == 4 * shift.parameters
+    assert packed.parameter_bytes < shift.parameter_bytes
+
+
 def test_models_take_turns_and_a_round_has_a_ratio(monkeypatch):
     turns = iter([[2.0] * 3, [1.0] * 3, [20.0] * 3, [4.0] * 3, [2.0] * 3, [1.2] * 3])
     monkeypatch.setattr(comparison, "time_runs", lambda run, seconds: next(turns))
-    found = compare(FIRST, SECOND, examples(2), layers=False, rounds=3)
+    found = compare(FIRST, SECOND, examples(4), layers=False, rounds=3)
     assert found.times == Times((2.0, 1.2), 0.5)
 
 
@@ -200,7 +201,7 @@ def test_other_classes_are_refused(second, message):
 
 
 def test_unnamed_classes_are_the_other_model_s():
-    found = compare(classifier(1, names=("0", "1", "2")), SECOND, examples(2), layers=False, rounds=0)
+    found = compare(classifier(1, names=("0", "1", "2")), SECOND, examples(4), layers=False, rounds=0)
     assert {answer.label for image in found.worst for answer in image.answers} <= set(NAMES)
 
 
@@ -208,7 +209,7 @@ def test_what_cannot_be_compared_is_refused():
     broken = classifier(name="broken")
     broken.variables = jax.tree.map(lambda leaf: leaf * np.float32(np.nan), broken.variables)
     with pytest.raises(ValueError, match="second model, broken, has logits that are not finite for 0"):
-        compare(FIRST, broken, examples(2), layers=False, rounds=0)
+        compare(FIRST, broken, examples(4), layers=False, rounds=0)
     with pytest.raises(ValueError, match="at least one image, got none"):
         compare(FIRST, SECOND, examples(0))
     with pytest.raises(ValueError, match="rounds must be at least 0, got -1"):
@@ -298,32 +299,38 @@ def test_json_has_what_python_finds(checkpoints, capsys):
     assert answers == {f"{NAMES[index % 3]}/{index}.png": best[index] for index in range(6)}
 
 
-def test_a_folder_without_labels_and_a_part_of_it(checkpoints, capsys, tmp_path):
+@pytest.fixture
+def opened(monkeypatch):
+    """Both small models in the place of what is opened; the names of models that were asked for."""
+    asked, models = [], iter((FIRST, SECOND))
+
+    def from_pretrained(source, model):
+        asked.append(model)
+        return next(models)
+
+    monkeypatch.setattr(classifiers, "from_pretrained", from_pretrained)
+    return asked
+
+
+def test_a_folder_without_labels_and_a_part_of_it(opened, checkpoints, capsys, tmp_path):
     picture = tmp_path / "worst.png"
-    data = ["--data", checkpoints / "data" / "bee", "--count", 1, "--no-layers", "--worst", picture]
+    data = ["--data", checkpoints / "data", "--count", 4, "--no-layers", "--worst", picture]
     printed = run(capsys, checkpoints, *data).out
-    assert "1 image " in printed
+    assert "4 images " in printed
     assert "top-1" not in printed
     assert picture.stat().st_size > 1000
 
 
-def test_labels_of_other_classes_are_left_out_and_said(checkpoints, capsys):
-    said = run(capsys, checkpoints, "--data", "digits", "--count", 2, "--no-layers")
+def test_labels_of_other_classes_are_left_out_and_said(opened, checkpoints, capsys):
+    said = run(capsys, checkpoints, "--data", "digits", "--count", 4, "--no-layers")
     assert "note: no top-1: the models' classes (ant, bee, wasp) are not the data's (0, 1, 2, 3," in said.err
     assert "top-1" not in said.out
 
 
-def test_a_model_is_named_where_nothing_else_tells_it(checkpoints, capsys, monkeypatch):
-    asked = []
-
-    def opened(source, model):
-        asked.append(model)
-        return FIRST
-
-    monkeypatch.setattr(classifiers, "from_pretrained", opened)
-    options = ["--data", "digits", "--count", "1", "--no-layers", "--no-times", "--model", "pvt_v2_b0"]
+def test_a_model_is_named_where_nothing_else_tells_it(opened, checkpoints, capsys):
+    options = ["--data", "digits", "--count", "4", "--no-layers", "--no-times", "--model", "pvt_v2_b0"]
     assert main(["compare", str(checkpoints / "dense"), "weights.pth", *options]) == 0
-    assert asked == [None, "pvt_v2_b0"]
+    assert opened == [None, "pvt_v2_b0"]
 
 
 @pytest.mark.parametrize(
