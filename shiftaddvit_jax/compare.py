@@ -189,11 +189,11 @@ def check_classes(first: Classifier, second: Classifier) -> None:
 
 
 def logit_error(
-    first: Float[np.ndarray, "images classes"], second: Float[np.ndarray, "images classes"]
+    first: Float[Array | np.ndarray, "images classes"], second: Float[Array | np.ndarray, "images classes"]
 ) -> LogitError:
     """How far the ``second`` logits are from the ``first``."""
-    signal = np.asarray(first, np.float64)
-    error = np.abs(second - signal)
+    signal, other = (np.asarray(logits, np.float64) for logits in (first, second))
+    error = np.abs(other - signal)
     return LogitError(
         decibels=_decibels(np.square(signal - signal.mean(axis=0)).sum(), np.square(error).sum()),
         mean=float(error.mean()),
