@@ -113,7 +113,7 @@ def _module_runs(model, variables, images):
         return {place: arguments[place] for place in places if _has_arrays(arguments[place])}
 
     seen = capture(model, variables, images, look)
-    runs = {WHOLE: _ready(partial(model.apply, variables), jnp.asarray(images))}
+    runs = {WHOLE: compiled_run(partial(model.apply, variables), jnp.asarray(images))}
     timed = [name for name in modules if _is_timed(name, modules)]
     for name in track(timed, "compiling modules", len(timed)):
         apply = partial(modules[name].apply, module_variables(name, variables))
@@ -122,7 +122,7 @@ def _module_runs(model, variables, images):
             return apply(*(argument for _, argument in sorted((arrays | fixed).items())))
 
         # A module and one inside it may share a path; the call of the outer one ends last.
-        runs[name] = _ready(run, seen[name][-1])
+        runs[name] = compiled_run(run, seen[name][-1])
     return runs
 
 
@@ -181,7 +181,7 @@ def measure_latency(
         for count in _counts(tokens):
             x = jax.random.normal(jax.random.key(0), (count, inputs), jnp.float32)
             for expert, function in zip(EXPERTS, _experts(layer, params, x), strict=True):
-                runs[shape, count, expert] = _ready(function, x)
+                runs[shape, count, expert] = compiled_run(function, x)
     medians, _ = _median_ms(runs, rounds)
     return {
         "machine": describe_machine(available_threads()),
@@ -269,7 +269,7 @@ def _check_rounds(rounds):
 
 def _median_ms(runs: Mapping[Name, Callable[[], Any]], rounds: int) -> tuple[dict[Name, float], float]:
     """Median milliseconds of each run without its call, at least 1 ns, and of a call."""
-    with_call: dict[Any, Callable[[], Any]] = {**runs, None: _ready(lambda x: x + 1, jnp.zeros(()))}
+    with_call: dict[Any, Callable[[], Any]] = {**runs, None: compiled_run(lambda x: x + 1, jnp.zeros(()))}
     times: dict[Any, list[list[float]]] = {name: [] for name in with_call}
     for _ in track(range(rounds), "rounds", rounds):
         for name, run in with_call.items():
@@ -279,7 +279,7 @@ def _median_ms(runs: Mapping[Name, Callable[[], Any]], rounds: int) -> tuple[dic
     return {name: max(median - call_ms, 1e-6) for name, median in medians.items()}, call_ms
 
 
-def _ready(function, x):
+def compiled_run(function: Callable[[Array], Any], x: Array) -> Callable[[], Any]:
     """A run of the compiled ``function`` on ``x`` that waits for the result; weights are constants."""
     compiled = jax.jit(function).lower(x).compile()
     return lambda: jax.block_until_ready(compiled(x))

@@ -19,7 +19,7 @@ from shiftaddvit_jax.checkpoints.configs import (
 from shiftaddvit_jax.checkpoints.preprocessing import from_timm, from_transformers
 from shiftaddvit_jax.checkpoints.pretrained import import_weights, read_config, read_weights
 from shiftaddvit_jax.checkpoints.store import DESCRIPTION, load_model
-from shiftaddvit_jax.checkpoints.weights import find_weights
+from shiftaddvit_jax.checkpoints.weights import find_weights, weight_files
 from shiftaddvit_jax.models import Preprocessing, create_model, model_preprocessing
 
 
@@ -36,6 +36,7 @@ class Source:
       notes: what could not be known and was taken from a table, a line each.
       about: what one of our checkpoints says of itself, such as ``top1``.
       program: a bundle's compiled program, a function of packed variables and images; None without.
+      place: the folder, or the file of weights, that it was read from; None if it was not.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Source:
     notes: tuple[str, ...] = ()
     about: Mapping[str, Any] | None = None
     program: Callable | None = None
+    place: Path | None = None
 
 
 def open_source(
@@ -84,9 +86,23 @@ def open_source(
 def describe_source(source: Source) -> dict[str, Any]:
     """What `save_model` and `export_bundle` are to say of a model made from ``source``."""
     about = {name: value for name, value in (source.about or {}).items() if name not in ("model", "packed")}
-    if source.class_names != _numbers(len(source.class_names)):
+    if is_named(source):
         about["class_names"] = source.class_names
     return about | {"preprocessing": asdict(source.preprocessing)}
+
+
+def is_named(source: Source) -> bool:
+    """Whether the classes have names, be they numbers that one of our checkpoints says."""
+    is_said = (source.about or {}).get("class_names") is not None
+    return is_said or source.class_names != _numbers(len(source.class_names))
+
+
+def stored_bytes(source: Source) -> int | None:
+    """How many bytes the files have that a model was read from: a folder's, or those with weights."""
+    if source.place is None:
+        return None
+    files = source.place.rglob("*") if source.place.is_dir() else weight_files(source.place)
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _open_others(source, variant, asked):
@@ -131,7 +147,7 @@ def _open_others(source, variant, asked):
         preprocessing = preprocessing.at_size(size)
     variables = import_weights(created, weights, trained_size=described.image_size)
     names, note = _class_names(names, created.num_classes)
-    return Source(str(source), created, variables, preprocessing, names, (*notes, *note))
+    return Source(str(source), created, variables, preprocessing, names, (*notes, *note), place=file)
 
 
 def our_folder(source: str | Path) -> Path | None:
@@ -158,7 +174,8 @@ def _open_ours(folder):
         raise ValueError(f"{folder} names {len(names)} classes, and its model has {model.num_classes}")
     names, note = _class_names(names and tuple(map(str, names)), model.num_classes)
     preprocessing = Preprocessing.from_dict(about["preprocessing"])
-    return Source(str(folder), model, variables, preprocessing, names, (*notes, *note), about, program)
+    notes = (*notes, *note)
+    return Source(str(folder), model, variables, preprocessing, names, notes, about, program, folder)
 
 
 def _read_configs(file):

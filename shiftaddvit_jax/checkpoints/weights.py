@@ -87,6 +87,13 @@ def find_weights(path_or_name: str | Path) -> Path:
     raise ValueError(f"no file or folder {name}; to download weights, write hf:ORG/NAME or timm:NAME")
 
 
+def weight_files(file: Path) -> list[Path]:
+    """The files with the weights of what `find_weights` returns: itself, or an index's shards."""
+    if _kind(file) != "index":
+        return [file]
+    return [file.with_name(shard) for shard in sorted(set(_weight_map(file).values()))]
+
+
 def read_tensors(file: Path, *, entry: str | None = None) -> dict[str, np.ndarray]:
     """The tensors in a file of weights by their names: floating point in float32, others as they are.
 

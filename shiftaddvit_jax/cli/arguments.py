@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from shiftaddvit_jax.command import Parser
 from shiftaddvit_jax.files import read_latencies
-from shiftaddvit_jax.names import ENGINES, PRECISIONS, SHIFT_SHARE
+from shiftaddvit_jax.names import ENGINES, PRECISIONS, SHIFT_SHARE, SOURCES
 
 if TYPE_CHECKING:
     from shiftaddvit_jax.cluster import MapOnWorkers
     from shiftaddvit_jax.costs.counting import ShiftShare
+    from shiftaddvit_jax.data import Examples
 
 Commands = argparse._SubParsersAction  # what `add_subparsers` returns
 
@@ -187,6 +189,25 @@ def add_checkpoint(parser: argparse.ArgumentParser, *, required: bool = True) ->
         metavar="DIR",
         help="a trained model's folder, such as runs/demo/moe/model",
     )
+
+
+def open_folder(option: str, folder: str) -> "Examples":
+    """The images in a folder and the folders in it, without labels, known by their paths from there.
+
+    Raises:
+      ValueError: no such folder, or one without images; ``option`` is where it was named.
+    """
+    from shiftaddvit_jax.classifier import image_files
+    from shiftaddvit_jax.data import Examples
+    from shiftaddvit_jax.data.images import open_image
+
+    if not Path(folder).is_dir():
+        raise ValueError(f"{option} must be a folder or one of {', '.join(SOURCES)}; got {folder}")
+    files = image_files(Path(folder))
+    if not files:
+        raise ValueError(f"{folder} has no image files")
+    names = [os.fsencode(file.relative_to(folder)) for file in files]
+    return Examples(files, [0] * len(files), open_image, names)
 
 
 def check_folders(*files: str | None) -> None:

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shiftaddvit_jax.cli.arguments import (
@@ -11,6 +10,7 @@ from shiftaddvit_jax.cli.arguments import (
     add_command,
     add_source,
     add_source_settings,
+    open_folder,
     source_settings,
 )
 from shiftaddvit_jax.command import print_table, program
@@ -150,18 +150,9 @@ def convert(arguments: argparse.Namespace) -> None:
 
 def _examples(images: str, path: str) -> "Examples":
     """The images in a folder, or those that a data source trains on."""
-    from shiftaddvit_jax.classifier import image_files
-    from shiftaddvit_jax.data import Examples, load_dataset
-    from shiftaddvit_jax.data.images import open_image
+    from shiftaddvit_jax.data import load_dataset
 
-    if images in SOURCES:
-        return load_dataset(images, path).train
-    if not Path(images).is_dir():
-        raise ValueError(f"--images must be a folder or one of {', '.join(SOURCES)}; got {images}")
-    files = image_files(Path(images))
-    if not files:
-        raise ValueError(f"{images} has no image files")
-    return Examples(files, [0] * len(files), open_image)
+    return load_dataset(images, path).train if images in SOURCES else open_folder("--images", images)
 
 
 def _evenly(
@@ -172,8 +163,7 @@ def _evenly(
 
     from shiftaddvit_jax.data import evaluation_batches
 
-    chosen = np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int).tolist()
-    some = examples.part(chosen)
+    some = examples.evenly(count)
     batches = evaluation_batches(some, preprocessing=preprocessing, batch_size=min(64, len(some)))
     images = np.concatenate([batch["image"][batch["real"]] for batch in batches])
     if not len(images):

@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,6 @@ from shiftaddvit_jax.cli.arguments import (
     open_engine,
     shorten,
 )
-from shiftaddvit_jax.command import print_table
 from shiftaddvit_jax.main import add_arguments
 from shiftaddvit_jax.names import SOURCES
 from shiftaddvit_jax.optional import require
@@ -146,78 +145,3 @@ def batch_evaluation(checkpoint: str, data: str, path: str) -> Callable[[list[in
         return list(evaluate_batches(model, variables, examples, range(*part), preprocessing=preprocessing))
 
     return work
-
-
-def add_compare(commands: Commands) -> None:
-    """Add ``compare``."""
-    command = add_command(
-        commands,
-        "compare",
-        compare,
-        "Finished runs side by side: accuracy, speed, and what differs in their configs.",
-    )
-    command.add_argument(
-        "runs", nargs="+", metavar="RUN", help="a finished run's workdir, or its summary.json"
-    )
-    command.add_argument("--json", action="store_true", help="print JSON")
-
-
-def compare(arguments: argparse.Namespace) -> None:
-    """Finished runs side by side."""
-    from shiftaddvit_jax.train.summary import compare_runs, read_summary
-
-    rows = compare_runs({name: read_summary(run) for name, run in _run_names(arguments.runs).items()})
-    if arguments.json:
-        print(json.dumps(rows))
-        return
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE)
-    table.add_column("run")
-    for name in _FIGURES:
-        table.add_column(name, justify="right")
-    for row in rows:
-        cells = [("-" if row[key] is None else show(row[key])) for key, show in _FIGURES.values()]
-        table.add_row(Text(row["run"]), *cells)
-    print_table(table)
-    differences = Table(box=box.SIMPLE)
-    for name in ("differs", "value", "in"):
-        differences.add_column(name)
-    for key in rows[0]["config"]:
-        values: dict[str, list[str]] = {}
-        for row in rows:
-            value = row["config"][key]
-            values.setdefault("-" if value is None else json.dumps(value), []).append(row["run"])
-        for index, (value, runs) in enumerate(values.items()):
-            differences.add_row(*map(Text, ("" if index else key, value, ", ".join(runs))))
-    if differences.rows:
-        print_table(differences)
-    for row in rows:
-        if row["note"]:
-            print(f"note: {row['run']} is not of the data of {rows[0]['run']}: {row['note']}")
-
-
-_FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
-    "steps": ("steps", "{:,}".format),
-    "top-1": ("top1", "{:.2%}".format),
-    "top-5": ("top5", "{:.2%}".format),
-    "loss": ("loss", "{:.4f}".format),
-    "EMA top-1": ("ema_top1", "{:.2%}".format),
-    "parameters": ("parameters", "{:,}".format),
-    "images/s": ("images_per_second", "{:,.0f}".format),
-    "on shift": ("shift_share", "{:.1%}".format),
-    "best step": ("best_step", "{:,}".format),
-}
-
-
-def _run_names(runs: Sequence[str]) -> dict[str, str]:
-    """``runs`` by their folders' names; by what was typed where these are not all different."""
-    folders = [Path(run).absolute() for run in runs]
-    names = [folder.parent.name if folder.is_file() else folder.name for folder in folders]
-    if len(set(names)) < len(names):
-        names = runs
-    if len(set(names)) < len(names):
-        raise ValueError(f"a run is named twice: {', '.join(runs)}; name each once")
-    return dict(zip(names, runs, strict=True))

@@ -54,8 +54,15 @@ class Examples:
         return self.read(self.images[index])
 
     def part(self, chosen: Sequence[int]) -> "Examples":
-        """Some of them, by their places."""
-        return Examples(chosen, [self.labels[index] for index in chosen], self.open)
+        """Some of them, by their places, known by the same names."""
+        names = [str(index).encode() if self.names is None else self.names[index] for index in chosen]
+        return Examples(chosen, [self.labels[index] for index in chosen], self.open, names)
+
+    def evenly(self, count: int) -> "Examples":
+        """``count`` of them, in even steps from the first to the last; all if there are no more."""
+        if count >= len(self):
+            return self
+        return self.part(np.linspace(0, len(self) - 1, count).astype(int).tolist())
 
     def problem(self, index: int) -> str | None:
         """Why an image can't be read, in one line; None if it can."""

@@ -1,4 +1,4 @@
-"""Pictures of what training did, of what a model costs, and of what happens inside it.
+"""Pictures of what training did, of what a model costs, what happens inside it, and how two differ.
 
 Each function ``plot_...`` draws one figure and returns it. With a ``path``, a PNG or SVG by its ending, it
 also writes the figure there.
@@ -9,6 +9,7 @@ from shiftaddvit_jax.optional import require
 require("plot", "drawing")
 
 from shiftaddvit_jax.pictures.capture import attention_maps, routed_tokens, shift_weights
+from shiftaddvit_jax.pictures.comparison import plot_worst
 from shiftaddvit_jax.pictures.costs import (
     plot_bench,
     plot_energy,
@@ -32,6 +33,7 @@ __all__ = [
     "plot_routing",
     "plot_routing_history",
     "plot_weights",
+    "plot_worst",
     "routed_tokens",
     "shift_weights",
 ]

@@ -17,7 +17,7 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
-from shiftaddvit_jax.checkpoints.weights import find_weights, read_tensors
+from shiftaddvit_jax.checkpoints.weights import find_weights, read_tensors, weight_files
 
 TENSORS = {
     f"blocks.{index}.weight": np.random.default_rng(index).normal(size=(3, 4)).astype(np.float32)
@@ -64,6 +64,12 @@ def shards(folder, write, stem, suffix, variant="", **changes):
 
 def write_torch(tensors, file):
     torch.save({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, file)
+
+
+def test_the_files_of_an_index_are_its_shards(tmp_path):
+    index = shards(tmp_path, save_file, "model", ".safetensors")
+    assert weight_files(index) == sorted(tmp_path.glob("*.safetensors"))
+    assert weight_files(weight_files(index)[0]) == weight_files(index)[:1]
 
 
 @pytest.mark.parametrize("variant", ["", ".fp16"])
