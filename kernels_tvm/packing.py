@@ -86,7 +86,7 @@ def read_tiles(tiles: Any, inputs: int, outputs: int, xp: ModuleType = np) -> tu
 
 def write_numbers(numbers: Any, xp: ModuleType = np) -> Any:
     """The tiles, int8, of whole numbers, int8 [inputs, outputs]."""
-    return _to_tiles(numbers, packed_shape(*numbers.shape, 8), xp)
+    return _to_tiles(numbers, packed_shape(*numbers.shape, bits=8), xp)
 
 
 def read_numbers(tiles: Any, inputs: int, outputs: int) -> Any:
