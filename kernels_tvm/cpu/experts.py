@@ -134,17 +134,16 @@ class Int8Expert(Expert):
     tiles, bias = "blocks", "bias"
 
     def __init__(self, target, linear, buffers, keep, share):
-        if buffers[self.tiles].dtype == "int8":
-            target = for_whole_int8(target)
+        self.is_whole = buffers[self.tiles].dtype == "int8"  # else codes of 4 bits
+        target = for_whole_int8(target) if self.is_whole else target
         super().__init__(target, linear, buffers, share, self.panels_for(target, linear, keep))
 
-    def panels_for(self, target, linear, keep):
+    def panels_for(self, target, linear, keep) -> Any:
         """Memory for panels of decoded weights."""
         return Int8Panels(target, linear.inputs, linear.outputs, keep)
 
     def prepare(self, panel, columns):
-        decode = copy_int8 if self.buffers[self.tiles].dtype == "int8" else decode_int8
-        first = panel * self.panels.columns
+        decode, first = copy_int8 if self.is_whole else decode_int8, panel * self.panels.columns
         decode(self.target, self.buffers[self.tiles], first, columns, self.panels, panel)
         self.panels.sum_columns(panel, columns)
 
@@ -165,7 +164,7 @@ class Int8Expert(Expert):
 
 
 class Int8ShiftExpert(Int8Expert):
-    """Weights of powers of two for int8 rows: decoded to int8 numbers, or to shifts."""
+    """Weights of powers of two for int8 rows, decoded to int8 numbers."""
 
     tiles, bias = "codes", "shift_bias"
 
@@ -173,29 +172,32 @@ class Int8ShiftExpert(Int8Expert):
         super().__init__(target, linear, buffers, keep, share)
         self.scales = scratch(round_up(linear.outputs, LANES))  # 2^exponent of each output
 
-    def panels_for(self, target, linear, keep):
-        if linear.shifts:
-            return ShiftPanels(
-                target, linear.inputs, linear.outputs, keep, terms=2 if linear.bits == 8 else 1
-            )
-        return super().panels_for(target, linear, keep)
-
     def prepare(self, panel, columns):
-        first = panel * self.panels.columns
+        self.prepare_scales(panel, columns)
+        super().prepare(panel, columns)
+
+    def prepare_scales(self, panel, columns):
+        """Write the scales of a panel's outputs."""
         for vector in range(columns // LANES):
-            at = lanes(first + vector * LANES)
+            at = lanes(panel * self.panels.columns + vector * LANES)
             exponent = T.Cast(f"int32x{LANES}", self.buffers["exponent"][at])
             T.buffer_store(self.scales, power_of_two(exponent), [at])
-        if self.linear.shifts:
-            decode_shifts(self.linear, self.buffers["codes"], first, columns, self.panels, panel)
-        else:
-            super().prepare(panel, columns)
-
-    def product(self, rows, count, panel, columns, finish):
-        if self.linear.shifts:
-            shift_product(self.target, rows, count, self.panels, panel, columns, finish)
-        else:
-            super().product(rows, count, panel, columns, finish)
 
     def scale(self, at):
         return self.scales[at]
+
+
+class ShiftedExpert(Int8ShiftExpert):
+    """Weights of powers of two for int8 rows, decoded to shifts."""
+
+    def panels_for(self, target, linear, keep):
+        terms = 2 if self.is_whole else 1
+        return ShiftPanels(target, linear.inputs, linear.outputs, keep, terms)
+
+    def prepare(self, panel, columns):
+        self.prepare_scales(panel, columns)
+        first = panel * self.panels.columns
+        decode_shifts(self.linear, self.buffers[self.tiles], first, columns, self.panels, panel)
+
+    def product(self, rows, count, panel, columns, finish):
+        shift_product(self.target, rows, count, self.panels, panel, columns, finish)

@@ -25,7 +25,7 @@ from kernels_tvm.cpu.emit import (
     splat,
     store_lanes,
 )
-from kernels_tvm.cpu.experts import DenseExpert, FloatShiftExpert, Int8Expert, Int8ShiftExpert
+from kernels_tvm.cpu.experts import DenseExpert, FloatShiftExpert, Int8Expert, Int8ShiftExpert, ShiftedExpert
 from kernels_tvm.cpu.targets import Target, without_matrices
 from kernels_tvm.descriptions import LANES, LinearDescription, round_up
 from kernels_tvm.emit import Arguments, kernel, otherwise, when
@@ -185,11 +185,14 @@ class ThreadLayer:
         self.experts = [self._expert(*each) for each in zip(linear.experts, shares, strict=True)]
 
     def _expert(self, kind, share):
+        linear = self.linear
         if kind == "dense":
-            expert = Int8Expert if self.linear.precision == "int8" else DenseExpert
+            expert = Int8Expert if linear.precision == "int8" else DenseExpert
+        elif linear.activations == "float":
+            expert = FloatShiftExpert
         else:
-            expert = Int8ShiftExpert if self.linear.activations == "int8" else FloatShiftExpert
-        return expert(self.target, self.linear, self.buffers, self.keep, share)
+            expert = ShiftedExpert if linear.shifts else Int8ShiftExpert
+        return expert(self.target, linear, self.buffers, self.keep, share)
 
     def tile(
         self,

@@ -109,7 +109,7 @@ def _arrays(shapes):
         if dtype == "float32":
             array = rng.standard_normal(shape).astype(dtype) * 0.1
         else:
-            limits = (-12, -6) if dtype == "int8" else (0, 255)
+            limits = (-127, 128) if dtype == "int8" else (0, 255)
             array = rng.integers(*limits, shape).astype(dtype)
         arrays.append(tvm.runtime.tensor(array))
     return arrays

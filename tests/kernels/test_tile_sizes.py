@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from linear_references import blocks
+from linear_references import blocks, dense_int8, whole_product, whole_tokens
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.special import expit, ndtr
 
@@ -136,3 +136,12 @@ def test_a_mixture_is_its_formula_with_every_tile_size_that_is_tried(run_kernel,
     logit = x.astype(np.float64) @ (router[:, 0] - router[:, 1]) + 0.1
     chosen = np.where(logit[:, None] >= 0, x.astype(np.float64) @ kernel, x.astype(np.float64) @ weight)
     assert_near(y, expit(np.abs(logit))[:, None] * chosen)
+
+
+@pytest.mark.parametrize("variant", variants("int8_tile"), ids=tiles_of)
+def test_a_dense_layer_in_int8_is_its_formula_with_every_tile_size_that_is_tried(run_kernel, variant):
+    rng = np.random.default_rng(0)
+    x, (parameters, numbers, scale) = whole_tokens(rng, 101, 35), dense_int8(rng, 35, 150)
+    linear = Kernel("linear", LinearDescription("dense", 35, 150, precision="int8"))
+    y = run_kernel(linear, variant, [x, *parameters], ((101, 150), "float32"))
+    np.testing.assert_array_equal(y, whole_product(x, numbers, scale))

@@ -55,6 +55,21 @@ def test_every_variant_is_measured_once_where_none_is_faster(times):
     assert len(trials) == len(measured) - 1 == len(set(measured[1:])) <= tuning.count_trials(MLP)
 
 
+@pytest.mark.parametrize(
+    "linear",
+    [
+        LinearDescription("shift", 16, 32, 4, "int8"),
+        LinearDescription("shift", 16, 32, 8, "int8"),
+        LinearDescription("dense", 16, 32, precision="int8"),
+    ],
+    ids=["one power", "two powers", "dense"],
+)
+def test_the_tile_of_int8_sums_is_tried_where_there_are_some(linear):
+    tried = tuning.count_trials(Kernel("linear", linear))
+    without = tuning.count_trials(Kernel("linear", LinearDescription("dense", 16, 32)))
+    assert tried - without == len(tuning.CHOICES[OWN.name].get("int8_tile", ()))
+
+
 def test_a_kernel_without_tiles_has_nothing_to_try():
     assert tuning.count_trials(Kernel("binarize", BinarizeDescription(16, True))) == 0
 
