@@ -15,6 +15,7 @@ from shiftaddvit_jax.data import decode_file, load_dataset
 from shiftaddvit_jax.data.preprocessing import crop, normalize_as
 from shiftaddvit_jax.files import read_metrics
 from shiftaddvit_jax.models import Preprocessing, model_preprocessing
+from shiftaddvit_jax.models.registry import linear_kinds
 from shiftaddvit_jax.pack import inference_variables
 
 Pixels = UInt8[np.ndarray, "batch side side 3"]
@@ -55,7 +56,7 @@ class Subject:
 
     def for_inference(self) -> tuple[nn.Module, PyTree]:
         """Model and variables as inference runs them fastest: shift layers packed."""
-        if not {*self.model.mlp, *self.model.projections} & {"shift", "moe"}:
+        if not linear_kinds(self.model) & {"shift", "moe"}:
             return self.model, self.variables
         return self.model, inference_variables(self.model, self.variables, for_kernels=True)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from shiftaddvit_jax.models import pvt, pvt_v2, vit
+from shiftaddvit_jax.models.registry import linear_kinds
 
 IMAGENET_CLASSES = 1000
 
@@ -218,7 +219,7 @@ def transformers_config(model: nn.Module, class_names: Sequence[str]) -> dict[st
     kind, architecture = families[type(model), getattr(model, "distilled", False)]
     epsilon = model.layer_norm_eps or (1e-6 if is_vit else None)
     original = {**pvt.VARIANTS, **pvt_v2.VARIANTS, **vit.VARIANTS}[model.variant]["attention"]
-    if {*model.mlp, *model.projections} != {"dense"} or model.attention != original or epsilon is None:
+    if linear_kinds(model) != {"dense"} or model.attention != original or epsilon is None:
         return None
     _, fields = _TRANSFORMERS[kind]
     row = _row_of(model, fields)

@@ -35,6 +35,7 @@ from shiftaddvit_jax.checkpoints.weights import (
 )
 from shiftaddvit_jax.files import read_object, whole_file
 from shiftaddvit_jax.models.pyramid import SIDES
+from shiftaddvit_jax.models.registry import linear_kinds
 from shiftaddvit_jax.models.variables import HEADS, init_named, variable_shapes
 from shiftaddvit_jax.models.vit import VisionTransformer
 from shiftaddvit_jax.nn.kernels import is_packed
@@ -181,7 +182,7 @@ def save_safetensors(model: nn.Module, variables: PyTree, path: str | Path) -> N
     """
     _check_writable(model, variables)
     flat: dict[tuple[str, ...], Any] = flatten_dict(variables["params"])
-    if "shift" in {*model.mlp, *model.projections}:
+    if "shift" in linear_kinds(model):
         for layer, shift in shift_layers(model).items():
             params = {"kernel": flat[(*layer, "kernel")]}
             flat[(*layer, "kernel")] = shift.apply({"params": params}, method="weight")
@@ -206,7 +207,7 @@ def save_safetensors(model: nn.Module, variables: PyTree, path: str | Path) -> N
 
 
 def _check_writable(model, variables):
-    kinds = {*model.mlp, *model.projections}
+    kinds = linear_kinds(model)
     foreign = [
         f"attention {kind}" for kind in dict.fromkeys(model.attention) if kind not in SOFTMAX_ATTENTION
     ]
@@ -223,7 +224,7 @@ def _check_writable(model, variables):
 
 
 def _check_dense(model):
-    kinds = {*model.mlp, *model.projections}
+    kinds = linear_kinds(model)
     if kinds != {"dense"} or not set(model.attention) <= set(SOFTMAX_ATTENTION):
         raise ValueError(
             f"pretrained weights are for dense models with softmax attention, but this {model.variant} has "

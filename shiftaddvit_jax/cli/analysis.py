@@ -246,6 +246,8 @@ def _report_title(report):
     model = report["model"]
     kinds = [model[name] for name in ("attention", "mlp", "projections")]
     kinds = ["/".join(dict.fromkeys(kind)) for kind in kinds]
+    if model["layers"]:
+        kinds.append(f"{len(model['layers'])} layers of their own")
     return f"{model['name']}, {', '.join(kinds)}, {report['batch']} x {model['image_size']} px"
 
 

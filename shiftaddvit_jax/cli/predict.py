@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -77,6 +78,7 @@ def info(arguments: argparse.Namespace) -> None:
         + f"{found['bytes'] / 1e6:.1f} MB"
         + (", packed" if found["packed"] else ""),
         **{name: ", ".join(dict.fromkeys(described[name])) for name in ("attention", "mlp", "projections")},
+        **_formats(described),
         "LayerNorm epsilon": described["layer_norm_eps"] or "the authors'",
         "classes": _classes(source.class_names),
         "image": f"{pixels.resize.replace('_', ' ')} to {pixels.resize_to} pixels ({pixels.interpolation}), "
@@ -89,6 +91,17 @@ def info(arguments: argparse.Namespace) -> None:
         print(f"{name:{width}}  {value}")
     for note in source.notes:
         print(f"{'note':{width}}  {note}")
+
+
+def _formats(described):
+    """What differs from one power of two a weight and float32, by name."""
+    counts = Counter((described["layers"] or {}).values())
+    found = {
+        "layers of their own": ", ".join(f"{count} {choice}" for choice, count in sorted(counts.items())),
+        "weight terms": "" if described["weight_terms"] == 1 else described["weight_terms"],
+        "precision": "" if described["precision"] == "float32" else described["precision"],
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def add_predict(commands: Commands) -> None:

@@ -63,7 +63,7 @@ def cost_report(
         for path in dict.fromkeys([*parts, *sizes])
     }
     arguments = model_arguments(model)
-    shown = ("name", "attention", "mlp", "projections", "image_size", "activations")
+    shown = ("name", "attention", "mlp", "projections", "layers", "weight_terms", "image_size", "activations")
     return {
         "model": {name: arguments[name] for name in shown},
         "batch": batch,

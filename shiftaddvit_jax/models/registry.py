@@ -180,6 +180,12 @@ def with_layers(model: nn.Module, layers: Mapping[str, str]) -> nn.Module:
     return model.clone(primitives=model.primitives.choosing(layers))
 
 
+def linear_kinds(model: nn.Module) -> set[str]:
+    """The kinds of linear layer that ``model`` has, by stage or by single layers' choices."""
+    chosen = (LAYER_CHOICES[choice][0] for _, choice in model.primitives.layers)
+    return {*model.mlp, *model.projections, *chosen}
+
+
 def linear_layer(model: nn.Module, path: Sequence[str]) -> tuple[str, Primitives]:
     """The kind and the settings of the linear layer at ``path``, such as ``("block1", "mlp", "fc1")``."""
     kinds = model.mlp if path[-2] == "mlp" else model.projections

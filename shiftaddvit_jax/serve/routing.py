@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, PyTree
 
 from shiftaddvit_jax.models.inspect import natural_order, square_grid, watch_routers
+from shiftaddvit_jax.models.registry import linear_kinds
 from shiftaddvit_jax.models.variables import COMPILE_QUICKLY
 
 Maps = dict[str, Bool[np.ndarray, "_tokens"]]
@@ -51,7 +52,7 @@ class RoutingMaps:
 
 def has_mixtures(model: nn.Module) -> bool:
     """Whether a model has mixtures of experts."""
-    return "moe" in (*model.mlp, *model.projections)
+    return "moe" in linear_kinds(model)
 
 
 def describe_maps(maps: Maps) -> list[dict[str, Any]]:
