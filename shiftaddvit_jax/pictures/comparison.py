@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from shiftaddvit_jax.compare import ImageDifference
 from shiftaddvit_jax.pictures.style import COLORS, save_figure
@@ -28,7 +29,8 @@ def plot_worst(
     """
     columns = min(COLUMNS, len(images))
     rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(2.8 * columns, 3.4 * rows), layout="constrained")
+    layout = ConstrainedLayoutEngine(h_pad=0.1)  # inches: captions stand apart from the next row's titles
+    figure = Figure(figsize=(2.8 * columns, 3.6 * rows), layout=layout)
     axes = figure.subplots(rows, columns, squeeze=False, subplot_kw={"xticks": [], "yticks": []}).ravel()
     for panel, image, difference in zip(axes, images, differences, strict=False):
         answers = difference.answers
