@@ -15,9 +15,6 @@ from flax import struct
 from jaxtyping import Array, Complex, Float, UInt32
 
 from shiftaddvit_jax.qmc.points import BITS, DigitalNet, Lattice
-from shiftaddvit_jax.validation import check_choice
-
-SMOOTHNESS = (1, 2, 3, 4)
 
 
 def fftbr(x: Float[Array, "*batch n"] | Complex[Array, "*batch n"]) -> Complex[Array, "*batch n"]:
@@ -57,7 +54,7 @@ def shift_invariant_kernel(
     Raises:
       ValueError: for another smoothness.
     """
-    check_choice("smoothness", smoothness, SMOOTHNESS)
+    _check_smoothness(smoothness)
     difference = x - z
     distance = jnp.minimum(difference, -difference).astype(float) * 2.0**-BITS  # K is even: the shorter way
     t = distance * (1 - distance)
@@ -91,7 +88,7 @@ def digitally_shift_invariant_kernel(
     Raises:
       ValueError: for another smoothness.
     """
-    check_choice("smoothness", smoothness, SMOOTHNESS)
+    _check_smoothness(smoothness)
     digits = x ^ z
     u = digits.astype(float) * 2.0**-BITS
     leading = jax.lax.clz(digits).astype(float) + 1  # the place of the first digit that differs
@@ -199,6 +196,11 @@ def check_power_of_two(count: int) -> None:
         raise ValueError(
             f"the number of points must be a power of two, got {count}; take {below} or {2 * below}"
         )
+
+
+def _check_smoothness(smoothness):
+    if smoothness not in (1, 2, 3, 4):
+        raise ValueError(f"smoothness must be 1, 2, 3 or 4, got {smoothness}")
 
 
 def _over_dimensions(values, weights, scale):

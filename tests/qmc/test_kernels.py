@@ -122,8 +122,8 @@ def test_products_are_the_dense_matrix_times_a_vector(dense):
 def test_solves_with_noise_are_those_of_the_dense_matrix(dense):
     gram, matrix, y = dense
     expected = np.linalg.solve(matrix + 0.01 * np.eye(64), y)
-    np.testing.assert_allclose(gram(0.01).solve(y.astype(np.float32)), expected, atol=0.01)
-    assert np.abs(expected).max() > 10
+    solved = gram(0.01).solve(y.astype(np.float32))
+    np.testing.assert_allclose(solved, expected, atol=3e-3 * np.abs(expected).max())
 
 
 def test_solves_in_float64_need_no_noise(dense):
@@ -166,5 +166,5 @@ def test_halton_points_have_no_fast_kernel():
 
 
 def test_another_smoothness_is_refused():
-    with pytest.raises(ValueError, match="unknown smoothness 5; known: 1, 2, 3, 4"):
+    with pytest.raises(ValueError, match="smoothness must be 1, 2, 3 or 4, got 5"):
         qmc.gram(qmc.sobol(2), 16, 5, noise=0.1)
