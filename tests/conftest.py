@@ -28,7 +28,18 @@ import pytest
 # The annotations of what computes, shapes and dtypes among them, are checked at each call. A NumPy array will
 # do for one of JAX. Above these floors, tests put stand-ins in the place of what is timed or drawn. Set
 # before the package is imported.
-CHECKED = ("ops", "nn", "models", "reparameterize", "calibrate", "pack", "heads", "checkpoints", "data")
+CHECKED = (
+    "ops",
+    "nn",
+    "models",
+    "reparameterize",
+    "calibrate",
+    "pack",
+    "heads",
+    "checkpoints",
+    "data",
+    "qmc",
+)
 jaxtyping.Array = jax.Array | np.ndarray
 jaxtyping.install_import_hook([f"shiftaddvit_jax.{name}" for name in CHECKED], "annotations.check")
 
