@@ -403,7 +403,7 @@ def test_a_budget_of_error_buys_better_choices_than_one_term(vit):
     )
     assert error_of(chosen, fitted, dense) <= spent / 4
     assert {layer.name for layer in layers} == {layer.name for layer in report}
-    assert {"shift"} < {layer.choice for layer in layers}  # no more than it takes
+    assert len({layer.choice for layer in layers}) > 1  # no more than it takes
 
 
 def test_attentions_stay_as_they_are_unless_asked(vit):

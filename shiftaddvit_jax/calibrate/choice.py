@@ -35,7 +35,8 @@ Proxy = Literal["agreement", "error"]
 SHIFT = 0.024 + 0.1
 MULTIPLY = {"float32": 3.7 + 0.9, "bfloat16": 1.1 + 0.9, "int8": 0.2 + 0.1}
 PROBED_IMAGES = 64  # whose slopes are taken
-TIGHTER = 0.3  # by which the predicted error shrinks from one attempt to the next
+TIGHTER = 0.3  # by which the predicted error shrinks from one attempt to the next, where agreement counts
+MARGIN = 0.9  # of the error that a budget leaves, since predictions are not exact
 ATTEMPTS = 5
 
 
@@ -138,8 +139,8 @@ def choose_layers(
             smallest = sum(min(found.error for found in options) for options in candidates.values())
             if spent <= budget.points or predicted <= smallest:
                 break
-            scale = budget.points / spent if budget.proxy == "error" else TIGHTER
-            target = max(smallest, predicted * min(scale, TIGHTER)) if attempt < ATTEMPTS else smallest
+            scale = MARGIN * budget.points / spent if budget.proxy == "error" else TIGHTER
+            target = max(smallest, predicted * scale) if attempt < ATTEMPTS else smallest
         if spent > budget.points:
             logger.warning(
                 "the budget of %g points of %s is missed: the best choices cost %.2f; give more images",
