@@ -38,6 +38,23 @@ class Sum(NamedTuple):
         return np.concatenate([_apply(self, variables, x[batch]) for batch in batches(len(x))])
 
 
+def visiting_sums(visit: Callable[[str, Sum, np.ndarray], np.ndarray]) -> Callable:
+    """An interceptor of methods, by which a block's sums are what ``visit`` makes of them.
+
+    ``visit`` takes the block's path, the sum without dropout and stochastic depth, and its tokens.
+    """
+
+    def intercept(call, arguments, keywords, context):
+        block = context.module
+        if context.method_name not in SUMS or not isinstance(block, Block) or not block.path:
+            return call(*arguments, **keywords)
+        tokens, grid = arguments
+        alone = block.clone(parent=None, name=None, dropout=0.0, drop_path=0.0)
+        return visit("/".join(block.path), Sum(alone, context.method_name, grid), np.asarray(tokens))
+
+    return intercept
+
+
 @partial(jax.jit, static_argnums=0)
 def _apply(sum_, variables, x):
     return sum_.apply(variables, x)

@@ -17,19 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from shiftaddvit_jax.calibrate.branch import SUMS, Place, Sum, batches, linear_modules
+from shiftaddvit_jax.calibrate.branch import Place, batches, linear_modules, visiting_sums
 from shiftaddvit_jax.calibrate.fit import add_moments, fit_dense, fit_layer
 from shiftaddvit_jax.calibrate.routing import fit_mixture
-from shiftaddvit_jax.models.inspect import Images, module_variables, on_xla
+from shiftaddvit_jax.models.inspect import Images, module_variables, on_xla, watch
 from shiftaddvit_jax.names import PROXIES
-from shiftaddvit_jax.nn import Block
-from shiftaddvit_jax.nn.linear import precision_of
+from shiftaddvit_jax.nn import Primitives
 from shiftaddvit_jax.progress import progress_bar
 from shiftaddvit_jax.validation import check_choice
 
 logger = logging.getLogger(__name__)
 
 Proxy = Literal["agreement", "error"]
+Converted = tuple[nn.Module, PyTree, Any]  # a model, its variables and a report
 # Picojoules of a product and its sum, of `costs/unit_energies.toml`: a shift of an int8 number and an int32
 # addition for each power of two; a multiplication and an addition of dense factors by their format.
 SHIFT = 0.024 + 0.1
@@ -76,35 +76,35 @@ class Candidate(NamedTuple):
     error: float
 
 
-def energy(choice: str, products: float, module: nn.Module, share: float) -> float:
+def energy(choice: str, products: float, primitives: Primitives, share: float) -> float:
     """Microjoules of a layer's products with int8 activations in shifts, on an accelerator in 45 nm CMOS.
 
     Args:
       choice: what the layer is.
       products: of one weight and one number each.
-      module: the layer; dense factors have its precision.
+      primitives: of the model: the precision of dense factors, and the powers of two in a mixture's weights.
       share: of the tokens that a mixture's shift expert computes.
     """
-    dense = MULTIPLY[getattr(module, "precision", None) or precision_of(module) or "float32"]
-    terms = getattr(module, "weight_terms", 1)
-    return _energy(choice, products, dense, terms, share)
-
-
-def _energy(choice, products, dense, terms, share):
+    dense = MULTIPLY[primitives.precision]
     each = {
         "shift": SHIFT,
         "shift_two_terms": 2 * SHIFT,
         "dense_int8": MULTIPLY["int8"],
         "dense": dense,
-        "moe": share * terms * SHIFT + (1 - share) * dense,
+        "moe": share * primitives.weight_terms * SHIFT + (1 - share) * dense,
     }
     return products * each[choice] * 1e-6
 
 
 def choose_layers(
-    model: nn.Module, variables: PyTree, images: Images, shares: Mapping[str, float], budget: Budget
-) -> Callable[[Callable[[dict[str, str]], tuple[nn.Module, PyTree, Any]]], tuple[nn.Module, PyTree, Any]]:
-    """A function that takes a conversion, from choices to a model, its variables and a report: the cheapest.
+    model: nn.Module,
+    variables: PyTree,
+    images: Images,
+    shares: Mapping[str, float],
+    budget: Budget,
+    convert: Callable[[dict[str, str]], Converted],
+) -> Converted:
+    """The conversion that takes the least energy within a budget.
 
     Args:
       model: the dense model.
@@ -112,6 +112,7 @@ def choose_layers(
       images: the calibration images.
       shares: the layers to choose for, each with the share of its tokens for a mixture's shift expert.
       budget: what the conversion may cost.
+      convert: the conversion by the layers' choices.
 
     Raises:
       ValueError: no layer to choose for, an unknown proxy, a budget below 0.
@@ -125,32 +126,26 @@ def choose_layers(
         )
     candidates = _candidates(model, variables, images, shares)
     dense = _logits(model, variables, images)
-
-    def choose(convert):
-        target, attempt = np.inf, 0
-        while True:
-            chosen = cheapest(candidates, target)
-            student, converted, report = convert({path: found.choice for path, found in chosen.items()})
-            spent = budget.spent(dense, _logits(student, converted, images))
-            predicted, attempt = sum(found.error for found in chosen.values()), attempt + 1
-            logger.info(
-                "attempt %d costs %.2f of %.2f points of %s", attempt, spent, budget.points, budget.proxy
-            )
-            smallest = sum(min(found.error for found in options) for options in candidates.values())
-            if spent <= budget.points or predicted <= smallest:
-                break
-            scale = MARGIN * budget.points / spent if budget.proxy == "error" else TIGHTER
-            target = max(smallest, predicted * scale) if attempt < ATTEMPTS else smallest
-        if spent > budget.points:
-            logger.warning(
-                "the budget of %g points of %s is missed: the best choices cost %.2f; give more images",
-                budget.points,
-                budget.proxy,
-                spent,
-            )
-        return student, converted, report
-
-    return choose
+    target, attempt = np.inf, 0
+    while True:
+        chosen = cheapest(candidates, target)
+        student, converted, report = convert({path: found.choice for path, found in chosen.items()})
+        spent = budget.spent(dense, _logits(student, converted, images))
+        predicted, attempt = sum(found.error for found in chosen.values()), attempt + 1
+        logger.info("attempt %d costs %.2f of %.2f points of %s", attempt, spent, budget.points, budget.proxy)
+        smallest = sum(min(found.error for found in options) for options in candidates.values())
+        if spent <= budget.points or predicted <= smallest:
+            break
+        scale = MARGIN * budget.points / spent if budget.proxy == "error" else TIGHTER
+        target = max(smallest, predicted * scale) if attempt < ATTEMPTS else smallest
+    if spent > budget.points:
+        logger.warning(
+            "the budget of %g points of %s is missed: the best choices cost %.2f; give more images",
+            budget.points,
+            budget.proxy,
+            spent,
+        )
+    return student, converted, report
 
 
 def cheapest(candidates: Mapping[str, list[Candidate]], error: float) -> dict[str, Candidate]:
@@ -178,24 +173,18 @@ def _candidates(model, variables, images, shares):
     slopes = _squared_slopes(model, variables, images[:PROBED_IMAGES], shares)
     found: dict[str, list[Candidate]] = {}
 
-    def measure(call, arguments, keywords, context):
-        block = context.module
-        if context.method_name not in SUMS or not isinstance(block, Block) or not block.path:
-            return call(*arguments, **keywords)
-        x, grid = arguments
-        x, name = np.asarray(x), "/".join(block.path)
-        alone = block.clone(parent=None, name=None, dropout=0.0, drop_path=0.0)
-        teacher, own = Sum(alone, context.method_name, grid), module_variables(name, variables)
-        for path, module in linear_modules(teacher, own, x[:1]).items():
+    def measure(name, teacher, x):
+        own = module_variables(name, variables)
+        for path in linear_modules(teacher, own, x[:1]):
             full = "/".join((name, *path))
             if full in shares:
                 bar.update(task, note=full)
-                noises, products = _noises(teacher, path, own, x, shares[full])
-                dense, terms = MULTIPLY[precision_of(module) or "float32"], model.primitives.weight_terms
+                share = shares[full]
+                noises, products = _noises(teacher, path, own, x, share)
                 found[full] = [
                     Candidate(
                         choice,
-                        _energy(choice, products, dense, terms, shares[full]),
+                        energy(choice, products, model.primitives, share),
                         float(noise @ slopes[full]),
                     )
                     for choice, noise in noises.items()
@@ -205,7 +194,7 @@ def _candidates(model, variables, images, shares):
 
     with progress_bar() as bar:
         task = bar.add_task("measuring choices", total=len(shares), note="")
-        with nn.intercept_methods(measure):
+        with nn.intercept_methods(visiting_sums(measure)):
             on_xla(model).apply(variables, images)
     return found
 
@@ -253,23 +242,15 @@ def _squared_slopes(model, variables, images, paths) -> dict[str, Float[np.ndarr
         with nn.intercept_methods(move):
             return model.apply(variables, images)
 
-    def outputs(images):
-        found = {}
+    def look(module, method, arguments, y):
+        return y if method == "__call__" and "/".join(module.path) in paths else None
 
-        def note(call, arguments, keywords, context):
-            y = call(*arguments, **keywords)
-            name = "/".join(context.module.path)
-            if context.method_name == "__call__" and name in paths:
-                found[name] = y
-            return y
-
-        with nn.intercept_methods(note):
-            model.apply(variables, images)
-        return found
+    outputs = watch(model, look)
 
     @jax.jit
     def squares(images, key):
-        zeros = jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), jax.eval_shape(outputs, images))
+        calls = jax.eval_shape(outputs, variables, images)
+        zeros = {name: jnp.zeros(y.shape, y.dtype) for name, (y,) in calls.items()}
 
         def probe(by):
             logits: Any = shifted(by, images)

@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
-from shiftaddvit_jax.calibrate.branch import SUMS, Path, Place, Sum, choice_of, linear_modules
+from shiftaddvit_jax.calibrate.branch import Path, Place, choice_of, linear_modules, visiting_sums
 from shiftaddvit_jax.calibrate.choice import Budget, Proxy, choose_layers, energy
 from shiftaddvit_jax.calibrate.fit import add_moments, decibels, fit_dense, fit_layer
 from shiftaddvit_jax.calibrate.routing import fit_mixture
@@ -20,7 +20,6 @@ from shiftaddvit_jax.models.inspect import Images, module_variables, on_xla
 from shiftaddvit_jax.models.kinds import stage_kinds
 from shiftaddvit_jax.models.variables import linear_layers, stage_of
 from shiftaddvit_jax.names import LINEAR_KINDS
-from shiftaddvit_jax.nn import Block
 from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.nn.moe import aimed_shift_share
 from shiftaddvit_jax.progress import progress_bar
@@ -166,29 +165,30 @@ def calibrate_with_report(
         == "shift"
     ]
     shares = {path: _shift_share(latencies, path) for path in candidates}
-    choose = choose_layers(model, variables, images, shares, Budget(float(budget), proxy))
-    return choose(lambda chosen: convert({**(layers or {}), **chosen}))
+    return choose_layers(
+        model,
+        variables,
+        images,
+        shares,
+        Budget(float(budget), proxy),
+        lambda chosen: convert({**(layers or {}), **chosen}),
+    )
 
 
 def _convert(model, variables, images, student, rounded, latencies):
     """The student with its layers fitted, its variables and the report."""
     fitted, report, few = {}, [], []
 
-    def convert(call, arguments, keywords, context):
-        block = context.module
-        if context.method_name not in SUMS or not isinstance(block, Block) or not block.path:
-            return call(*arguments, **keywords)
-        both, grid = arguments
-        tokens = dense, _ = tuple(np.split(np.asarray(both), 2))
-        stage, name = stage_of(("params", *block.path)), "/".join(block.path)
-        alone = block.clone(parent=None, name=None, dropout=0.0, drop_path=0.0)
+    def convert(name, teacher, both):
+        tokens = dense, _ = tuple(np.split(both, 2))
+        alone, stage = teacher.block, stage_of(("params", *name.split("/")))
         changed = alone.clone(
             attention=student.attention[stage],
             mlp=student.mlp[stage],
             projections=student.projections[stage],
             primitives=on_xla(student).primitives.inside(name),
         )
-        teacher, learner = (Sum(one, context.method_name, grid) for one in (alone, changed))
+        learner = teacher._replace(block=changed)
         old, new = module_variables(name, variables), module_variables(name, rounded)
         modules = linear_modules(teacher, old, dense[:1])
         for path, module in linear_modules(learner, new, dense[:1]).items():
@@ -205,7 +205,7 @@ def _convert(model, variables, images, student, rounded, latencies):
             logger.debug("%s (%s): %.1f dB rounded, %.1f dB calibrated", *layer[:4])
             new = _with_layer(new, path, fit)
             flat = flatten_dict(fit)
-            fitted.update({("params", *block.path, *path, *leaf): value for leaf, value in flat.items()})
+            fitted.update({("params", *full.split("/"), *leaf): value for leaf, value in flat.items()})
         bar.advance(task, len(modules))
         return np.concatenate([teacher.run(old, tokens[0]), learner.run(new, tokens[1])])
 
@@ -213,7 +213,7 @@ def _convert(model, variables, images, student, rounded, latencies):
     # is the dense model's, the second half the new model's.
     with progress_bar() as bar:
         task = bar.add_task("calibrating", total=len(linear_layers(model)), note="")
-        with nn.intercept_methods(convert):
+        with nn.intercept_methods(visiting_sums(convert)):
             on_xla(model).apply(variables, np.concatenate([images, images]))
     if few:
         logger.warning(
@@ -257,7 +257,9 @@ def _fit(
         noises = [place.noise(variables, tokens), place.noise(after, tokens)]
     rounded, calibrated = (decibels(float(signal), float(np.sum(noise))) for noise in noises)
     products = float(moments.count) / len(tokens[0]) * np.size(kernel)
-    report = CalibratedLayer(name, choice, rounded, calibrated, energy(choice, products, module, share))
+    report = CalibratedLayer(
+        name, choice, rounded, calibrated, energy(choice, products, place.learner.block.primitives, share)
+    )
     return fit, report, bool(moments.count <= len(moments.inputs))
 
 

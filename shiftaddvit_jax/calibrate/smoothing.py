@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from shiftaddvit_jax.calibrate.branch import batches
-from shiftaddvit_jax.models.inspect import Images, on_xla
+from shiftaddvit_jax.models.inspect import Images, on_xla, watch
 from shiftaddvit_jax.nn import Block
 
 # What reads a block's LayerNorms. Where keys and values come from a reduced grid, its convolution does.
@@ -70,26 +69,12 @@ def _others(kernel):
 
 def _largest_outputs(model, variables, images) -> dict[str, Float[np.ndarray, "channels"]]:
     """The largest magnitude that each LayerNorm of a block puts out in each channel, by its path."""
-    model = on_xla(model)
 
-    @jax.jit
-    def look(variables, images):
-        found: dict[str, Array] = {}
+    def look(module, method, arguments, y):
+        if isinstance(module, nn.LayerNorm) and module.name in READERS and isinstance(module.parent, Block):
+            return jnp.max(jnp.abs(y), axis=tuple(range(y.ndim - 1)))
+        return None
 
-        def note(call, arguments, keywords, context):
-            y = call(*arguments, **keywords)
-            module = context.module
-            if (
-                isinstance(module, nn.LayerNorm)
-                and module.name in READERS
-                and isinstance(module.parent, Block)
-            ):
-                found["/".join(module.path)] = jnp.max(jnp.abs(y), axis=tuple(range(y.ndim - 1)))
-            return y
-
-        with nn.intercept_methods(note):
-            model.apply(variables, images)
-        return found
-
-    found = [look(variables, images[batch]) for batch in batches(len(images))]
-    return {norm: np.max([np.asarray(each[norm]) for each in found], axis=0) for norm in found[0]}
+    largest = watch(on_xla(model), look)
+    found = [largest(variables, images[batch]) for batch in batches(len(images))]
+    return {norm: np.max([np.asarray(each[norm][0]) for each in found], axis=0) for norm in found[0]}
