@@ -10,7 +10,7 @@ from kernels_tvm.descriptions import LinearDescription
 from kernels_tvm.emit import when
 from kernels_tvm.gpu.emit import WORD_LANES, fill, quad, registers, shared, words_of
 from kernels_tvm.gpu.instructions import signed_byte
-from kernels_tvm.packing import TILE_BYTES, TILE_INPUTS, TILE_OUTPUTS
+from kernels_tvm.packing import TILE_INPUTS, TILE_OUTPUTS
 
 HALF = TILE_OUTPUTS // 2  # outputs whose codes are in the low halves of a tile's bytes
 PADDING = 4  # words after each row of shared memory: rows start in different banks, aligned to 128 bits
@@ -126,29 +126,44 @@ def _for_each_word(block, linear: LinearDescription, codes, inputs: int, columns
     ``column + HALF`` in their high halves. With 5 bits, ``words[1]`` and ``words[2]`` hold their signs. Words
     that are not ``inside`` the weight are 0.
     """
-    output_tiles, groups, _ = (size.value for size in codes.shape)
-    all_words = words_of(codes, (output_tiles, groups, TILE_BYTES[linear.bits] // 4))
+
+    def decode(group, column, source, inside, all_words):
+        words = registers(3, "int32")
+        fill(words, T.int32(0), 3)
+        with when(inside):
+            T.buffer_store(words, all_words[source], [0])
+            if linear.bits == 5:
+                *tile, lane = source
+                for half in range(2):
+                    signs = T.shift_right(all_words[(*tile, HALF + half)], 4 * lane)
+                    T.buffer_store(words, signs, [1 + half])
+        body(group, column, inside, words)
+
+    _for_each_lane(block, codes, HALF, inputs, columns, first_input, decode)
+
+
+def _for_each_lane(block, tiles, lanes: int, inputs: int, columns: int, first_input, body):
+    """Emit ``body(group, column, source, inside, words)`` for the first ``lanes`` words of a tile's weights.
+
+    A word is of four inputs, ``group``, and ``column`` is that of the tile. It is ``words[source]`` if it is
+    ``inside`` the weight.
+    """
+    output_tiles, groups, size = (size.value for size in tiles.shape)
+    words = words_of(tiles, (output_tiles, groups, size // 4))
     tile_groups = inputs // TILE_INPUTS
 
-    def decode(number):
-        lane, group = T.bind(number % HALF), T.bind(number // HALF % tile_groups)
-        output_tile = T.bind(number // (HALF * tile_groups))
+    def visit(number):
+        lane, group = T.bind(number % lanes), T.bind(number // lanes % tile_groups)
+        output_tile = T.bind(number // (lanes * tile_groups))
         source = (
             T.bind(block.first_column // TILE_OUTPUTS + output_tile),
             T.bind(first_input // TILE_INPUTS + group),
+            lane,
         )
-        words = registers(3, "int32")
-        fill(words, T.int32(0), 3)
         inside = T.bind(T.And(source[0] < output_tiles, source[1] < groups))
-        with when(inside):
-            T.buffer_store(words, all_words[(*source, lane)], [0])
-            if linear.bits == 5:
-                for half in range(2):
-                    signs = T.shift_right(all_words[(*source, HALF + half)], 4 * lane)
-                    T.buffer_store(words, signs, [1 + half])
-        body(group, T.bind(output_tile * TILE_OUTPUTS + lane), inside, words)
+        body(group, T.bind(output_tile * TILE_OUTPUTS + lane), source, inside, words)
 
-    block.each(inputs * columns // (2 * TILE_INPUTS), decode)
+    block.each(inputs * columns * lanes // (TILE_INPUTS * TILE_OUTPUTS), visit)
 
 
 def load_weights(
@@ -183,25 +198,15 @@ def _for_each_int8_word(block, tiles, inputs: int, columns: int, first_input, bo
 
     Words that are not ``inside`` the weight are 0.
     """
-    output_tiles, groups, size = (size.value for size in tiles.shape)
-    all_words = words_of(tiles, (output_tiles, groups, size // 4))
-    tile_groups = inputs // TILE_INPUTS
 
-    def read(number):
-        lane, group = T.bind(number % TILE_OUTPUTS), T.bind(number // TILE_OUTPUTS % tile_groups)
-        output_tile = T.bind(number // (TILE_OUTPUTS * tile_groups))
-        source = (
-            T.bind(block.first_column // TILE_OUTPUTS + output_tile),
-            T.bind(first_input // TILE_INPUTS + group),
-        )
+    def read(group, column, source, inside, words):
         word = registers(1, "int32")
         T.buffer_store(word, T.int32(0), [0])
-        inside = T.bind(T.And(source[0] < output_tiles, source[1] < groups))
         with when(inside):
-            T.buffer_store(word, all_words[(*source, lane)], [0])
-        body(group, T.bind(output_tile * TILE_OUTPUTS + lane), inside, word[0])
+            T.buffer_store(word, words[source], [0])
+        body(group, column, inside, word[0])
 
-    block.each(inputs * columns // TILE_INPUTS, read)
+    _for_each_lane(block, tiles, TILE_OUTPUTS, inputs, columns, first_input, read)
 
 
 def load_int8_words(block: ThreadBlock, tile, tiles, first_input) -> None:
