@@ -11,7 +11,7 @@ import jax
 import ml_collections
 from jaxtyping import PyTree
 
-from shiftaddvit_jax.checkpoints.source import Source, open_source, our_folder
+from shiftaddvit_jax.checkpoints.source import Source, is_named, open_source, our_folder
 from shiftaddvit_jax.data.identity import class_difference
 from shiftaddvit_jax.files import read_latencies
 from shiftaddvit_jax.heads import replace_head
@@ -159,18 +159,12 @@ def _with_head(teacher, config, class_names, key):
 
 def _class_difference(teacher, class_names):
     """What became of the teacher's classes; where it does not name them, the log says what is assumed."""
-    if not _names_classes(teacher):
+    if not is_named(teacher):
         if len(teacher.class_names) == len(class_names):
             logger.warning("%s does not name its classes; taken for those of the data", teacher.name)
             return None
         return f"{len(teacher.class_names)} without names, and {len(class_names)} in the data"
     return class_difference(teacher.class_names, class_names)
-
-
-def _names_classes(teacher):
-    return teacher.class_names != tuple(map(str, range(len(teacher.class_names)))) or bool(
-        (teacher.about or {}).get("class_names")
-    )
 
 
 def _model(config, class_names):
