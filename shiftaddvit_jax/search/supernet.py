@@ -1,0 +1,81 @@
+"""All configurations of a model in one program: each linear layer branches to one of its choices."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, Int, PyTree
+
+from shiftaddvit_jax.models.inspect import Images, on_xla
+from shiftaddvit_jax.models.registry import with_layers
+from shiftaddvit_jax.nn.linear import make_linear
+
+Fits = Mapping[str, Mapping[str, Mapping[str, Any]]]  # parameters by layer and choice
+
+
+def make_supernet(
+    model: nn.Module, fits: Fits
+) -> Callable[
+    [PyTree, Fits, Int[Array | np.ndarray, "layers"], Images], Float[Array, "batch classes"]
+]:
+    """A function of the dense model's variables, fitted choices, picked choices and images: the logits.
+
+    One compiled program serves every configuration, and computes only what is picked. The number at a
+    layer's place in ``picks`` is that of its choice, both in the order of ``fits``.
+
+    Args:
+      model: the dense model.
+      fits: from `fit_choices`.
+    """
+    model = on_xla(model)
+    modules = {
+        path: [
+            make_linear(
+                "dense",
+                _outputs(params),
+                model.primitives.choosing({"layer": choice}),
+                name="layer",
+            ).clone(parent=None, name=None)
+            for choice, params in choices.items()
+        ]
+        for path, choices in fits.items()
+    }
+    places = {path: place for place, path in enumerate(fits)}
+
+    @jax.jit
+    def logits(variables, fits, picks, images):
+        def branch(call, arguments, keywords, context):
+            path = "/".join(context.module.path)
+            if context.method_name != "__call__" or path not in places:
+                return call(*arguments, **keywords)
+            branches = [
+                lambda x, module=module, params=params: module.apply({"params": params}, x)
+                for module, params in zip(modules[path], fits[path].values(), strict=True)
+            ]
+            return jax.lax.switch(picks[places[path]], branches, arguments[0])
+
+        with nn.intercept_methods(branch):
+            return model.apply(variables, images)
+
+    return logits
+
+
+def compose(
+    model: nn.Module, variables: PyTree, fits: Fits, layers: Mapping[str, str]
+) -> tuple[nn.Module, PyTree]:
+    """A model with the ``layers``' choices as they were fitted, and its variables."""
+    flat: dict[tuple[str, ...], Any] = flatten_dict(variables)
+    for path, choice in layers.items():
+        place = ("params", *path.split("/"))
+        flat = {name: leaf for name, leaf in flat.items() if name[: len(place)] != place}
+        fitted: dict[tuple[str, ...], Any] = flatten_dict(dict(fits[path][choice]))
+        flat |= {(*place, *leaf): jnp.asarray(value) for leaf, value in fitted.items()}
+    return with_layers(model, layers), unflatten_dict(flat)
+
+
+def _outputs(params):
+    return (params["dense"] if "dense" in params else params)["kernel"].shape[-1]
