@@ -107,7 +107,7 @@ def choose_layers(
     """The conversion that takes the least energy within a budget.
 
     Args:
-      model: the dense model.
+      model: the dense model, with the settings that mixtures are converted with.
       variables: its variables.
       images: the calibration images.
       shares: the layers to choose for, each with the share of its tokens for a mixture's shift expert.
@@ -262,7 +262,7 @@ def _fits(pairs, moments, kernel, primitives, share, choices):
         count: fit_layer(moments, kernel, primitives.weight_bits, count)
         for count in {terms[choice] for choice in choices if choice in terms}
     }
-    found = {
+    found: dict[str, tuple[Any, Any]] = {
         choice: (shifts[terms[choice]], moments.noise(**shifts[terms[choice]]))
         for choice in ("shift", "shift_two_terms")
         if choice in choices

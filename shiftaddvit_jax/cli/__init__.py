@@ -18,6 +18,7 @@ from shiftaddvit_jax.cli import (
     kernels,
     models,
     predict,
+    search,
     serve,
     training,
 )
@@ -35,6 +36,7 @@ COMMANDS = (
     predict.add_predict,
     checkpoints.add_reparameterize,
     convert.add_convert,
+    search.add_search,
     bench.add_bench,
     analysis.add_report,
     kernels.add_gpu_report,

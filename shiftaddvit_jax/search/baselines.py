@@ -37,7 +37,9 @@ def run_greedily(
         return (level := below[np.argmax(cost[below])], now - cost[level]) if len(below) else None
 
     while steps := {factor: step for factor in range(len(costs)) if (step := cheaper(factor))}:
-        still = sum(int(np.count_nonzero(cost < cost[level])) for cost, level in zip(costs, levels, strict=True))
+        still = sum(
+            int(np.count_nonzero(cost < cost[level])) for cost, level in zip(costs, levels, strict=True)
+        )
         if len(found) + len(steps) + still - 1 > runs:
             steps = {factor: steps[factor] for factor in [min(steps, key=lambda factor: prices[factor])]}
         if len(found) + len(steps) > runs:

@@ -1,7 +1,7 @@
 """Which configurations to run: the first bits of a digital net's coordinates, as a fractional factorial.
 
-On a net's first ``2 ** m`` points a bit of a coordinate is a linear function of the point's number, so that its
-sign is one Walsh function of it: its column. Where columns differ, main effects do not mix. A first bit's
+On a net's first ``2 ** m`` points a bit of a coordinate is a linear function of the point's number, so that
+its sign is one Walsh function of it: its column. Where columns differ, main effects do not mix. A first bit's
 column always begins with a one, and the sum of two does not: no main effect mixes with a pair's.
 """
 
@@ -47,8 +47,8 @@ def make_design(factors: int, choices: int, runs: int, seed: int = 0) -> Design:
     least = fewest_runs(factors, choices)
     if runs & (runs - 1) or runs < least:
         raise ValueError(
-            f"{factors} factors of {choices} choices take {least} runs, or a larger power of two, so that no two "
-            f"of them change together; got {runs}; give more, or larger groups"
+            f"{factors} groups of {choices} choices take {least} runs, or a larger power of two, so that no "
+            f"two of them change together; got {runs}; give more, or larger groups"
         )
     order, randomization = jax.random.split(jax.random.key(seed))
     net = sobol(factors).randomize(randomization)

@@ -1,121 +1,87 @@
-"""From measured losses of some configurations to main effects and pairs, which predict those of all."""
+"""From the logits of some configurations to the loss of all: what each choice adds to the logits.
 
-import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+Where layers change the logits little, their changes add up: the logits are those of the mean and a main
+effect of each factor's level, which the Walsh transform of a design's runs gives. The loss of that sum is
+taken to the second order around the mean; for a squared error this is exact. So it is a sum over factors and
+pairs of them, each known from main effects of all logits, not from the runs' losses alone.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 from jaxtyping import Array, Float, Int
 
-from shiftaddvit_jax.qmc.kernels import Gram
 from shiftaddvit_jax.qmc.kernels import _fwht as walsh_transform
 from shiftaddvit_jax.search.design import Design
 
-LEAST_NOISE = 1e-5  # of the measurements' variance: what float32 resolves
-
 
 class Effects(NamedTuple):
-    """A loss as a sum: the mean, what each factor's level adds, and what each two factors' levels add.
+    """A loss as a sum: that of the mean logits, what each level adds, and what each two factors' levels add.
 
     Attributes:
-      mean: over all configurations.
+      base: the loss of the mean logits.
       mains: by factor and level.
-      pairs: by two factors, the first before the second, and their levels; only those that are not 0.
+      pairs: by two factors and their levels, 0 unless the first comes before the second.
     """
 
-    mean: float
+    base: float
     mains: Float[np.ndarray, "factors choices"]
-    pairs: dict[tuple[int, int], Float[np.ndarray, "choices choices"]]
+    pairs: Float[np.ndarray, "factors choices factors choices"]
 
-    def predict(self, levels: Int[np.ndarray, "*batch factors"]) -> Float[np.ndarray, "*batch"]:
-        """The losses of configurations."""
-        total = self.mean + sum(main[levels[..., factor]] for factor, main in enumerate(self.mains))
-        return total + sum(table[levels[..., i], levels[..., j]] for (i, j), table in self.pairs.items())
+    def predict(self, levels: Int[np.ndarray, "factors"]) -> float:
+        """The loss of a configuration."""
+        places = np.arange(len(self.mains))
+        pairs = self.pairs[places[:, None], levels[:, None], places, levels]
+        return float(self.base + self.mains[places, levels].sum() + pairs.sum())
 
 
-def estimate_effects(design: Design, losses: Float[np.ndarray, "runs"]) -> Effects:
-    """The effects of all factors, from the losses of a design's configurations.
+def estimate_effects(
+    design: Design,
+    outputs: Float[np.ndarray, "runs batch classes"],
+    loss: Callable[[Float[Array, "batch classes"]], Float[Array, ""]],
+) -> Effects:
+    """The effects of all factors on a loss, from the logits of a design's configurations.
 
-    Of two levels, they are entries of the losses' Walsh transform. Where pairs share an entry, it is shared out
-    by the squared products of their main effects. Of four levels, they are the posterior mean of a Gaussian
-    process, see `fit_process`.
+    Args:
+      design: from `make_design`.
+      outputs: the logits of each configuration.
+      loss: a smooth function of logits.
     """
-    return _contrasts(design, losses) if design.columns.shape[1] == 1 else fit_process(design, losses)
-
-
-def _contrasts(design, losses):
-    transformed = np.asarray(walsh_transform(jnp.asarray(losses))) / len(losses) ** 0.5
-    columns, signs = design.columns[:, 0], 1 - 2 * design.flipped[:, 0]
-    mains = transformed[columns] * signs  # of level 0, and less of level 1
-    sharing: dict[int, list[tuple[int, int]]] = {}
-    for i, j in itertools.combinations(range(len(columns)), 2):
-        sharing.setdefault(int(columns[i] ^ columns[j]), []).append((i, j))
-    pairs = {}
-    for column, members in sharing.items():
-        weights = np.square([mains[i] * mains[j] for i, j in members])
-        for (i, j), weight in zip(members, weights, strict=True):
-            if weight > 0:
-                pairs[i, j] = transformed[column] * signs[i] * signs[j] * weight / weights.sum() * _SIGNS
-    return Effects(float(transformed[0]), mains[:, None] * np.array([1.0, -1.0]), pairs)
-
-
-_SIGNS = np.array([[1.0, -1.0], [-1.0, 1.0]])
-
-
-def fit_process(design: Design, losses: Float[np.ndarray, "runs"]) -> Effects:
-    """The effects in the posterior mean of a Gaussian process with a product kernel over the factors.
-
-    Each factor's kernel is the digitally shift-invariant one of smoothness 1, averaged over the bits that its
-    level leaves open, so that its mean over the levels is 0. On the net, the Gram matrix is diagonal in the Walsh
-    basis. The factors' weights, the scale and the noise are those of the greatest likelihood.
-    """
-    table = jnp.asarray(level_kernel(design.columns.shape[1]))
-    levels, factors = jnp.asarray(design.levels), design.levels.shape[1]
-    mean, deviation = float(np.mean(losses)), float(np.std(losses))
-    if deviation == 0:
-        return Effects(mean, np.zeros((factors, len(table))), {})
-    targets = jnp.asarray((losses - mean) / deviation, jnp.float32)
-
-    def covariance(logs):
-        weights, scale, noise = jnp.exp(logs[:factors]), jnp.exp(logs[-2]), jnp.exp(logs[-1]) + LEAST_NOISE
-        column = scale * jnp.prod(1 + weights * table[levels ^ levels[0]], axis=-1)
-        eigenvalues = jnp.maximum(walsh_transform(column) * len(column) ** 0.5, 0.0)
-        return Gram(eigenvalues + noise, digital=True)
+    mean, changes = logit_effects(design, outputs)
+    factors, choices = changes.shape[:2]
+    slope = jax.grad(loss)
 
     @jax.jit
-    def objective(logs):
-        # A weak prior keeps what the losses say nothing of where it began.
-        return -covariance(logs).log_likelihood(targets) + 0.5 * jnp.sum(jnp.square((logs - start) / 3.0))
+    def products(mean, changes):
+        """What a change adds by the slope, and what two add by the curvature."""
+        flat = changes.reshape(factors * choices, *changes.shape[2:])
+        curved = jax.lax.map(lambda change: jax.jvp(slope, (mean,), (change,))[1], flat)
+        by_slope = jnp.einsum("fbc,bc->f", flat, slope(mean))
+        return by_slope, jnp.einsum("fbc,gbc->fg", flat, curved)
 
-    start = jnp.concatenate([jnp.full(factors, np.log(0.1)), jnp.asarray([0.0, np.log(1e-3)])])
-    found = scipy.optimize.minimize(
-        lambda logs: tuple(np.asarray(part, float) for part in jax.value_and_grad(objective)(logs)),
-        np.asarray(start),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(-14.0, 6.0)] * len(start),
-    )
-    logs = jnp.asarray(found.x, jnp.float32)
-    weights = np.exp(found.x[:factors])
-    solved = np.asarray(covariance(logs).solve(targets), float) * np.exp(found.x[-2]) * deviation
-    # near[run, factor, level]: the weighed kernel of a run's level and another.
-    near = weights[:, None] * np.asarray(table)[np.arange(len(table)) ^ design.levels[..., None]]
-    mains = np.einsum("r,rfl->fl", solved, near)
-    pairs = {
-        (i, j): np.einsum("r,rl,rk->lk", solved, near[:, i], near[:, j])
-        for i, j in itertools.combinations(range(factors), 2)
-    }
-    return Effects(mean + float(solved.sum()), mains, pairs)
+    by_slope, by_curvature = (np.asarray(part, np.float64) for part in products(mean, changes))
+    mains = (by_slope + np.diag(by_curvature) / 2).reshape(factors, choices)
+    pairs = by_curvature.reshape(factors, choices, factors, choices)
+    earlier = np.triu(np.ones((factors, factors), bool), 1)
+    return Effects(float(loss(mean)), mains, pairs * earlier[:, None, :, None])
 
 
-def level_kernel(bits: int) -> Float[np.ndarray, "choices"]:
-    """The kernel of two levels by the XOR of their numbers: 1 - 3 * 2 ** -(place of the first bit that differs).
-
-    It is the digitally shift-invariant kernel of smoothness 1, averaged over the bits after these.
-    """
-    places = np.array([bits + 1 - int(digits).bit_length() for digits in range(1, 2**bits)])
-    others = 1 - 3 * 2.0**-places
-    return np.array([-others.sum(), *others])
+def logit_effects(
+    design: Design, outputs: Float[np.ndarray, "runs batch classes"]
+) -> tuple[Float[Array, "batch classes"], Float[Array, "factors choices batch classes"]]:
+    """The mean logits, and what each factor's level adds to them: entries of the runs' Walsh transform."""
+    runs, *shape = outputs.shape
+    transformed = walsh_transform(jnp.asarray(outputs).reshape(runs, -1).T).T / runs**0.5
+    factors, bits = design.columns.shape
+    changes: Any = 0.0
+    for subset in range(1, 2**bits):  # the bits whose product is a contrast of the levels
+        taken = [bit for bit in range(bits) if subset >> bit & 1]
+        columns = np.bitwise_xor.reduce(design.columns[:, taken], axis=1)
+        flips = np.bitwise_xor.reduce(design.flipped[:, taken], axis=1)
+        ones = sum(np.arange(2**bits) >> (bits - 1 - bit) & 1 for bit in taken)
+        signs = (1 - 2 * flips)[:, None] * (1 - 2 * (ones % 2))
+        changes = changes + signs[..., None] * transformed[columns][:, None]
+    return transformed[0].reshape(shape), changes.reshape(factors, 2**bits, *shape)

@@ -1,5 +1,6 @@
 """The configuration with the least predicted loss within a budget, exactly: by branch and bound."""
 
+import itertools
 import logging
 
 import numpy as np
@@ -19,10 +20,11 @@ def cheapest_within(
 ) -> Int[np.ndarray, "factors"] | None:
     """The levels with the least predicted loss among those whose costs add up to ``budget`` at most.
 
-    Factors are decided one after the other, those with the largest effects first. A beginning is given up where
-    the rest can't stay within the budget, or where a lower bound of its loss is not below the loss of a whole
-    configuration that is known. The bounds are Lagrange's: each undecided factor takes the level that is best
-    at a price of the cost. Pairs are first reduced to main effects and a rest that is nowhere negative.
+    Factors are decided one after the other, those with the largest effects first. A beginning is given up
+    where the rest can't stay within the budget, or where a lower bound of its loss is not below the loss of a
+    whole configuration that is known. The bounds are Lagrange's: each undecided factor takes the level that
+    is best at a price of the cost. Pairs are first reduced to main effects and a rest that is nowhere
+    negative.
 
     Args:
       effects: from `estimate_effects`.
@@ -67,7 +69,7 @@ def cheapest_within(
         kept = bound < best_loss - 1e-12 * abs(best_loss)
         if np.count_nonzero(kept) > MOST_STATES:
             logger.warning(
-                "more than %d configurations are as good as the best by their bounds; the best of those is taken",
+                "more than %d beginnings may lead to the best configuration; the most promising are followed",
                 MOST_STATES,
             )
             kept &= bound <= np.partition(bound[kept], MOST_STATES)[MOST_STATES]
@@ -92,23 +94,18 @@ def is_on_front(
 
 
 def _reduced(effects, order):
-    """The same predictions with factors in ``order``: a base, mains, and pairs [i, level, j, level] from 0 on."""
+    """The same predictions with factors in ``order``: a base, mains, and pairs of at least 0."""
     mains = effects.mains[order].copy()
     factors, choices = mains.shape
-    place = np.argsort(order)
     rests = np.zeros((factors, choices, factors, choices))
-    for (i, j), table in effects.pairs.items():
-        i, j = place[i], place[j]
-        table = table if i < j else table.T
-        i, j = min(i, j), max(i, j)
-        # Half of the pair to either factor at its mean, then what is still negative to the second, so that the
-        # bounds are tight.
+    for i, j in itertools.combinations(range(factors), 2):
+        table = effects.pairs[order[i], :, order[j]] + effects.pairs[order[j], :, order[i]].T
         rows = table.min(axis=1)
         columns = (table - rows[:, None]).min(axis=0)
         mains[i] += rows
         mains[j] += columns
         rests[i, :, j, :] = table - rows[:, None] - columns
-    return float(effects.mean), mains, rests
+    return float(effects.base), mains, rests
 
 
 def _greedy(base, mains, rests, costs, budget):
@@ -131,7 +128,11 @@ def _greedy(base, mains, rests, costs, budget):
                 gain = current - loss(changed)
                 if costs[places, changed].sum() <= budget and gain > 0:
                     steps.append(
-                        (gain / max(costs[factor, level] - costs[factor, levels[factor]], 1e-30), factor, level)
+                        (
+                            gain / max(costs[factor, level] - costs[factor, levels[factor]], 1e-30),
+                            factor,
+                            level,
+                        )
                     )
         if not steps:
             return levels, current

@@ -1,6 +1,6 @@
 """All configurations of a model in one program: each linear layer branches to one of its choices."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,31 +18,30 @@ Fits = Mapping[str, Mapping[str, Mapping[str, Any]]]  # parameters by layer and 
 
 
 def make_supernet(
-    model: nn.Module, fits: Fits
-) -> Callable[
-    [PyTree, Fits, Int[Array | np.ndarray, "layers"], Images], Float[Array, "batch classes"]
-]:
+    model: nn.Module, fits: Fits, choices: Sequence[str]
+) -> Callable[[PyTree, Fits, Int[Array | np.ndarray, "layers"], Images], Float[Array, "batch classes"]]:
     """A function of the dense model's variables, fitted choices, picked choices and images: the logits.
 
-    One compiled program serves every configuration, and computes only what is picked. The number at a
-    layer's place in ``picks`` is that of its choice, both in the order of ``fits``.
+    One compiled program serves every configuration, and computes only what is picked. Picks have for each
+    layer, in the order of ``fits``, the place of its choice in ``choices``.
 
     Args:
       model: the dense model.
       fits: from `fit_choices`.
+      choices: the names of the choices.
     """
     model = on_xla(model)
     modules = {
-        path: [
-            make_linear(
+        path: {
+            choice: make_linear(
                 "dense",
-                _outputs(params),
+                _outputs(fits[path][choice]),
                 model.primitives.choosing({"layer": choice}),
                 name="layer",
             ).clone(parent=None, name=None)
-            for choice, params in choices.items()
-        ]
-        for path, choices in fits.items()
+            for choice in choices
+        }
+        for path in fits
     }
     places = {path: place for place, path in enumerate(fits)}
 
@@ -53,8 +52,8 @@ def make_supernet(
             if context.method_name != "__call__" or path not in places:
                 return call(*arguments, **keywords)
             branches = [
-                lambda x, module=module, params=params: module.apply({"params": params}, x)
-                for module, params in zip(modules[path], fits[path].values(), strict=True)
+                lambda x, module=module, params=fits[path][choice]: module.apply({"params": params}, x)
+                for choice, module in modules[path].items()
             ]
             return jax.lax.switch(picks[places[path]], branches, arguments[0])
 
@@ -78,4 +77,4 @@ def compose(
 
 
 def _outputs(params):
-    return (params["dense"] if "dense" in params else params)["kernel"].shape[-1]
+    return params.get("dense", params)["kernel"].shape[-1]

@@ -48,7 +48,7 @@ from shiftaddvit_jax.train.devices import (
 )
 from shiftaddvit_jax.train.evaluate import evaluate
 from shiftaddvit_jax.train.signals import stop_signals
-from shiftaddvit_jax.train.start import Start, begin, open_teacher, resume, with_measured_latencies
+from shiftaddvit_jax.train.start import Start, begin, open_teacher, resume, with_files_read
 from shiftaddvit_jax.train.step import (
     Recipe,
     initial_state,
@@ -170,7 +170,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     """
     workdir = Path(workdir).absolute()
     check_config(config)
-    config = with_measured_latencies(config)
+    if config.sweep:
+        raise ValueError("config.sweep is of several runs; give --sweep N, or leave it empty for one")
+    config = with_files_read(config)
     mesh = create_mesh(config.devices.model)
     check_batch_size(mesh, config.data.batch_size, config.train.accumulate)
     found, checkpoints = read_run(workdir), Checkpoints(workdir)

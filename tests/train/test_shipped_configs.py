@@ -9,7 +9,7 @@ from shiftaddvit_jax.train import default_config
 from shiftaddvit_jax.train.config import check_config, with_steps
 from shiftaddvit_jax.train.plan import plan_run, print_plan
 from shiftaddvit_jax.train.recipes import STAGES
-from shiftaddvit_jax.train.start import with_measured_latencies
+from shiftaddvit_jax.train.start import with_files_read
 from shiftaddvit_jax.train.step import learning_rate, make_optimizer, make_recipe
 
 IMAGENET = ("pvt_tiny", "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "deit_tiny", "deit_small")
@@ -96,10 +96,10 @@ def test_epochs_that_a_warmup_fills_are_refused():
 
 def test_a_file_of_latencies_becomes_its_numbers(tmp_path):
     config = default_config()
-    assert with_measured_latencies(config) is config
+    assert with_files_read(config) is config
     config.train.latencies = (str(tmp_path / "none.json"),)
     with pytest.raises(ValueError, match="no latencies in"):
-        with_measured_latencies(config)
+        with_files_read(config)
 
 
 @pytest.mark.slow
