@@ -3,7 +3,7 @@
 python docs/search_study.py runs/digits/model --images digits
 
 For each budget a search answers with the least loss that it measured within it. Its regret is what the best
-configuration within the budget has less, in percent of all losses' range; means over five budgets and 20 seeds.
+configuration within the budget has less, in percent of the losses' range; means over five budgets, 20 seeds.
 """
 
 import argparse
