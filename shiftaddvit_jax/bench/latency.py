@@ -42,6 +42,7 @@ from shiftaddvit_jax.nn.linear import make_linear
 from shiftaddvit_jax.nn.moe import EXPERTS, aimed_shift_share
 from shiftaddvit_jax.ops.implementation import uses_tvm
 from shiftaddvit_jax.ops.implementation.fused import fused_linear
+from shiftaddvit_jax.pack import inference_variables
 from shiftaddvit_jax.progress import track
 
 WHOLE = ""  # the model's own path
@@ -235,8 +236,9 @@ def measure_choices(
         x = jax.random.normal(jax.random.key(0), shape[:2], jnp.float32)
         for choice in choices:
             runs[shape, choice] = compiled_run(_layer_run(model, choice, shape), x)
+    whole = inference_variables(model, variables, for_kernels=model.primitives.implementation != "xla")
     images = jnp.zeros((batch, model.image_size, model.image_size, 3))
-    medians, _ = _median_ms({**runs, WHOLE: compiled_run(partial(model.apply, variables), images)}, rounds)
+    medians, _ = _median_ms({**runs, WHOLE: compiled_run(partial(model.apply, whole), images)}, rounds)
     mixtures = {}
     for shape in track(distinct, "compiling mixtures", len(distinct)):
         share = aimed_shift_share((medians[shape, "dense"], medians[shape, "shift"]))

@@ -1,5 +1,6 @@
 """The pass through a model that converts its layers, one after the other."""
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -165,8 +166,10 @@ def calibrate_with_report(
         == "shift"
     ]
     shares = {path: shift_share(latencies, path) for path in candidates}
+    # Mixtures are predicted with as many terms as they get; dense layers have none.
+    settings = dataclasses.replace(model.primitives, weight_terms=weight_terms)
     return choose_layers(
-        model,
+        model.clone(primitives=settings),
         variables,
         images,
         shares,

@@ -170,6 +170,8 @@ def measure_experts(arguments: argparse.Namespace) -> None:
     from shiftaddvit_jax.bench import measure_choices, measure_latency
 
     check_folders(arguments.json)
+    if arguments.choices and arguments.plot:
+        raise ValueError("--plot draws experts; leave it out with --choices")
     if arguments.plot:
         from shiftaddvit_jax.pictures.style import check_picture
 
@@ -180,8 +182,6 @@ def measure_experts(arguments: argparse.Namespace) -> None:
     primitives = dataclasses.replace(subject.model.primitives, **settings)
     subject = dataclasses.replace(subject, model=subject.model.clone(primitives=primitives))
     if arguments.choices:
-        if arguments.plot:
-            raise ValueError("--plot draws experts; leave it out with --choices")
         found = measure_choices(
             subject.model, subject.variables, batch=arguments.batch, rounds=arguments.rounds
         )
