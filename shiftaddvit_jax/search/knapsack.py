@@ -4,7 +4,7 @@ import itertools
 import logging
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from shiftaddvit_jax.search.effects import Effects
 
@@ -79,18 +79,6 @@ def cheapest_within(
     levels = np.empty(factors, int)
     levels[order] = best
     return levels
-
-
-def is_on_front(
-    costs: Float[np.ndarray, "configurations"], losses: Float[np.ndarray, "configurations"]
-) -> Bool[np.ndarray, "configurations"]:
-    """Which configurations have less loss than all that cost no more."""
-    found = np.zeros(len(costs), bool)
-    least = np.inf
-    for place in np.lexsort((losses, costs)):
-        if losses[place] < least:
-            found[place], least = True, losses[place]
-    return found
 
 
 def _reduced(effects, order):

@@ -5,13 +5,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, PyTree
 
 from shiftaddvit_jax.models.inspect import Images, on_xla
-from shiftaddvit_jax.models.registry import with_layers
 from shiftaddvit_jax.nn.linear import make_linear
 
 Fits = Mapping[str, Mapping[str, Mapping[str, Any]]]  # parameters by layer and choice
@@ -61,19 +58,6 @@ def make_supernet(
             return model.apply(variables, images)
 
     return logits
-
-
-def compose(
-    model: nn.Module, variables: PyTree, fits: Fits, layers: Mapping[str, str]
-) -> tuple[nn.Module, PyTree]:
-    """A model with the ``layers``' choices as they were fitted, and its variables."""
-    flat: dict[tuple[str, ...], Any] = flatten_dict(variables)
-    for path, choice in layers.items():
-        place = ("params", *path.split("/"))
-        flat = {name: leaf for name, leaf in flat.items() if name[: len(place)] != place}
-        fitted: dict[tuple[str, ...], Any] = flatten_dict(dict(fits[path][choice]))
-        flat |= {(*place, *leaf): jnp.asarray(value) for leaf, value in fitted.items()}
-    return with_layers(model, layers), unflatten_dict(flat)
 
 
 def _outputs(params):

@@ -81,7 +81,8 @@ def run_sweep(config: ml_collections.ConfigDict, workdir: str | Path, count: int
       ValueError: see `sweep_configs` and `train_and_evaluate`.
     """
     configs = sweep_configs(config, count)
-    workdir, rows = Path(workdir).absolute(), []
+    workdir = Path(workdir).absolute()
+    rows: list[dict[str, Any]] = []
     for number, (values, varied) in enumerate(configs):
         name = f"{number:03d}"
         shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
@@ -94,9 +95,9 @@ def run_sweep(config: ml_collections.ConfigDict, workdir: str | Path, count: int
             failed = str(error)
             logger.warning("run %s failed: %s", name, failed)
         rows.append({"run": name, "values": values, **scores, "failed": failed})
-        ranked = sorted(rows, key=lambda row: (row["failed"] is not None, -(row["top1"] or 0.0)))
-        write_json(workdir / SWEEP, ranked)
-    return ranked
+        rows.sort(key=lambda row: (row["failed"] is not None, -(row["top1"] or 0.0), row["run"]))
+        write_json(workdir / SWEEP, rows)
+    return rows
 
 
 def print_sweep(rows: list[dict[str, Any]]) -> None:

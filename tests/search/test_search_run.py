@@ -12,7 +12,7 @@ from shiftaddvit_jax.models import VisionTransformer
 from shiftaddvit_jax.models.variables import linear_layers
 from shiftaddvit_jax.search import energy_costs, group_layers, make_design, make_loss, make_run, search
 from shiftaddvit_jax.search.run import logits_of
-from shiftaddvit_jax.search.supernet import compose, make_supernet
+from shiftaddvit_jax.search.supernet import make_supernet
 
 CHOICES = ("dense", "shift_two_terms", "moe", "shift")
 COSTS_OF = {"dense": MULTIPLY["float32"], "shift": SHIFT, "shift_two_terms": 2 * SHIFT}
@@ -43,7 +43,13 @@ def test_the_supernet_computes_what_each_composed_model_does(vit, fitted):
     logits = make_supernet(model, fitted, choices)
     picks = np.arange(len(fitted)) % len(choices)
     layers = {path: choices[pick] for path, pick in zip(fitted, picks, strict=True)}
-    composed, parameters = compose(model, variables, fitted, layers)
+    composed, parameters = sav.reparameterize(model, variables, layers=layers)
+    for path, choice in layers.items():
+        *outer, name = path.split("/")
+        module = parameters["params"]
+        for part in outer:
+            module = module[part]
+        module[name] = fitted[path][choice]
     expected = jax.jit(composed.apply)(parameters, images[20:])
     np.testing.assert_allclose(logits(variables, fitted, picks, images[20:]), expected, atol=1e-5)
 
