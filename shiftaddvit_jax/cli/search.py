@@ -285,5 +285,5 @@ def _print(report, arguments):
     if arguments.output and report["confirmed"]:
         print(
             f"Next: {program()} convert {arguments.source} --images {arguments.images} "
-            f"--layers {arguments.output}/1.json --output {arguments.output}/model"
+            f"{f'--path {arguments.path} ' if arguments.path else ''}--layers {arguments.output}/1.json --output {arguments.output}/model"
         )

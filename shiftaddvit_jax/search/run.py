@@ -24,7 +24,7 @@ from shiftaddvit_jax.search.supernet import make_supernet
 
 BATCH = 64  # images at a time
 STEPS = 8  # budgets of the front from the least to the greatest cost, beside those that are asked for
-FINETUNING_RATE = 1e-4  # of Adam
+FINETUNING_RATE = 1e-4  # of Adam's first step; it falls to 0
 SLACK = 1e-9  # of a budget, which sums of costs in another order may exceed
 Levels = Int[np.ndarray, "factors"]
 Run = Callable[[Levels], Float[np.ndarray, "batch classes"]]
@@ -221,7 +221,8 @@ def make_run(
       costs: which say how a mixture shares out its tokens.
       calibration: the images that layers are fitted on, and finetuned.
       images: those that logits are computed of.
-      finetune_steps: steps of Adam ahead of that, towards the dense model's logits.
+      finetune_steps: steps of Adam ahead of that, towards the dense model's logits on ``calibration``; where
+        they lead away from these, none.
 
     Raises:
       ValueError: a model that is converted already, packed, or has weights that are not finite.
@@ -233,11 +234,13 @@ def make_run(
     factor_of = {path: factor for factor, members in enumerate(groups.values()) for path in members}
     places = np.array([factor_of[path] for path in fits])
     logits = make_supernet(model, fits, choices)
-    finetune = _finetuning(model, variables, fits, logits, calibration) if finetune_steps else None
+    finetune = None
+    if finetune_steps:
+        finetune = _finetuning(model, variables, fits, logits, calibration, finetune_steps)
 
     def run(levels):
         picks = levels[places].astype(np.int32)
-        own, fitted = finetune(picks, finetune_steps) if finetune else (variables, fits)
+        own, fitted = finetune(picks) if finetune else (variables, fits)
         return in_batches(lambda batch: logits(own, fitted, picks, batch), images)
 
     return run
@@ -275,14 +278,15 @@ def in_batches(
     return np.concatenate(found)
 
 
-def _finetuning(model, variables, fits, logits, images):
-    """A function of picks and a number of steps: variables and fits after so many steps of Adam."""
+def _finetuning(model, variables, fits, logits, images, steps):
+    """A function of picks: variables and fits after steps of Adam, or as they were if that is nearer."""
     require("train", "finetuning in a search", "optax")
     import optax
 
     wanted = logits_of(model, variables, images)
-    optimizer = optax.adam(FINETUNING_RATE)
+    optimizer = optax.adam(optax.linear_schedule(FINETUNING_RATE, 0.0, steps))
     size = min(BATCH, len(images))
+    start = jax.tree.map(jnp.asarray, (variables, fits))
 
     @jax.jit
     def step(tuned, state, picks, batch, wanted):
@@ -292,12 +296,15 @@ def _finetuning(model, variables, fits, logits, images):
         updates, state = optimizer.update(jax.grad(loss)(tuned), state)
         return optax.apply_updates(tuned, updates), state
 
-    def finetune(picks, steps):
-        tuned = jax.tree.map(jnp.asarray, (variables, fits))
-        state = optimizer.init(tuned)
+    def finetune(picks):
+        def error(tuned):
+            found = in_batches(lambda batch: logits(*tuned, picks, batch), images)
+            return float(np.mean(np.square(found - wanted)))
+
+        tuned, state = start, optimizer.init(start)
         for first in range(steps):
             batch = np.arange(first * size, (first + 1) * size) % len(images)
             tuned, state = step(tuned, state, picks, images[batch], wanted[batch])
-        return tuned
+        return min((start, tuned), key=error)
 
     return finetune
