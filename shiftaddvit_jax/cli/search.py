@@ -283,7 +283,8 @@ def _print(report, arguments):
             f"converted{place}"
         )
     if arguments.output and report["confirmed"]:
+        where = f" --path {arguments.path}" if arguments.path else ""
         print(
-            f"Next: {program()} convert {arguments.source} --images {arguments.images} "
-            f"{f'--path {arguments.path} ' if arguments.path else ''}--layers {arguments.output}/1.json --output {arguments.output}/model"
+            f"Next: {program()} convert {arguments.source} --images {arguments.images}{where} "
+            f"--layers {arguments.output}/1.json --output {arguments.output}/model"
         )
