@@ -18,7 +18,7 @@ from shiftaddvit_jax.models.kinds import stage_attention, stage_kinds
 from shiftaddvit_jax.models.registry import linear_layer, model_family, with_layers
 from shiftaddvit_jax.models.variables import LINEAR_LAYERS, init_named, variable_shapes
 from shiftaddvit_jax.nn import LINEAR_KINDS
-from shiftaddvit_jax.nn.attention import orthogonal_features
+from shiftaddvit_jax.nn.attention import DRAW_FEATURES
 from shiftaddvit_jax.ops import power_of_two, two_powers_of_two
 from shiftaddvit_jax.ops.power_of_two import check_weight_terms
 
@@ -123,13 +123,17 @@ def learn_hashes(
     return {**variables, **learned}
 
 
-def redraw_features(variables: PyTree, key: PRNGKeyArray) -> PyTree:
-    """``variables`` with the random features of every ``"performer"`` attention drawn anew from ``key``."""
+def redraw_features(model: nn.Module, variables: PyTree, key: PRNGKeyArray) -> PyTree:
+    """``variables`` with the random features of every ``"performer"`` attention drawn anew from ``key``.
+
+    They are of the kind that ``model`` draws, see ``performer_features`` in `create_model`.
+    """
     if "features" not in variables:
         return variables
     leaves, structure = jax.tree.flatten(variables["features"])
     keys = jax.random.split(key, len(leaves))
-    drawn = [orthogonal_features(key, *leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    draw = DRAW_FEATURES[model.primitives.performer_features]
+    drawn = [draw(key, *leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
     return {**variables, "features": jax.tree.unflatten(structure, drawn)}
 
 

@@ -24,6 +24,7 @@ from shiftaddvit_jax.ops import (
     code_similarity,
     depthwise_conv_1d,
     dynamic_int8,
+    hadamard,
     hash_codes,
     l2_normalize,
     learn_hash,
@@ -223,7 +224,9 @@ class PerformerAttention(Attention):
         head_dim = q.shape[-1]
         shape = (max(1, int(head_dim * math.log(head_dim))), head_dim)
         projection = self.variable(
-            "features", "projection", lambda: orthogonal_features(self.make_rng("params"), *shape)
+            "features",
+            "projection",
+            lambda: DRAW_FEATURES[self.primitives.performer_features](self.make_rng("params"), *shape),
         ).value
         q = softmax_features(q, projection, across=(-1,))
         k = softmax_features(k, projection, across=(-2, -1))
@@ -241,6 +244,23 @@ def orthogonal_features(key: PRNGKeyArray, features: int, head_dim: int) -> Floa
     directions = directions.reshape(-1, head_dim)[:features]
     gaussian = jax.random.normal(length_key, (features, head_dim), jnp.float32)
     return jnp.linalg.norm(gaussian, axis=-1, keepdims=True) * directions
+
+
+def hadamard_features(key: PRNGKeyArray, features: int, head_dim: int) -> Float[Array, "features head_dim"]:
+    """Vectors of length sqrt(head_dim), orthogonal within each block of ``head_dim`` consecutive ones.
+
+    A block is the matrix H S H S' times sqrt(head_dim), with `hadamard`'s H and random signs S and S'.
+
+    Raises:
+      ValueError: a head_dim without a Hadamard matrix.
+    """
+    blocks = -(-features // head_dim)
+    first, last = jax.random.rademacher(key, (2, blocks, 1, head_dim), jnp.float32)
+    directions = hadamard(hadamard(jnp.eye(head_dim), "xla") * first, "xla") * last
+    return math.sqrt(head_dim) * directions.reshape(-1, head_dim)[:features]
+
+
+DRAW_FEATURES = {"gaussian": orthogonal_features, "hadamard": hadamard_features}
 
 
 def softmax_features(

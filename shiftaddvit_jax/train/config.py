@@ -10,7 +10,14 @@ from ml_collections.config_dict import placeholder
 
 from shiftaddvit_jax.data import AUGMENTATIONS
 from shiftaddvit_jax.data.augmentation import ERASING_MODES, INTERPOLATIONS, parse_policy
-from shiftaddvit_jax.names import ATTENTION_PRECISIONS, PRECISIONS, SOURCES, TRAINING_DTYPES, WRITERS
+from shiftaddvit_jax.names import (
+    ATTENTION_PRECISIONS,
+    PERFORMER_FEATURES,
+    PRECISIONS,
+    SOURCES,
+    TRAINING_DTYPES,
+    WRITERS,
+)
 from shiftaddvit_jax.train.distillation import DISTILLATIONS
 from shiftaddvit_jax.train.losses import LOSSES
 from shiftaddvit_jax.train.optimizers import OPTIMIZERS
@@ -31,6 +38,7 @@ DEFAULTS = {
     "model.threshold": "sample",
     "model.precision": "float32",
     "model.attention_precision": "float32",
+    "model.performer_features": "gaussian",
     "data.image_size": 32,
 }
 # Of `train`: lengths that can be said in epochs, where they are above 0, or in steps.
@@ -62,6 +70,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "threshold": "",
                 "precision": "",  # of dense layers' factors in training
                 "attention_precision": "",  # of binary_softmax: float32, int8 or clipped_int8
+                "performer_features": "",  # gaussian or hadamard
                 "new_head": False,  # for classes other than the checkpoint's
             },
             "data": {
@@ -246,6 +255,7 @@ CHOICES = {
     "model.threshold": ("zero", "sample", "tensor"),
     "model.precision": PRECISIONS,
     "model.attention_precision": ATTENTION_PRECISIONS,
+    "model.performer_features": PERFORMER_FEATURES,
     "augment.interpolation": INTERPOLATIONS,
     "augment.erase_mode": ERASING_MODES,
     "mixing.mode": ("batch", "elem"),

@@ -183,6 +183,7 @@ def _settings(model):
         "threshold",
         "precision",
         "attention_precision",
+        "performer_features",
     )
     return {
         "model.name": model.variant,
