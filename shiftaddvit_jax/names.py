@@ -26,6 +26,7 @@ PROXIES = ("agreement", "error")
 IMPLEMENTATIONS = ("xla", "tvm", "tvm_shift")
 PRECISIONS = ("float32", "bfloat16", "int8")
 ATTENTION_PRECISIONS = ("float32", "int8", "clipped_int8")
+ROTATIONS = ("none", "hadamard", "hadamard_2x", "hadamard_4x")
 PERFORMER_FEATURES = ("gaussian", "hadamard")
 TRAINING_DTYPES = ("float32", "bfloat16")
 

@@ -4,7 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int8
 
 from kernels_tvm.descriptions import HadamardDescription
 from kernels_tvm.hadamard import conference_matrix
@@ -44,6 +44,30 @@ def hadamard(
     unsupported = float32_only(x) or description.why_not()
     sums = run_op("hadamard", implementation, kernel, _hadamard, x, unsupported=unsupported)
     return (sums * x.shape[-1] ** -0.5).astype(x.dtype)
+
+
+def rotate(
+    x: Float[Array, "*batch size"],
+    signs: Int8[Array, "rotations 2 size"],
+    implementation: Implementation = None,
+) -> Float[Array, "*batch rotations*size"]:
+    """``x`` under random rotations of its last axis, side by side.
+
+    A rotation is twice a change of signs and then `hadamard`: additions, which spread an outlier over all
+    numbers of a row. Rows' lengths and inner products stay the same in each.
+
+    Args:
+      x: rows to rotate.
+      signs: -1 and 1, for each rotation two rows.
+      implementation: see `shiftaddvit_jax.ops`.
+
+    Raises:
+      ValueError: as `hadamard`.
+    """
+    rotated = x[..., None, :]
+    for negative in (signs[:, 0] < 0, signs[:, 1] < 0):
+        rotated = hadamard(jnp.where(negative, -rotated, rotated), implementation)
+    return rotated.reshape(*x.shape[:-1], signs.shape[0] * signs.shape[2])
 
 
 # The jit names these sums in a traced model: operations are counted by that name, and exported by it.

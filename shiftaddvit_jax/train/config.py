@@ -14,6 +14,7 @@ from shiftaddvit_jax.names import (
     ATTENTION_PRECISIONS,
     PERFORMER_FEATURES,
     PRECISIONS,
+    ROTATIONS,
     SOURCES,
     TRAINING_DTYPES,
     WRITERS,
@@ -39,6 +40,7 @@ DEFAULTS = {
     "model.precision": "float32",
     "model.attention_precision": "float32",
     "model.performer_features": "gaussian",
+    "model.rotation": "none",
     "data.image_size": 32,
 }
 # Of `train`: lengths that can be said in epochs, where they are above 0, or in steps.
@@ -71,6 +73,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "precision": "",  # of dense layers' factors in training
                 "attention_precision": "",  # of binary_softmax: float32, int8 or clipped_int8
                 "performer_features": "",  # gaussian or hadamard
+                "rotation": "",  # ahead of binarization: none, hadamard, hadamard_2x or hadamard_4x
                 "new_head": False,  # for classes other than the checkpoint's
             },
             "data": {
@@ -256,6 +259,7 @@ CHOICES = {
     "model.precision": PRECISIONS,
     "model.attention_precision": ATTENTION_PRECISIONS,
     "model.performer_features": PERFORMER_FEATURES,
+    "model.rotation": ROTATIONS,
     "augment.interpolation": INTERPOLATIONS,
     "augment.erase_mode": ERASING_MODES,
     "mixing.mode": ("batch", "elem"),

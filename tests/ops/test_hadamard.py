@@ -5,7 +5,7 @@ import pytest
 from scipy.linalg import hadamard as sylvester
 
 from kernels_tvm.hadamard import conference_matrix
-from shiftaddvit_jax.ops import hadamard
+from shiftaddvit_jax.ops import hadamard, rotate
 
 # Powers of two on both sides of a vector's 16 lanes and of the four vectors that are combined at once, and
 # sizes of 12, 20 and 28.
@@ -115,3 +115,24 @@ def test_no_kernel_holds_more_numbers_than_fit_into_shared_memory():
     assert hadamard(x)[0, 0] == 128
     with pytest.raises(ValueError, match="at most 8192 numbers, not 16384"):
         hadamard(x, "tvm")
+
+
+def test_rotations_keep_products_of_rows_each(implementation):
+    x, signs = values(5, 48), np.random.default_rng(1).choice([-1, 1], (3, 2, 48)).astype(np.int8)
+    rotated = np.asarray(rotate(x, signs, implementation), np.float64)
+    assert rotated.shape == (5, 3 * 48)
+    for part in np.split(rotated, 3, axis=-1):
+        np.testing.assert_allclose(part @ part.T, x.astype(np.float64) @ x.T, rtol=1e-4, atol=1e-4)
+
+
+def test_a_rotation_is_two_rounds_of_signs_and_the_transform(implementation):
+    x, signs = values(3, 16), np.random.default_rng(1).choice([-1, 1], (1, 2, 16)).astype(np.int8)
+    expected = x * signs[0, 0] @ sylvester(16) * signs[0, 1] @ sylvester(16) / 16
+    np.testing.assert_allclose(rotate(x, signs, implementation), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_rotation_spreads_an_outlier():
+    x = np.zeros((1, 64), np.float32)
+    x[0, 7] = 1
+    signs = np.random.default_rng(1).choice([-1, 1], (1, 2, 64)).astype(np.int8)
+    assert np.abs(rotate(x, signs)).max() < 0.6
