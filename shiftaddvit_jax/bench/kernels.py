@@ -106,7 +106,7 @@ def additive_products(implementation: Implementation) -> Callable[..., Run]:
 
 def hadamard_product(rows: int, size: int) -> Run:
     """A product with a Hadamard matrix."""
-    matrix = hadamard(np.eye(size, dtype=np.float32), "xla")
+    matrix = hadamard(jnp.eye(size), "xla")
     return compiled(lambda x: x @ matrix, normal(rows, size))
 
 
