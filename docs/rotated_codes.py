@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-import shiftaddvit_jax as sav
 from shiftaddvit_jax.checkpoints.source import open_source
 from shiftaddvit_jax.data import load_dataset, preprocess
 from shiftaddvit_jax.models.inspect import capture
@@ -27,7 +26,7 @@ from shiftaddvit_jax.ops import binarize, code_similarity, l2_normalize, rotate
 
 KINDS = ("hamming_linear", "hamming_quadratic", "binary_softmax")
 DRAWS = 2
-COMPARED, SCORED, FITTED = 64, 400, 256  # images: of queries and keys, of top-1, of calibration
+COMPARED, SCORED = 64, 400  # images: of queries and keys, and of top-1
 STEP = 100  # images at once
 
 
@@ -157,7 +156,6 @@ if __name__ == "__main__":
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT")
     parser.add_argument("--data", required=True, help="digits, folder, idx, ...")
     parser.add_argument("--path", default="", help="where the data lies")
-    parser.add_argument("--fit", action="store_true", help="also with the attention's last layer fitted")
     arguments = parser.parse_args()
     data = load_dataset(arguments.data, arguments.path)
     sources = [open_source(checkpoint) for checkpoint in arguments.checkpoints]
@@ -170,7 +168,7 @@ if __name__ == "__main__":
     uniform = np.mean([compare_all(each, "uniform", "none", 0) for each in pairs], axis=0)
     none = [top1(*without_attention(s), *test) for s, test in zip(sources, tests, strict=True)]
     print(f"dense: top-1 {spread(dense)} %; uniform weights: error {uniform[0]:.3f}, top-1 {spread(none)} %")
-    print("| attention | rotation | error | correlation | top-1 | fitted |\n|---|---|---|---|---|---|")
+    print("| attention | rotation | error | correlation | top-1 |\n|---|---|---|---|---|")
     for kind, rotation in itertools.product(KINDS, ROTATIONS):
         draws = range(DRAWS if rotation != "none" else 1)
         figures = [compare_all(each, kind, rotation, seed) for each in pairs for seed in draws]
@@ -179,25 +177,8 @@ if __name__ == "__main__":
             for source, test in zip(sources, tests, strict=True)
             for seed in draws
         ]
-        fitted = "-"
-        if arguments.fit:
-            fitted = spread(
-                [
-                    top1(
-                        *sav.calibrate(
-                            source.model,
-                            source.variables,
-                            evenly(data.train, FITTED, source.preprocessing)[0],
-                            attention=kind,
-                            rotation=rotation,
-                        ),
-                        *test,
-                    )
-                    for source, test in zip(sources, tests, strict=True)
-                ]
-            )
         error, agreement = np.mean(figures, axis=0)
         print(
-            f"| `{kind}` | {rotation} | {error:.3f} | {agreement:.3f} | {spread(scores)} | {fitted} |",
+            f"| `{kind}` | {rotation} | {error:.3f} | {agreement:.3f} | {spread(scores)} |",
             flush=True,
         )
