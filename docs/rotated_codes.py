@@ -24,8 +24,9 @@ from shiftaddvit_jax.names import ROTATIONS
 from shiftaddvit_jax.nn import attention
 from shiftaddvit_jax.ops import binarize, code_similarity, l2_normalize, rotate
 
-KINDS = ("hamming_linear", "hamming_quadratic", "binary_softmax")
+KINDS = ("hamming_quadratic", "binary_softmax", "hamming_linear")
 DRAWS = 2
+MOST = max(attention.ROTATIONS.values())
 COMPARED, SCORED = 64, 400  # images: of queries and keys, and of top-1
 STEP = 100  # images at once
 
@@ -50,11 +51,10 @@ def queries_and_keys(model, variables, images):
 
 def code_weights(kind, q, k, signs):
     """How much each token attends to each by codes; rows sum to 1."""
-    head_dim, stacked = q.shape[-1], max(1, len(signs))
+    head_dim, stacked = q.shape[-1], len(signs)
     if kind == "hamming_linear":
         q, k = l2_normalize(q), l2_normalize(k)
-    if len(signs):
-        q, k = rotate(q, signs), rotate(k, signs)
+    q, k = rotate(q, signs), rotate(k, signs)
     if kind == "hamming_linear":
         products = binarize(q) @ binarize(k).swapaxes(-1, -2) / stacked
         weights = jnp.eye(products.shape[-1]) / 2 + products / jnp.pi
@@ -86,13 +86,22 @@ def compare(q, k, signs, kind):
     return error, jnp.mean(jnp.sum(found * wanted, axis=-1) / jnp.sqrt(squares + 1e-20))
 
 
+def draw(rotation, head_dim, key):
+    """Signs of four rotations that stand for any choice, so that one program serves all of them.
+
+    Four times the same rotation are one rotation, and without signs the two transforms undo each other.
+    """
+    count = attention.ROTATIONS[rotation]
+    if not count:
+        return jnp.ones((MOST, 2, head_dim), jnp.int8)
+    signs = jax.random.rademacher(key, (count, 2, head_dim), jnp.int8)
+    return jnp.tile(signs, (MOST // count, 1, 1))
+
+
 def compare_all(pairs, kind, rotation, seed):
     """The mean error and correlation of all attentions."""
-    count, keys = attention.ROTATIONS[rotation], jax.random.split(jax.random.key(seed), len(pairs))
-    signs = [
-        jax.random.rademacher(key, (count, 2, q.shape[-1]), jnp.int8)
-        for key, (q, _) in zip(keys, pairs, strict=True)
-    ]
+    keys = jax.random.split(jax.random.key(seed), len(pairs))
+    signs = [draw(rotation, q.shape[-1], key) for key, (q, _) in zip(keys, pairs, strict=True)]
     return np.mean([compare(*pair, s, kind) for pair, s in zip(pairs, signs, strict=True)], axis=0)
 
 
@@ -122,14 +131,14 @@ def swapped(source, kind, rotation, key):
     """
     stages = len(source.model.attention)
     kinds = (kind,) if stages == 1 else (*[kind] * (stages - 1), source.model.attention[-1])
-    primitives = dataclasses.replace(source.model.primitives, rotation=rotation)
+    primitives = dataclasses.replace(source.model.primitives, rotation="hadamard_4x")
     model = source.model.clone(attention=kinds, primitives=primitives)
     own = flatten_dict(source.variables)
     variables = {}
     for path, leaf in shapes(model).items():
         if path[0] == "rotation":
             key, used = jax.random.split(key)
-            variables[path] = jax.random.rademacher(used, leaf.shape, leaf.dtype)
+            variables[path] = draw(rotation, leaf.shape[-1], used)
         else:
             variables[path] = own.get(path, np.zeros(leaf.shape, leaf.dtype))
     return model, unflatten_dict(variables)
