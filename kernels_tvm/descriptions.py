@@ -3,14 +3,17 @@
 Kernels for CPUs take all parameters but the weights of linear layers as one array, see `joined`.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Literal
 
+from kernels_tvm.hadamard import ORDERS, orders
 from kernels_tvm.packing import TILE_BYTES, blocked_shape, packed_shape
 
 LANES = 16  # of a vector, on every target
 WEIGHTS = ("blocks", "codes")  # how the names of linear layers' weights end
+LARGEST_HADAMARD = 8192  # numbers of a transform: a GPU's block holds them in 32 KiB of shared memory
 VALUE_TAPS = 9  # tokens that the convolution of the attention's values spans
 
 Parameter = tuple[str, tuple[int, ...], str]  # name, shape and dtype
@@ -305,6 +308,50 @@ class HammingProductDescription(Description):
     def words(self) -> int:
         """Words of 32 bits that hold a code."""
         return -(-self.length // 32)
+
+
+@dataclass(frozen=True)
+class HadamardDescription(Description):
+    """Products with the symmetric matrix of -1 and 1 that is H kron S.
+
+    H is the Hadamard matrix of ``order``, see `kernels_tvm.hadamard.conference_matrix`, and S is Sylvester's,
+    of ``power``.
+
+    Attributes:
+      size: of a row: ``order`` times ``power``.
+    """
+
+    size: int
+
+    def __post_init__(self):
+        if not orders(self.size):
+            raise ValueError(
+                f"no Hadamard matrix of size {self.size} here; take a power of two, or one times "
+                f"{', '.join(map(str, ORDERS))}: {_nearest_sizes(self.size)}"
+            )
+
+    @property
+    def order(self) -> int:
+        """Of the matrix that is not made of powers of two: 12, 20 or 28, or 1 if there is none."""
+        return orders(self.size)[0]
+
+    @property
+    def power(self) -> int:
+        """The power of two that is the rest of the size."""
+        return self.size // self.order
+
+    def why_not(self) -> str | None:
+        """Why no kernel computes it, None if one does."""
+        if self.size <= LARGEST_HADAMARD:
+            return None
+        return f"its kernel transforms at most {LARGEST_HADAMARD} numbers, not {self.size}"
+
+
+def _nearest_sizes(size: int) -> str:
+    """The sizes of Hadamard matrices on both sides of ``size``."""
+    below = next((number for number in range(size, 0, -1) if orders(number)), None)
+    above = next(number for number in itertools.count(max(size, 1)) if orders(number))
+    return f"{above}" if below is None else f"{below} or {above}"
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ LOSSES = ("error", "cross_entropy")
 IMPLEMENTATIONS = ("xla", "tvm", "tvm_shift")
 PRECISIONS = ("float32", "bfloat16", "int8")
 ATTENTION_PRECISIONS = ("float32", "int8", "clipped_int8")
+ROTATIONS = ("none", "hadamard", "hadamard_2x", "hadamard_4x")
+PERFORMER_FEATURES = ("gaussian", "hadamard")
 TRAINING_DTYPES = ("float32", "bfloat16")
 
 # Of images, and of pictures.

@@ -17,10 +17,13 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from shiftaddvit_jax.models.kinds import stage_attention, stage_kinds
 from shiftaddvit_jax.models.registry import linear_layer, model_family, with_layers
 from shiftaddvit_jax.models.variables import LINEAR_LAYERS, init_named, variable_shapes
+from shiftaddvit_jax.names import PERFORMER_FEATURES, ROTATIONS
 from shiftaddvit_jax.nn import LINEAR_KINDS
-from shiftaddvit_jax.nn.attention import orthogonal_features
+from shiftaddvit_jax.nn.attention import DRAW_FEATURES
+from shiftaddvit_jax.nn.primitives import PerformerFeatures, Rotation
 from shiftaddvit_jax.ops import power_of_two, two_powers_of_two
 from shiftaddvit_jax.ops.power_of_two import check_weight_terms
+from shiftaddvit_jax.validation import check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +61,8 @@ def reparameterize(
     mlp: str | Sequence[str] | None = None,
     projections: str | Sequence[str] | None = None,
     weight_terms: int | None = None,
+    rotation: Rotation | None = None,
+    performer_features: PerformerFeatures | None = None,
     layers: Mapping[str, str] | None = None,
     key: PRNGKeyArray | None = None,
 ) -> tuple[nn.Module, PyTree]:
@@ -78,6 +83,8 @@ def reparameterize(
       mlp: likewise.
       projections: likewise.
       weight_terms: powers of two in a shift layer's weight, 1 or 2; by default unchanged.
+      rotation: ahead of binarization, as in `create_model`; by default unchanged.
+      performer_features: as in `create_model`; by default unchanged.
       layers: single layers' choices, as in `create_model`, instead of all that the model has; by default
         unchanged.
       key: random key for the parameters that are made; by default ``jax.random.key(0)``.
@@ -85,7 +92,12 @@ def reparameterize(
     Raises:
       ValueError: unknown kinds, or variables that are not the model's (with the names that differ).
     """
-    student = _student(model, attention, mlp, projections, weight_terms, layers)
+    settings = {
+        "weight_terms": weight_terms,
+        "rotation": rotation,
+        "performer_features": performer_features,
+    }
+    student = _student(model, attention, mlp, projections, layers, settings)
     derived, report = _derive(model, variables, student)
     if report.made:
         derived |= init_named(student, report.made, jax.random.key(0) if key is None else key)
@@ -103,10 +115,17 @@ def reparameterization_report(
     mlp: str | Sequence[str] | None = None,
     projections: str | Sequence[str] | None = None,
     weight_terms: int | None = None,
+    rotation: Rotation | None = None,
+    performer_features: PerformerFeatures | None = None,
     layers: Mapping[str, str] | None = None,
 ) -> Report:
     """What `reparameterize` would inherit, make and drop."""
-    student = _student(model, attention, mlp, projections, weight_terms, layers)
+    settings = {
+        "weight_terms": weight_terms,
+        "rotation": rotation,
+        "performer_features": performer_features,
+    }
+    student = _student(model, attention, mlp, projections, layers, settings)
     return _derive(model, variables, student)[1]
 
 
@@ -123,13 +142,17 @@ def learn_hashes(
     return {**variables, **learned}
 
 
-def redraw_features(variables: PyTree, key: PRNGKeyArray) -> PyTree:
-    """``variables`` with the random features of every ``"performer"`` attention drawn anew from ``key``."""
+def redraw_features(model: nn.Module, variables: PyTree, key: PRNGKeyArray) -> PyTree:
+    """``variables`` with the random features of every ``"performer"`` attention drawn anew from ``key``.
+
+    They are of the kind that ``model`` draws, see ``performer_features`` in `create_model`.
+    """
     if "features" not in variables:
         return variables
     leaves, structure = jax.tree.flatten(variables["features"])
     keys = jax.random.split(key, len(leaves))
-    drawn = [orthogonal_features(key, *leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    draw = DRAW_FEATURES[model.primitives.performer_features]
+    drawn = [draw(key, *leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
     return {**variables, "features": jax.tree.unflatten(structure, drawn)}
 
 
@@ -152,7 +175,7 @@ def check_variables(model: nn.Module, variables: PyTree, shapes: PyTree | None =
         raise ValueError(f"{len(differences)} parameters differ from those of {model.variant}: {shown}")
 
 
-def _student(model, attention, mlp, projections, weight_terms, layers):
+def _student(model, attention, mlp, projections, layers, settings):
     changes, stages = {}, len(model.attention)
     if attention is not None:
         known = model_family(model.variant).attention
@@ -161,9 +184,13 @@ def _student(model, attention, mlp, projections, weight_terms, layers):
         changes["mlp"] = stage_kinds("mlp", mlp, LINEAR_KINDS, stages)
     if projections is not None:
         changes["projections"] = stage_kinds("projections", projections, LINEAR_KINDS, stages)
-    if weight_terms is not None:
-        check_weight_terms(weight_terms)
-        changes["primitives"] = dataclasses.replace(model.primitives, weight_terms=weight_terms)
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if settings:
+        primitives = dataclasses.replace(model.primitives, **settings)
+        check_weight_terms(primitives.weight_terms)
+        check_choice("rotation", primitives.rotation, ROTATIONS)
+        check_choice("performer_features", primitives.performer_features, PERFORMER_FEATURES)
+        changes["primitives"] = primitives
     student = model.clone(**changes)
     return student if layers is None else with_layers(student, layers)
 
@@ -192,6 +219,9 @@ def _origin(name, source, teacher, student):
     pairs = enumerate(pairwise(path), start=1)
     at = next((i for i, (module, layer) in pairs if layer in LINEAR_LAYERS.get(module, ())), None)
     if at is None:
+        redrawn = teacher.primitives.performer_features != student.primitives.performer_features
+        if path[0] == "features" and redrawn:
+            return None
         return (source[name], [name], name) if name in source else None
     prefix, layer, leaf = "/".join(path[:at]), path[at], "/".join(path[at + 1 :])
     (old, _), (new, settings) = (linear_layer(model, path[1 : at + 1]) for model in (teacher, student))

@@ -434,6 +434,15 @@ def test_another_attention_s_last_layer_is_fitted_to_the_old_attention(vit):
     assert errors[0] < errors[1] / 2
 
 
+def test_a_rotation_of_the_new_attention_is_there_while_it_is_fitted(vit):
+    model, variables, _ = vit
+    kinds = {"attention": "hamming_quadratic", "rotation": "hadamard_2x"}
+    student, fitted, layers = calibrate_with_report(model, variables, images(64), **kinds)
+    assert student.primitives.rotation == "hadamard_2x"
+    assert {leaf.shape for leaf in jax.tree.leaves(fitted["rotation"])} == {(2, 2, 8)}
+    assert all(layer.calibrated > layer.rounded for layer in layers)
+
+
 def test_too_few_tokens_are_said_once(vit, caplog):
     model, variables, _ = vit
     with caplog.at_level(logging.WARNING):

@@ -11,7 +11,7 @@ from shiftaddvit_jax.bench.models import PEERS
 from shiftaddvit_jax.calibrate.choice import Proxy
 from shiftaddvit_jax.costs.energy import FORMATS
 from shiftaddvit_jax.nn import attention
-from shiftaddvit_jax.nn.primitives import LAYER_CHOICES, AttentionPrecision
+from shiftaddvit_jax.nn.primitives import LAYER_CHOICES, AttentionPrecision, PerformerFeatures, Rotation
 from shiftaddvit_jax.ops.implementation import Implementation
 from shiftaddvit_jax.ops.precision import CONV_GENERAL_DILATED, DOT_GENERAL, Precision
 from shiftaddvit_jax.pictures.gallery import PICTURES
@@ -25,6 +25,8 @@ def test_every_table_has_the_names_that_help_shows():
     assert tuple(FORMATS) == names.NUMBER_FORMATS
     assert tuple(DOT_GENERAL) == tuple(CONV_GENERAL_DILATED) == get_args(Precision) == names.PRECISIONS
     assert get_args(AttentionPrecision) == names.ATTENTION_PRECISIONS
+    assert tuple(attention.DRAW_FEATURES) == get_args(PerformerFeatures) == names.PERFORMER_FEATURES
+    assert tuple(attention.ROTATIONS) == get_args(Rotation) == names.ROTATIONS
     assert get_args(get_args(Implementation)[0]) == names.IMPLEMENTATIONS
     assert get_args(Proxy) == names.PROXIES
     assert tuple(LAYER_CHOICES) == names.LAYER_CHOICES

@@ -198,3 +198,54 @@ def test_single_layers_change_alone(dense):
     np.testing.assert_array_equal(new[f"{moe}/dense/kernel"], old[f"{moe}/kernel"])
     others = {name for name in old if not name.startswith((rounded, moe))}
     assert all(jnp.array_equal(new[name], old[name]) for name in others)
+
+
+@pytest.fixture(scope="module")
+def rotated(dense):
+    return sav.reparameterize(*dense, attention="hamming_quadratic", rotation="hadamard")
+
+
+def signs(variables):
+    return flatten_dict(variables["rotation"], sep="/")
+
+
+def test_a_rotation_leaves_parameters_alone_and_draws_its_signs_from_the_key(dense, rotated):
+    old, (_, variables) = flat(dense[1]), rotated
+    jax.tree.map(np.testing.assert_array_equal, flat(variables), old)
+    assert set(signs(variables)) == {f"stage{stage}/block1/attn/signs" for stage in (1, 2, 3)}
+    kinds = {"attention": "hamming_quadratic", "rotation": "hadamard"}
+    again, other = (sav.reparameterize(*dense, **kinds, key=jax.random.key(seed))[1] for seed in (0, 1))
+    jax.tree.map(np.testing.assert_array_equal, signs(again), signs(variables))
+    assert all(np.any(signs(other)[name] != leaf) for name, leaf in signs(variables).items())
+
+
+def test_a_rotation_is_kept_until_another_is_asked_for(rotated):
+    _, shifted = sav.reparameterize(*rotated, projections="shift")
+    jax.tree.map(np.testing.assert_array_equal, signs(shifted), signs(rotated[1]))
+    _, stacked = sav.reparameterize(*rotated, rotation="hadamard_4x")
+    assert {leaf.shape[0] for leaf in signs(stacked).values()} == {4}
+    assert "rotation" not in sav.reparameterize(*rotated, rotation="none")[1]
+
+
+def test_an_unknown_rotation_names_the_nearest(dense):
+    with pytest.raises(ValueError, match="unknown rotation 'hadamard_3x'; did you mean 'hadamard_4x'"):
+        sav.reparameterize(*dense, rotation="hadamard_3x")
+
+
+def test_features_of_another_kind_are_drawn_anew(dense):
+    gaussian = sav.reparameterize(*dense, attention="performer")
+    same = sav.reparameterization_report(*gaussian, performer_features="gaussian")
+    other = sav.reparameterization_report(*gaussian, performer_features="hadamard")
+    assert same.made == ()
+    assert set(other.made) == {f"features/stage{stage}/block1/attn/projection" for stage in (1, 2, 3)}
+
+
+def test_a_rotated_model_comes_back_from_disk_and_packs_without_loss(rotated, tmp_path):
+    student, variables = sav.reparameterize(*rotated, mlp="shift", projections="shift")
+    sav.save_model(tmp_path / "packed", student, sav.pack(student, variables))
+    model, packed, _ = sav.load_model(tmp_path / "packed")
+    assert model.primitives.rotation == "hadamard"
+    jax.tree.map(np.testing.assert_array_equal, signs(packed), signs(variables))
+    images = jax.random.normal(jax.random.key(2), (2, 32, 32, 3))
+    expected, found = (jax.jit(student.apply)(each, images) for each in (variables, packed))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)

@@ -23,6 +23,7 @@ def builders() -> dict[str, Callable]:
     from kernels_tvm.cpu.binarize import binarize_kernel
     from kernels_tvm.cpu.binary_softmax import binary_softmax_kernel
     from kernels_tvm.cpu.depthwise_conv import depthwise_conv_kernel
+    from kernels_tvm.cpu.hadamard import hadamard_kernel
     from kernels_tvm.cpu.hamming import hamming_product_kernel
     from kernels_tvm.cpu.hamming_attention import hamming_linear_kernel
     from kernels_tvm.cpu.head import head_kernel
@@ -40,6 +41,7 @@ def builders() -> dict[str, Callable]:
         "head": head_kernel,
         "matadd": matadd_kernel,
         "hamming_product": hamming_product_kernel,
+        "hadamard": hadamard_kernel,
         "binarize": binarize_kernel,
         "depthwise_conv": depthwise_conv_kernel,
         "mlp": mlp_kernel,

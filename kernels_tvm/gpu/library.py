@@ -23,6 +23,7 @@ def builders() -> dict[str, Callable]:
     """The functions (target, description) -> TIR, by the names of their kernels. Imports TVM."""
     from kernels_tvm.gpu.binarize import binarize_kernel
     from kernels_tvm.gpu.depthwise_conv import depthwise_conv_kernel
+    from kernels_tvm.gpu.hadamard import hadamard_kernel
     from kernels_tvm.gpu.hamming import hamming_product_kernel
     from kernels_tvm.gpu.matadd import matadd_kernel
     from kernels_tvm.gpu.matshift import linear_kernel
@@ -34,6 +35,7 @@ def builders() -> dict[str, Callable]:
         ),
         "matadd": matadd_kernel,
         "hamming_product": hamming_product_kernel,
+        "hadamard": hadamard_kernel,
         "binarize": binarize_kernel,
         "depthwise_conv": depthwise_conv_kernel,
     }

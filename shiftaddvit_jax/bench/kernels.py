@@ -18,6 +18,7 @@ from shiftaddvit_jax.costs.shapes import ATTENTIONS, DEPTHWISE, LAYERS, PAPER_LA
 from shiftaddvit_jax.ops import (
     binarize,
     depthwise_conv_2d,
+    hadamard,
     matadd,
     pack_weight,
     packed_product,
@@ -103,6 +104,21 @@ def additive_products(implementation: Implementation) -> Callable[..., Run]:
     return make
 
 
+def hadamard_product(rows: int, size: int) -> Run:
+    """A product with a Hadamard matrix."""
+    matrix = hadamard(jnp.eye(size), "xla")
+    return compiled(lambda x: x @ matrix, normal(rows, size))
+
+
+def fast_hadamard(implementation: Implementation) -> Callable[..., Run]:
+    """The fast Walsh-Hadamard transform."""
+
+    def make(rows, size):
+        return compiled(lambda x: hadamard(x, implementation), normal(rows, size))
+
+    return make
+
+
 def depthwise(implementation: Implementation) -> Callable[..., Run]:
     """A 3 x 3 depthwise convolution."""
 
@@ -183,6 +199,12 @@ KERNELS = {
         ATTENTIONS,
         lambda shape: 2 * math.prod(shape) * shape[-1],
         {DENSE: dense_products, "xla": additive_products("xla"), "tvm": additive_products("tvm")},
+    ),
+    # Rows, as many as there are tokens and heads, and the size of the transform.
+    "hadamard": KernelBenchmark(
+        ((3136, 64), (6272, 32), (784, 320), (196, 1024)),
+        lambda shape: math.prod(shape) * round(math.log2(shape[-1])),
+        {DENSE: hadamard_product, "xla": fast_hadamard("xla"), "tvm": fast_hadamard("tvm")},
     ),
     # Side of the grid, channels.
     "depthwise_conv_2d": KernelBenchmark(

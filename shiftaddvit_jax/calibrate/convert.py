@@ -23,6 +23,7 @@ from shiftaddvit_jax.models.variables import linear_layers, stage_of
 from shiftaddvit_jax.names import LINEAR_KINDS
 from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.nn.moe import aimed_shift_share
+from shiftaddvit_jax.nn.primitives import Rotation
 from shiftaddvit_jax.progress import progress_bar
 from shiftaddvit_jax.reparameterize import learn_hashes, reparameterize
 from shiftaddvit_jax.validation import check_images
@@ -64,6 +65,7 @@ def calibrate(
     mlp: str | Sequence[str] | None = None,
     projections: str | Sequence[str] | None = None,
     weight_terms: int = 1,
+    rotation: Rotation | None = None,
     layers: Mapping[str, str] | None = None,
     budget: float | None = None,
     proxy: Proxy = "agreement",
@@ -94,6 +96,7 @@ def calibrate(
         default dense.
       projections: the same for the attentions' linear layers.
       weight_terms: powers of two in a weight, 1 or 2.
+      rotation: ahead of the new attention's binarization, as in `create_model`; by default unchanged.
       layers: single layers' choices, as in `create_model`.
       budget: what the conversion may cost in points of the ``proxy``. Each layer that ``mlp`` and
         ``projections`` make a shift layer then becomes what takes the least energy within the budget: one
@@ -117,6 +120,7 @@ def calibrate(
         mlp=mlp,
         projections=projections,
         weight_terms=weight_terms,
+        rotation=rotation,
         layers=layers,
         budget=budget,
         proxy=proxy,
@@ -134,6 +138,7 @@ def calibrate_with_report(
     mlp: str | Sequence[str] | None = None,
     projections: str | Sequence[str] | None = None,
     weight_terms: int = 1,
+    rotation: Rotation | None = None,
     layers: Mapping[str, str] | None = None,
     budget: float | None = None,
     proxy: Proxy = "agreement",
@@ -152,7 +157,13 @@ def calibrate_with_report(
 
     def convert(layers):
         student, rounded = reparameterize(
-            model, variables, attention=attention, weight_terms=weight_terms, layers=layers, **kinds
+            model,
+            variables,
+            attention=attention,
+            weight_terms=weight_terms,
+            rotation=rotation,
+            layers=layers,
+            **kinds,
         )
         rounded = learn_hashes(student, rounded, jnp.asarray(images[:HASHED_IMAGES]), jax.random.key(0))
         return _convert(model, variables, images, student, rounded, latencies)

@@ -16,7 +16,7 @@ from shiftaddvit_jax.cli.arguments import (
     source_settings,
 )
 from shiftaddvit_jax.files import read_layers
-from shiftaddvit_jax.names import ATTENTION_KINDS, LINEAR_KINDS, PRECISIONS
+from shiftaddvit_jax.names import ATTENTION_KINDS, LINEAR_KINDS, PRECISIONS, ROTATIONS
 
 
 def add_reparameterize(commands: Commands) -> None:
@@ -42,6 +42,11 @@ def add_reparameterize(commands: Commands) -> None:
         choices=(1, 2),
         help="powers of two in a shift layer's weight; default: unchanged, 1 in a dense model",
     )
+    command.add_argument(
+        "--rotation",
+        choices=ROTATIONS,
+        help="of queries and keys ahead of binarization, by additions; default: unchanged",
+    )
     command.add_argument("--layers", metavar="FILE", help="of `search --output`: what single layers become")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="for what is new (default: 0)")
 
@@ -60,15 +65,17 @@ def reparameterize_checkpoint(arguments: argparse.Namespace) -> None:
         for name in ("attention", "mlp", "projections")
         if getattr(arguments, name)
     }
-    if arguments.weight_terms:
-        kinds["weight_terms"] = arguments.weight_terms
+    for name in ("weight_terms", "rotation"):
+        if getattr(arguments, name):
+            kinds[name] = getattr(arguments, name)
     if arguments.layers:
         kinds["layers"] = read_layers(arguments.layers)
     if (arguments.pretrained is None) == (arguments.checkpoint is None):
         raise ValueError("give one of --checkpoint and --pretrained")
     if arguments.checkpoint is not None and not kinds:
         raise ValueError(
-            "nothing to change: give --attention, --mlp, --projections, --weight-terms or --layers"
+            "nothing to change: give --attention, --mlp, --projections, --weight-terms, --layers or "
+            "--rotation"
         )
     source = open_source(arguments.checkpoint or arguments.pretrained, **source_settings(arguments))
     for note in source.notes:

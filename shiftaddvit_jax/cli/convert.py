@@ -15,7 +15,7 @@ from shiftaddvit_jax.cli.arguments import (
 )
 from shiftaddvit_jax.command import print_table, program
 from shiftaddvit_jax.files import read_latencies, read_layers
-from shiftaddvit_jax.names import ATTENTION_KINDS, PRECISIONS, PROXIES, SOURCES
+from shiftaddvit_jax.names import ATTENTION_KINDS, PRECISIONS, PROXIES, ROTATIONS, SOURCES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,6 +59,11 @@ def add_convert(commands: Commands) -> None:
         "--attention",
         metavar="KIND",
         help=f"default: unchanged; {per_stage} {', '.join(ATTENTION_KINDS)}; its last layer is fitted",
+    )
+    command.add_argument(
+        "--rotation",
+        choices=ROTATIONS,
+        help="of queries and keys ahead of --attention's binarization, by additions; default: unchanged",
     )
     command.add_argument(
         "--weight-terms",
@@ -126,7 +131,8 @@ def convert(arguments: argparse.Namespace) -> None:
     settings: dict[str, Any] = {
         name: parse_kinds(getattr(arguments, name)) for name in names if getattr(arguments, name)
     }
-    settings |= {name: getattr(arguments, name) for name in ("weight_terms", "budget", "proxy", "smoothing")}
+    numbers = ("weight_terms", "rotation", "budget", "proxy", "smoothing")
+    settings |= {name: getattr(arguments, name) for name in numbers}
     if arguments.latencies:
         settings["latencies"] = read_latencies(arguments.latencies)
     if arguments.layers:

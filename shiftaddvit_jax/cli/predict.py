@@ -99,6 +99,7 @@ def _formats(described):
     found = {
         "layers of their own": ", ".join(f"{count} {choice}" for choice, count in sorted(counts.items())),
         "weight terms": "" if described["weight_terms"] == 1 else described["weight_terms"],
+        "rotation": "" if described["rotation"] == "none" else described["rotation"],
         "precision": "" if described["precision"] == "float32" else described["precision"],
     }
     return {name: value for name, value in found.items() if value}

@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict
 from jax.extend.core import jaxprs_in_params
 from jaxtyping import PyTree
 
+from kernels_tvm.descriptions import HadamardDescription
 from shiftaddvit_jax.models.inspect import on_xla
 from shiftaddvit_jax.nn import MoEDense, ShiftDense
 from shiftaddvit_jax.nn.attention import BinarySoftmaxAttention
@@ -26,10 +27,10 @@ from shiftaddvit_jax.ops.packing import packed_bits
 
 PRIMITIVES = ("macs", "adds", "shifts", "popcounts")
 # The primitive of the products inside a named jit, see `shiftaddvit_jax.ops`; elsewhere it is ``macs``.
-_NAMED_JITS = {"_matadd": "adds", "_matshift": "shifts", "_code_product": "popcounts"}
+_NAMED_JITS = {"_matadd": "adds", "_matshift": "shifts", "_code_product": "popcounts", "_hadamard": "adds"}
 
 # Named jits that are one product each, though their trace has none.
-_PRODUCT_JITS = ("_depthwise_conv", "_squared_distances")
+_PRODUCT_JITS = ("_depthwise_conv", "_squared_distances", "_hadamard")
 
 Path = tuple[str, ...]
 ShiftShare = float | Mapping[str, float]
@@ -266,7 +267,7 @@ def _products(jaxpr, names, primitive, modules):
         name = equation.params.get("name", "")
         if shape := _shape(equation, name):
             path = _module_path(here, modules)
-            product = Product("/".join(path), primitive, **shape)
+            product = Product("/".join(path), _NAMED_JITS.get(name, primitive), **shape)
             found.append(_in_number_format(product, modules.get(path)))
             continue
         inside = [
@@ -295,6 +296,8 @@ def _shape(equation, name) -> dict[str, Any] | None:
     operation = name if name in _PRODUCT_JITS else equation.primitive.name
     if operation not in ("dot_general", "conv_general_dilated", *_PRODUCT_JITS):
         return None
+    if operation == "_hadamard":
+        return _hadamard_shape(equation.invars[0].aval, equation.outvars[0].aval)
     (left, right), output = (variable.aval for variable in equation.invars[:2]), equation.outvars[0].aval
     bits = [8 * array.dtype.itemsize for array in (left, right, output)]
     formats = dict(zip(("input_bits", "weight_bits", "output_bits"), bits, strict=True))
@@ -339,6 +342,21 @@ def _shape(equation, name) -> dict[str, Any] | None:
         "kernel": right.shape[:2],
         "grid": (height, width),
         **formats,
+    }
+
+
+def _hadamard_shape(x, output) -> dict[str, Any]:
+    """Of each row a product with codes, as long as the additions that make a number of the fast transform."""
+    *rows, size = x.shape
+    description = HadamardDescription(size)
+    outer = description.order // 2 if description.order > 1 else 0
+    return {
+        "rows": 1,
+        "inputs": description.power.bit_length() - 1 + outer,
+        "outputs": size,
+        "groups": math.prod(rows),
+        "weight_bits": 8 * x.dtype.itemsize,
+        "output_bits": 8 * output.dtype.itemsize,
     }
 
 

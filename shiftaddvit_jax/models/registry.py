@@ -12,9 +12,9 @@ from shiftaddvit_jax.models import pvt, pvt_v2, vit
 from shiftaddvit_jax.models.kinds import stage_attention, stage_kinds
 from shiftaddvit_jax.models.preprocessing import Preprocessing
 from shiftaddvit_jax.models.variables import count_parameters, linear_layers, stage_of
-from shiftaddvit_jax.names import ATTENTION_PRECISIONS, PRECISIONS
+from shiftaddvit_jax.names import ATTENTION_PRECISIONS, PERFORMER_FEATURES, PRECISIONS, ROTATIONS
 from shiftaddvit_jax.nn import ATTENTION_KINDS, LINEAR_KINDS, Primitives
-from shiftaddvit_jax.nn.primitives import LAYER_CHOICES, AttentionPrecision
+from shiftaddvit_jax.nn.primitives import LAYER_CHOICES, AttentionPrecision, PerformerFeatures, Rotation
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.binarize import Threshold
 from shiftaddvit_jax.ops.implementation import Implementation, check_implementation
@@ -88,6 +88,8 @@ def create_model(
     dtype: Any = None,
     precision: Precision = "float32",
     attention_precision: AttentionPrecision = "float32",
+    performer_features: PerformerFeatures = "gaussian",
+    rotation: Rotation = "none",
     layers: Mapping[str, str] | None = None,
 ) -> nn.Module:
     """A model by its name, as a Flax module: ``init`` makes its variables, ``apply`` its logits.
@@ -119,6 +121,12 @@ def create_model(
       attention_precision: number format of the probabilities and values of attention ``"binary_softmax"``:
         ``"float32"``; ``"int8"``, 8-bit numbers, scaled to the largest value of each image and head; or
         ``"clipped_int8"``, the same with values clipped at 2 and -2, as BinaryAttention trains.
+      performer_features: random features that attention ``"performer"`` draws: ``"gaussian"``; or
+        ``"hadamard"``, of length sqrt(head_dim), which needs a head_dim that `hadamard` takes.
+      rotation: what ``"hamming_linear"``, ``"hamming_quadratic"`` and ``"binary_softmax"`` put queries and
+        keys through before they binarize them: ``"none"``; ``"hadamard"``, two rounds of random signs and the
+        Hadamard transform, by additions; ``"hadamard_2x"`` and ``"hadamard_4x"``, two and four such rotations
+        side by side, for codes of 2 and 4 times head_dim. Their products are divided by as much.
       layers: what single linear layers of blocks are, instead of what ``mlp`` and ``projections`` say, by
         path, such as ``{"stage1/block1/mlp/fc1": "shift"}``: ``"dense"``, ``"dense_int8"``, ``"shift"``,
         ``"shift_two_terms"`` or ``"moe"``.
@@ -131,6 +139,8 @@ def create_model(
     check_choice("precision", precision, PRECISIONS)
     check_weight_terms(weight_terms)
     check_choice("attention_precision", attention_precision, ATTENTION_PRECISIONS)
+    check_choice("performer_features", performer_features, PERFORMER_FEATURES)
+    check_choice("rotation", rotation, ROTATIONS)
     if num_classes < 0:
         raise ValueError(f"num_classes must be at least 0, got {num_classes}")
     family = model_family(name)
@@ -151,6 +161,8 @@ def create_model(
         precision,
         weight_terms=weight_terms,
         attention_precision=attention_precision,
+        performer_features=performer_features,
+        rotation=rotation,
     )
     model = family.model(
         variant=name,

@@ -24,10 +24,12 @@ from shiftaddvit_jax.ops import (
     code_similarity,
     depthwise_conv_1d,
     dynamic_int8,
+    hadamard,
     hash_codes,
     l2_normalize,
     learn_hash,
     matadd,
+    rotate,
 )
 from shiftaddvit_jax.ops.activations import straight_through
 from shiftaddvit_jax.ops.implementation import Implementation
@@ -39,6 +41,7 @@ Grid = tuple[int, int]  # height and width; tokens are its rows, one after the o
 HASH_BITS, HASH_ANCHORS = 16, 20  # EcoFormer's code length and number of anchors
 VALUE_KERNEL_SIZE = 9  # tokens that the depthwise convolution of V spans
 POOLED_SIDE = 7  # side of the grid that "linear_sra" pools keys and values to
+ROTATIONS = {"none": 0, "hadamard": 1, "hadamard_2x": 2, "hadamard_4x": 4}  # rotations side by side
 VALUE_LIMIT = 2.0  # of BinaryAttention's values, which it trains clipped
 
 
@@ -97,6 +100,25 @@ class Attention(nn.Module):
         """Queries, keys and values of the same tokens, from one linear layer."""
         return self.heads(self.linear(3 * x.shape[-1], "qkv")(x, train), parts=3)
 
+    def rotated(
+        self,
+        q: Float[Array, "batch heads tokens head_dim"],
+        k: Float[Array, "batch heads tokens head_dim"],
+        implementation: Implementation,
+    ) -> tuple[Float[Array, "batch heads tokens code"], Float[Array, "batch heads tokens code"]]:
+        """Queries and keys as they are binarized: in the model's random rotations, if it has any.
+
+        Their signs are in the collection ``"rotation"``, one set for all heads, and are not trained.
+        """
+        count = ROTATIONS[self.primitives.rotation]
+        if not count:
+            return q, k
+        shape = (count, 2, q.shape[-1])
+        signs = self.variable(
+            "rotation", "signs", lambda: jax.random.rademacher(self.make_rng("params"), shape, jnp.int8)
+        ).value
+        return rotate(q, signs, implementation), rotate(k, signs, implementation)
+
     def add_value_conv(
         self,
         x: Float[Array, "batch heads tokens head_dim"],
@@ -118,13 +140,15 @@ class Attention(nn.Module):
         k: Float[Array, "batch heads tokens code"],
         v: Float[Array, "batch heads tokens head_dim"],
         implementation: Implementation,
+        stacked: int = 1,
     ) -> Float[Array, "batch heads tokens head_dim"]:
         """Linear-angular attention (Castling-ViT, arXiv 2211.10526) of binary codes, by additions.
 
         v / 2 + q (k^T v) / pi, divided by its norm along head_dim, plus the convolution of V over tokens.
+        Products of ``stacked`` codes side by side count as their mean.
         """
         context = matadd(k.swapaxes(-1, -2), v, implementation)
-        x = v / 2 + matadd(q, context, implementation) / math.pi
+        x = v / 2 + matadd(q, context, implementation) / (math.pi * stacked)
         return self.add_value_conv(l2_normalize(x), v, implementation)
 
 
@@ -223,7 +247,9 @@ class PerformerAttention(Attention):
         head_dim = q.shape[-1]
         shape = (max(1, int(head_dim * math.log(head_dim))), head_dim)
         projection = self.variable(
-            "features", "projection", lambda: orthogonal_features(self.make_rng("params"), *shape)
+            "features",
+            "projection",
+            lambda: DRAW_FEATURES[self.primitives.performer_features](self.make_rng("params"), *shape),
         ).value
         q = softmax_features(q, projection, across=(-1,))
         k = softmax_features(k, projection, across=(-2, -1))
@@ -241,6 +267,23 @@ def orthogonal_features(key: PRNGKeyArray, features: int, head_dim: int) -> Floa
     directions = directions.reshape(-1, head_dim)[:features]
     gaussian = jax.random.normal(length_key, (features, head_dim), jnp.float32)
     return jnp.linalg.norm(gaussian, axis=-1, keepdims=True) * directions
+
+
+def hadamard_features(key: PRNGKeyArray, features: int, head_dim: int) -> Float[Array, "features head_dim"]:
+    """Vectors of length sqrt(head_dim), orthogonal within each block of ``head_dim`` consecutive ones.
+
+    A block is the matrix H S H S' times sqrt(head_dim), with `hadamard`'s H and random signs S and S'.
+
+    Raises:
+      ValueError: a head_dim without a Hadamard matrix.
+    """
+    blocks = -(-features // head_dim)
+    first, last = jax.random.rademacher(key, (2, blocks, 1, head_dim), jnp.float32)
+    directions = hadamard(hadamard(jnp.eye(head_dim), "xla") * first, "xla") * last
+    return math.sqrt(head_dim) * directions.reshape(-1, head_dim)[:features]
+
+
+DRAW_FEATURES = {"gaussian": orthogonal_features, "hadamard": hadamard_features}
 
 
 def softmax_features(
@@ -266,24 +309,26 @@ class HammingLinearAttention(Attention):
     def __call__(self, x: Tokens, grid: Grid, train: bool = False) -> Tokens:
         implementation = self.primitives.implementation_of_ops(train)
         q, k, v = self.qkv(x, train)
-        q, k = (
-            binarize(l2_normalize(part), self.primitives.threshold, (0, 1), implementation) for part in (q, k)
-        )
-        return self.output(self.linear_angular(q, k, v, implementation), train)
+        q, k = self.rotated(l2_normalize(q), l2_normalize(k), implementation)
+        q, k = (binarize(part, self.primitives.threshold, (0, 1), implementation) for part in (q, k))
+        stacked = q.shape[-1] // v.shape[-1]
+        return self.output(self.linear_angular(q, k, v, implementation, stacked), train)
 
 
 class HammingQuadraticAttention(Attention):
     """``"hamming_quadratic"``: softmax attention whose queries and keys are codes {-1, 1}.
 
-    A product of two codes is head_dim - 2 * their Hamming distance.
+    A product of two codes is their length less twice their Hamming distance, and a score its mean over the
+    code times sqrt(head_dim).
     """
 
     @nn.compact
     def __call__(self, x: Tokens, grid: Grid, train: bool = False) -> Tokens:
         q, k, v = self.qkv(x, train)
         implementation = self.primitives.implementation_of_ops(train)
+        q, k = self.rotated(q, k, implementation)
         similarity = code_similarity(q, k, self.primitives.threshold, implementation)
-        scores = similarity.astype(jnp.promote_types(q.dtype, jnp.float32)) * q.shape[-1] ** -0.5
+        scores = similarity.astype(jnp.promote_types(q.dtype, jnp.float32)) * code_scale(q, v.shape[-1])
         return self.output(jnp.einsum("bhnm,bhmd->bhnd", jax.nn.softmax(scores).astype(v.dtype), v), train)
 
 
@@ -292,9 +337,11 @@ class BinarySoftmaxAttention(Attention):
 
     With the codes -1 and 1 of queries and keys, a score is s_q s_k sign(q) sign(k)^T / sqrt(head_dim) plus a
     bias. The sign is `binarize`'s at the threshold zero, so that 0 counts as negative; s is the mean
-    magnitude over an image's tokens and the channels of a head. The biases are ``position_bias``, float32
-    [rows, heads], zeros at first, in the order of `relative_positions`. They are learned for ``trained_grid``
-    and interpolated for another one. Gradients of the signs are straight-through, within -1 and 1.
+    magnitude over an image's tokens and the channels of a head. With a rotation, all that is of the rotated
+    queries and keys, and products of codes side by side count as their mean. The biases are
+    ``position_bias``, float32 [rows, heads], zeros at first, in the order of `relative_positions`. They are
+    learned for ``trained_grid`` and interpolated for another one. Gradients of the signs are
+    straight-through, within -1 and 1.
     """
 
     @nn.compact
@@ -317,10 +364,17 @@ class BinarySoftmaxAttention(Attention):
         train: bool = False,
     ) -> Float[Array, "batch heads tokens tokens"]:
         """How much each token attends to each, in float32 at least; rows sum to 1."""
-        dtype = jnp.promote_types(q.dtype, jnp.float32)
-        similarity = code_similarity(q, k, "zero", self.primitives.implementation_of_ops(train)).astype(dtype)
+        dtype, head_dim = jnp.promote_types(q.dtype, jnp.float32), q.shape[-1]
+        implementation = self.primitives.implementation_of_ops(train)
+        q, k = self.rotated(q, k, implementation)
+        similarity = code_similarity(q, k, "zero", implementation).astype(dtype)
         s_q, s_k = (jnp.mean(jnp.abs(part.astype(dtype)), axis=(-2, -1), keepdims=True) for part in (q, k))
-        return jax.nn.softmax(similarity * (s_q * s_k * q.shape[-1] ** -0.5) + bias)
+        return jax.nn.softmax(similarity * (s_q * s_k * code_scale(q, head_dim)) + bias)
+
+
+def code_scale(codes: Float[Array, "*batch code"], head_dim: int) -> float:
+    """By how much a product of two codes is scaled to a score: 1 / sqrt(head_dim) where they are as long."""
+    return head_dim**0.5 / codes.shape[-1]
 
 
 def weigh_values(

@@ -160,7 +160,8 @@ def attention_sum(
         "hamming_quadratic": primitives.threshold != "tensor",
         "binary_softmax": primitives.attention_precision == "float32",
     }
-    if not has_kernel.get(block.attention, False):
+    rotates = block.attention != "msa" and primitives.rotation != "none"
+    if rotates or not has_kernel.get(block.attention, False):
         return None
     qkv, proj = (
         _describe_layer(block.projections, params, f"attn/{name}", channels, outputs, primitives)

@@ -11,6 +11,8 @@ from shiftaddvit_jax.ops.implementation import Implementation
 from shiftaddvit_jax.ops.precision import CONV_GENERAL_DILATED, DOT_GENERAL, Precision
 
 AttentionPrecision = Literal["float32", "int8", "clipped_int8"]
+PerformerFeatures = Literal["gaussian", "hadamard"]
+Rotation = Literal["none", "hadamard", "hadamard_2x", "hadamard_4x"]
 
 # What one linear layer can be: its kind, and settings that are not the model's.
 LAYER_CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -41,6 +43,8 @@ class Primitives:
         a path and a choice, see `LAYER_CHOICES`.
       attention_precision: number format of the probabilities and values that attention ``"binary_softmax"``
         multiplies, see `shiftaddvit_jax.nn.attention.weigh_values`.
+      performer_features: random features that attention ``"performer"`` draws, see `create_model`.
+      rotation: what queries and keys pass through before they are binarized, see `create_model`.
     """
 
     weight_bits: int = 5
@@ -53,6 +57,8 @@ class Primitives:
     weight_terms: int = 1
     layers: tuple[tuple[str, str], ...] = ()
     attention_precision: AttentionPrecision = "float32"
+    performer_features: PerformerFeatures = "gaussian"
+    rotation: Rotation = "none"
 
     @property
     def dot_general(self) -> Callable:

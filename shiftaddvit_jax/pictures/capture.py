@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from shiftaddvit_jax.models.inspect import Images, capture, module_variables, on_xla, watch_routers
 from shiftaddvit_jax.models.variables import variable_shapes
 from shiftaddvit_jax.nn.attention import (
+    ROTATIONS,
     Attention,
     BinarySoftmaxAttention,
     EcoformerAttention,
@@ -20,8 +21,9 @@ from shiftaddvit_jax.nn.attention import (
     HashedAttention,
     SoftmaxAttention,
     SpatialReductionAttention,
+    code_scale,
 )
-from shiftaddvit_jax.ops import PackedWeight, binarize, code_similarity, l2_normalize, unpack_weight
+from shiftaddvit_jax.ops import PackedWeight, binarize, code_similarity, unpack_weight
 from shiftaddvit_jax.pack import shift_layers
 
 
@@ -62,10 +64,15 @@ def attention_maps(model: nn.Module, variables: PyTree, images: Images) -> dict[
 
 
 def _shown_method(module):
-    """The method whose result shows what tokens attend to: weights, shared codes, or queries and keys."""
+    """The method whose result shows what tokens attend to: weights, shared codes, or queries and keys.
+
+    Those of Hamming attention are as it binarizes them, rotated and normalised.
+    """
     match module:
         case BinarySoftmaxAttention():
             return "weights"
+        case HammingLinearAttention() | HammingQuadraticAttention():
+            return "rotated"
         case HashedAttention():
             return "codes_and_values"
     return "heads"
@@ -76,16 +83,16 @@ def _attention_weights(module, parts):
     if isinstance(module, BinarySoftmaxAttention):
         return parts[0]
     q, k = parts[0], parts[0] if isinstance(module, HashedAttention) else parts[1]
-    own = jnp.eye(q.shape[-2])
+    own, stacked = jnp.eye(q.shape[-2]), max(1, ROTATIONS[module.primitives.rotation])
     match module:
         case SoftmaxAttention() | SpatialReductionAttention():
             return jax.nn.softmax(jnp.einsum("bhnd,bhmd->bhnm", q, k) * q.shape[-1] ** -0.5)
         case HammingQuadraticAttention():
             similarity = code_similarity(q, k, module.primitives.threshold, "xla")
-            return jax.nn.softmax(similarity * q.shape[-1] ** -0.5)
+            return jax.nn.softmax(similarity * code_scale(q, q.shape[-1] // stacked))
         case HammingLinearAttention():
-            q, k = (binarize(l2_normalize(x), module.primitives.threshold, (0, 1), "xla") for x in (q, k))
-            return own / 2 + jnp.einsum("bhnd,bhmd->bhnm", q, k) / math.pi
+            q, k = (binarize(x, module.primitives.threshold, (0, 1), "xla") for x in (q, k))
+            return own / 2 + jnp.einsum("bhnd,bhmd->bhnm", q, k) / (math.pi * stacked)
         case HammingKSHAttention():
             return own / 2 + jnp.einsum("bhnd,bhmd->bhnm", q, k) / math.pi
         case EcoformerAttention():

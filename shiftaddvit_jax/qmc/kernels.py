@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Complex, Float, UInt32
 
+from shiftaddvit_jax.ops import hadamard
 from shiftaddvit_jax.qmc.points import BITS, DigitalNet, Lattice
 
 
@@ -216,11 +217,6 @@ def _reverse_bits(x):
 
 
 def _fwht(x):
-    """The orthonormal Walsh-Hadamard transform along the last axis."""
-    *batch, n = x.shape
-    check_power_of_two(n)
-    for level in range(n.bit_length() - 1):
-        pairs = x.reshape(*batch, -1, 2, 2**level)
-        even, odd = pairs[..., 0, :], pairs[..., 1, :]
-        x = jnp.stack([even + odd, even - odd], axis=-2)
-    return x.reshape(*batch, n) / math.sqrt(n)
+    """The orthonormal Walsh-Hadamard transform along the last axis, a power of two."""
+    check_power_of_two(x.shape[-1])
+    return hadamard(x, "xla")  # in float64 too, of any number of points

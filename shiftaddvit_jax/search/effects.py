@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from shiftaddvit_jax.qmc.kernels import _fwht as walsh_transform
+from shiftaddvit_jax.ops import hadamard
 from shiftaddvit_jax.search.design import Design
 
 
@@ -74,7 +74,7 @@ def logit_effects(
 ) -> tuple[Float[Array, "batch classes"], Float[Array, "factors choices batch classes"]]:
     """The mean logits, and what each factor's level adds to them: entries of the runs' Walsh transform."""
     runs, *shape = outputs.shape
-    transformed = walsh_transform(jnp.asarray(outputs).reshape(runs, -1).T).T / runs**0.5
+    transformed = hadamard(jnp.asarray(outputs).reshape(runs, -1).T, "xla").T / runs**0.5
     factors, bits = design.columns.shape
     changes: Any = 0.0
     for subset in range(1, 2**bits):  # the bits whose product is a contrast of the levels

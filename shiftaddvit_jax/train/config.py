@@ -13,7 +13,9 @@ from shiftaddvit_jax.data.augmentation import ERASING_MODES, INTERPOLATIONS, par
 from shiftaddvit_jax.names import (
     ATTENTION_PRECISIONS,
     LAYER_CHOICES,
+    PERFORMER_FEATURES,
     PRECISIONS,
+    ROTATIONS,
     SOURCES,
     TRAINING_DTYPES,
     WRITERS,
@@ -38,6 +40,8 @@ DEFAULTS = {
     "model.threshold": "sample",
     "model.precision": "float32",
     "model.attention_precision": "float32",
+    "model.performer_features": "gaussian",
+    "model.rotation": "none",
     "data.image_size": 32,
 }
 # Of `train`: lengths that can be said in epochs, where they are above 0, or in steps.
@@ -69,6 +73,8 @@ def default_config() -> ml_collections.ConfigDict:
                 "threshold": "",
                 "precision": "",  # of dense layers' factors in training
                 "attention_precision": "",  # of binary_softmax: float32, int8 or clipped_int8
+                "performer_features": "",  # gaussian or hadamard
+                "rotation": "",  # ahead of binarization: none, hadamard, hadamard_2x or hadamard_4x
                 # What single layers are: pairs of a path and a choice, see `create_model`, or the name of a
                 # file of `shiftaddvit search`. Empty: as the checkpoint has them.
                 "layers": (),
@@ -259,6 +265,8 @@ CHOICES = {
     "model.threshold": ("zero", "sample", "tensor"),
     "model.precision": PRECISIONS,
     "model.attention_precision": ATTENTION_PRECISIONS,
+    "model.performer_features": PERFORMER_FEATURES,
+    "model.rotation": ROTATIONS,
     "augment.interpolation": INTERPOLATIONS,
     "augment.erase_mode": ERASING_MODES,
     "mixing.mode": ("batch", "elem"),

@@ -392,7 +392,7 @@ def _evaluated_again(config, dataset, finished, workdir):
 
 
 def _with_redrawn_features(run, state, key):
-    variables = redraw_features(state.variables, key)
+    variables = redraw_features(run.model, state.variables, key)
     constants = {name: value for name, value in variables.items() if name != "params"}
     return dataclasses.replace(state, constants=place_state(run.mesh, constants))
 

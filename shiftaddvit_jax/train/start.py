@@ -30,6 +30,7 @@ from shiftaddvit_jax.train.config import DEFAULTS, check_config, filled, is_file
 logger = logging.getLogger(__name__)
 
 KINDS = ("attention", "mlp", "projections")
+DRAWN = ("performer_features", "rotation")  # settings of what is drawn at random, and is not trained
 ORIGINAL = ("msa", "sra", "linear_sra", "dense")  # kinds of models before they are reparameterized
 
 
@@ -79,15 +80,15 @@ def begin(config: ml_collections.ConfigDict, class_names: tuple[str, ...]) -> St
                 f"asks for {getattr(asked, field)}"
             )
     _warn_of_changes_back(model, asked)
+    kept = {name: getattr(model.primitives, name) for name in ("dtype", "layers", *DRAWN)}
     model = model.clone(
-        primitives=dataclasses.replace(
-            asked.primitives, dtype=model.primitives.dtype, layers=model.primitives.layers
-        ),
+        primitives=dataclasses.replace(asked.primitives, **kept),
         dropout=asked.dropout,
         drop_path=asked.drop_path,
     )
+    drawn = {name: config.model[name] for name in DRAWN}
     layers = dict(config.model.layers) or None
-    student, variables = reparameterize(model, variables, **_kinds(config), layers=layers, key=key)
+    student, variables = reparameterize(model, variables, **_kinds(config), **drawn, layers=layers, key=key)
     return Start(config, student, variables, teacher.preprocessing)
 
 
@@ -187,6 +188,7 @@ def _settings(model):
         "threshold",
         "precision",
         "attention_precision",
+        *DRAWN,
     )
     return {
         "model.name": model.variant,

@@ -25,6 +25,8 @@ def random_variables(model):
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
+        if leaf.dtype == jnp.int8:  # of a rotation
+            return rng.choice(np.int8([-1, 1]), leaf.shape)
         return 0.1 * rng.standard_normal(leaf.shape, np.float32) + (path[-1].key == "scale")
 
     return jax.tree_util.tree_map_with_path(draw, variable_shapes(model))
@@ -109,8 +111,12 @@ def test_dense_logits_are_those_of_jax(tmp_path, name, arguments):
         },
         {"mlp": ("shift", "moe", "dense", "dense"), "activations": "fixed_point", "num_classes": 0},
         {"mlp": ("shift", "moe", "dense", "dense"), "weight_terms": 2},
+        {
+            "attention": ("hamming_linear", "hamming_quadratic", "binary_softmax", "msa"),
+            "rotation": "hadamard_2x",
+        },
     ],
-    ids=["codes", "linear", "int8", "fixed_point", "two_terms"],
+    ids=["codes", "linear", "int8", "fixed_point", "two_terms", "rotated"],
 )
 def test_logits_of_shifts_and_additions_are_those_of_jax(tmp_path, arguments):
     model, variables = export(tmp_path / "model.onnx", "pvt_v2_nano", **arguments)

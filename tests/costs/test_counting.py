@@ -8,6 +8,7 @@ import pytest
 import shiftaddvit_jax as sav
 from shiftaddvit_jax.costs import Operations, count_operations, count_products, sum_operations, weight_bytes
 from shiftaddvit_jax.costs.counting import trace_products
+from shiftaddvit_jax.nn import Primitives
 from shiftaddvit_jax.pack import packed_shapes
 
 
@@ -118,6 +119,19 @@ def test_every_attention_counts_what_it_does(kind, expected):
     variables = jax.eval_shape(lambda: attention.init(jax.random.key(0), tokens, (3, 3)))
     products = trace_products(lambda variables: attention.apply(variables, tokens, (3, 3)), variables)
     assert sum_operations(products) == expected
+
+
+@pytest.mark.parametrize(("head_dim", "additions"), [(8, 3), (24, 1 + 6)])
+def test_rotations_are_additions_and_codes_are_as_long_as_they_make_them(head_dim, additions):
+    # Queries and keys, each in two rotations of two rounds; a product of Paley's 12 rows takes 6 additions.
+    primitives = Primitives(rotation="hadamard_2x")
+    attention = sav.nn.make_attention("hamming_quadratic", num_heads=2, primitives=primitives)
+    tokens = jnp.zeros((1, TOKENS, 2 * head_dim))
+    variables = jax.eval_shape(lambda: attention.init(jax.random.key(0), tokens, (3, 3)))
+    products = trace_products(lambda variables: attention.apply(variables, tokens, (3, 3)), variables)
+    found = sum_operations(products)
+    assert found.adds == 2 * 2 * 2 * 2 * TOKENS * head_dim * additions
+    assert found.popcounts == 2 * TOKENS**2 * 2 * head_dim
 
 
 @pytest.mark.parametrize("mlp", sav.nn.LINEAR_KINDS)

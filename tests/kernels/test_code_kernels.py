@@ -2,8 +2,14 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.linalg import hadamard
 
-from kernels_tvm.descriptions import BinarizeDescription, HammingProductDescription, MatAddDescription
+from kernels_tvm.descriptions import (
+    BinarizeDescription,
+    HadamardDescription,
+    HammingProductDescription,
+    MatAddDescription,
+)
 from kernels_tvm.store import Kernel
 
 SEEDS = st.integers(0, 2**16)
@@ -88,3 +94,11 @@ def test_codes_and_bits_are_numpys(run_kernel, tiled_target, channels, sample, b
     packed = run_kernel(kernel, tiled_target, [x], ((batch, rows, words), "uint32"))
     bits = np.pad(above, ((0, 0), (0, 0), (0, -channels % 32)))
     np.testing.assert_array_equal(packed, np.packbits(bits, axis=-1, bitorder="little").view("<u4"))
+
+
+# Less than a vector, two of them, and three passes over a row.
+@pytest.mark.parametrize("size", [8, 32, 1024])
+def test_sums_and_differences_are_scipys(run_kernel, tiled_target, size):
+    x = np.random.default_rng(0).normal(size=(21, size)).astype(np.float32)
+    y = run_kernel(Kernel("hadamard", HadamardDescription(size)), tiled_target, [x], (x.shape, "float32"))
+    np.testing.assert_allclose(y, x.astype(np.float64) @ hadamard(size), rtol=1e-5, atol=1e-4)

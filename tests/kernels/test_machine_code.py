@@ -11,6 +11,7 @@ from kernels_tvm.descriptions import (
     BinarizeDescription,
     BinarySoftmaxDescription,
     DepthwiseConvDescription,
+    HadamardDescription,
     HammingLinearDescription,
     HammingProductDescription,
     HeadDescription,
@@ -57,6 +58,7 @@ EVERY_KERNEL = [
         "patch_embed", PatchEmbedDescription(LinearDescription("dense", 9 * 16, 48), 9, 6, 16, 3, 2, 1e-5)
     ),
     Kernel("hamming_product", HammingProductDescription(40)),
+    Kernel("hadamard", HadamardDescription(64)),
     Kernel("binarize", BinarizeDescription(40, True)),
     Kernel("binarize", BinarizeDescription(40, True, packed=True)),
     Kernel("depthwise_conv", DepthwiseConvDescription(5, 7, 20, (3, 3))),
@@ -136,6 +138,7 @@ MULTIPLICATION = re.compile(
     r"(\{vex\}\s*)?(i?mul|v?p?mul|v?pmadd|vpdp|vfn?m|v?dpp|tdp"  # x86
     r"|f?n?madd|f?n?msub|fn?mul|fml[as]|ml[as]|[su]q?d?mul|[su]ml[as]l|[su]us?dot|[su]dot)"  # ARM
 )
+PRODUCT_OF_FLOATS = re.compile(r"v(mul|fn?m\w+)[ps]s\s|(fmul|fml[as])\s")
 SHIFT_BY_COUNTS = re.compile(r"vpsllv|[su]shl\s")
 RETURN = {"ret", "retq"}
 JUMP = re.compile(r"(?:j\w+|b(?:\.\w+)?|cbn?z|tbn?z)\s+(?:.*,\s*)?(\.L\w+)$")
@@ -174,6 +177,15 @@ def test_no_inner_loop_of_matadd_multiplies(target, kernel):
 
 
 @EVERY_TARGET
+@pytest.mark.parametrize("size", [64, 320])
+def test_the_hadamard_transform_multiplies_no_floats_at_all(target, size):
+    code = assembly(Kernel("hadamard", HadamardDescription(size)), target)
+    added, subtracted = (re.compile(rf"v{name}ps\s|f{name}\s+v") for name in ("add", "sub"))
+    assert any(count(added, loop) >= 4 and count(subtracted, loop) >= 4 for loop in inner_loops(code))
+    assert re.search(PRODUCT_OF_FLOATS, code) is None
+
+
+@EVERY_TARGET
 @BOTH_SHIFTS
 def test_no_inner_loop_of_the_pure_matshift_that_shifts_multiplies(target, shifts):
     shifting = [loop for loop in inner_loops(assembly(shifts, target)) if count(SHIFT_BY_COUNTS, loop)]
@@ -185,9 +197,8 @@ def test_no_inner_loop_of_the_pure_matshift_that_shifts_multiplies(target, shift
 @BOTH_SHIFTS
 def test_no_inner_loop_of_the_pure_matshift_multiplies_whole_numbers(target, shifts):
     # Floats are multiplied where tokens are divided by their scale, ahead of the products.
-    of_floats = re.compile(r"v(mul|fn?m\w+)[ps]s\s|(fmul|fml[as])\s")
     for loop in inner_loops(assembly(shifts, target)):
-        assert count(MULTIPLICATION, loop) == count(of_floats, loop)
+        assert count(MULTIPLICATION, loop) == count(PRODUCT_OF_FLOATS, loop)
 
 
 @EVERY_TARGET

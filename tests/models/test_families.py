@@ -218,7 +218,7 @@ def test_performer_estimates_softmax_attention():
 
     @jax.jit
     def estimate(key):
-        redrawn = sav.redraw_features({**variables, "params": params}, key)
+        redrawn = sav.redraw_features(module, {**variables, "params": params}, key)
         return module.apply(redrawn, x, (5, 8))
 
     draws = jnp.stack([estimate(key) for key in jax.random.split(jax.random.key(2), 64)])
@@ -230,10 +230,23 @@ def test_performer_estimates_softmax_attention():
     assert mean < one / 3
 
 
+def test_hadamard_features_are_orthogonal_and_of_one_length():
+    model = small("pvt_v2_b0", attention="performer", performer_features="hadamard")
+    shapes = variable_shapes(model)["features"]
+    zeros = {"features": jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)}
+    drawn = sav.redraw_features(model, zeros, jax.random.key(1))["features"]
+    features = np.asarray(drawn["stage1"]["block1"]["attn"]["projection"], np.float64)
+    head_dim = features.shape[1]
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), head_dim**0.5, rtol=1e-5)
+    for start in range(0, len(features), head_dim):
+        block = features[start : start + head_dim]
+        np.testing.assert_allclose(block @ block.T, head_dim * np.eye(len(block)), atol=1e-4)
+
+
 def test_redrawing_features_changes_them_alone():
     model = small("pvt_v2_b0", attention="performer")
     variables = sav.init_variables(model, jax.random.key(0))
-    redrawn = sav.redraw_features(variables, jax.random.key(1))
+    redrawn = sav.redraw_features(model, variables, jax.random.key(1))
     jax.tree.map(np.testing.assert_array_equal, redrawn["params"], variables["params"])
     before, after = (flatten_dict(tree["features"], sep="/") for tree in (variables, redrawn))
     assert before.keys() == after.keys()
@@ -242,8 +255,9 @@ def test_redrawing_features_changes_them_alone():
     features = np.asarray(after["stage1/block1/attn/projection"])
     products = features[:8] @ features[:8].T
     np.testing.assert_allclose(products - np.diag(np.diag(products)), 0, atol=1e-4)
-    dense = sav.init_variables(small("deit_tiny"), jax.random.key(0))
-    assert sav.redraw_features(dense, jax.random.key(1)) is dense
+    model = small("deit_tiny")
+    dense = sav.init_variables(model, jax.random.key(0))
+    assert sav.redraw_features(model, dense, jax.random.key(1)) is dense
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.linalg import hadamard
 from scipy.ndimage import correlate1d
 from scipy.special import ndtr, softmax
 
@@ -480,3 +481,68 @@ def test_eight_bits_are_near_float32():
     _, _, y = binary_softmax_of(images(), GRID)
     _, _, rounded = binary_softmax_of(images(), GRID, attention_precision="int8")
     assert 0 < np.abs(rounded - y).mean() / np.abs(y).mean() < 0.02
+
+
+BINARY = ("hamming_linear", "hamming_quadratic", "binary_softmax")
+ROTATED = pytest.mark.parametrize(("rotation", "count"), [("hadamard", 1), ("hadamard_4x", 4)])
+
+
+def random_signs(count):
+    return np.random.default_rng(2).choice([-1, 1], (count, 2, HEAD_DIM)).astype(np.int8)
+
+
+def rotated_reference(kind, variables, x, signs):
+    """The attention's heads, in float64, by explicit rotation matrices."""
+    matrices = [
+        np.diag(first) @ hadamard(HEAD_DIM) @ np.diag(last) @ hadamard(HEAD_DIM) / HEAD_DIM
+        for first, last in signs.astype(np.float64)
+    ]
+    params = variables["params"]
+    q, k, v = qkv(params, x)
+    if kind == "hamming_linear":
+        q, k = unit(q), unit(k)
+    q, k = (np.concatenate([part @ matrix for matrix in matrices], axis=-1) for part in (q, k))
+    if kind == "hamming_linear":
+        mean = products(above_own_mean(q), above_own_mean(k)) / len(signs)
+        return unit(v / 2 + mean @ v / np.pi) + convolved_over_tokens(params, v)
+    if kind == "hamming_quadratic":
+        mean = products(2 * above_own_mean(q) - 1, 2 * above_own_mean(k) - 1) / len(signs)
+        return softmax(mean / np.sqrt(HEAD_DIM), axis=-1) @ v
+    s_q, s_k = (np.abs(part).mean(axis=(-2, -1), keepdims=True) for part in (q, k))
+    mean = products(codes_of_signs(q), codes_of_signs(k)) / len(signs)
+    return softmax(s_q * s_k * mean / np.sqrt(HEAD_DIM) + biases(params["position_bias"], GRID), axis=-1) @ v
+
+
+@ROTATED
+@pytest.mark.parametrize("kind", BINARY)
+def test_codes_are_those_of_rotated_queries_and_keys(implementation, kind, rotation, count):
+    variables, x, signs = variables_of(kind), images(), random_signs(count)
+    layer = layer_of(kind, primitives=Primitives(rotation=rotation, implementation=implementation))
+    y = layer.apply({**variables, "rotation": {"signs": signs}}, x, GRID)
+    expected = join(rotated_reference(kind, variables, x.astype(np.float64), signs))
+    np.testing.assert_allclose(y, linear(expected, variables["params"]["proj"]), rtol=1e-4, atol=1e-4)
+
+
+def test_signs_of_a_rotation_are_drawn_for_each_layer():
+    layer = layer_of("hamming_quadratic", primitives=Primitives(rotation="hadamard_2x"))
+    first, again, other = (
+        layer.init(jax.random.key(seed), images(), GRID)["rotation"]["signs"] for seed in (0, 0, 1)
+    )
+    assert (first.shape, first.dtype) == ((2, 2, HEAD_DIM), jnp.int8)
+    assert set(np.unique(first)) == {-1, 1}
+    np.testing.assert_array_equal(first, again)
+    assert np.any(first != other)
+
+
+def test_gradients_pass_through_a_rotation_within_the_codes_levels():
+    layer = layer_of("hamming_quadratic", primitives=Primitives(rotation="hadamard_2x"))
+    variables = {**variables_of("hamming_quadratic"), "rotation": {"signs": random_signs(2)}}
+    gradient = jax.grad(lambda x: jnp.sum(layer.apply(variables, x, GRID) ** 2))(images())
+    assert np.all(np.isfinite(gradient))
+    assert np.all(np.any(gradient != 0, axis=-1))
+
+
+def test_kinds_without_codes_of_their_own_have_no_rotation():
+    layer = layer_of("hamming_ksh", primitives=Primitives(rotation="hadamard"))
+    shapes = jax.eval_shape(lambda x: layer.init(jax.random.key(0), x, GRID), images())
+    assert set(shapes) == {"params", "hash"}

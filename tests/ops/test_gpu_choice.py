@@ -14,6 +14,7 @@ from shiftaddvit_jax.ops import (
     depthwise_conv_1d,
     depthwise_conv_2d,
     depthwise_conv_gelu,
+    hadamard,
     hamming_product,
     matadd,
     matshift,
@@ -41,6 +42,7 @@ FLOATS = {
     "depthwise_conv_1d": (depthwise_conv_1d, normal(2, 5, 8), normal(3, 8)),
     "depthwise_conv_2d": (depthwise_conv_2d, normal(2, 5, 4, 8), normal(3, 3, 8)),
     "depthwise_conv_gelu": (depthwise_conv_gelu, normal(2, 5, 4, 8), normal(3, 3, 8), normal(8)),
+    "hadamard": (hadamard, normal(2, 5, 8)),
     "matadd": (matadd, CODES, normal(2, 8, 3)),
     "packed_product": (lambda x, **chosen: packed_product(x, FIVE_BITS, 6, **chosen), normal(2, 5, 8)),
     "packed_product int8": (
@@ -204,6 +206,7 @@ EMPTY = {
     "hamming rows": (lambda **c: hamming_product(BITS[:, :0], BITS, 20, **c), (2, 0, 5), 0),
     "hamming others": (lambda **c: hamming_product(BITS, BITS[:, :0], 20, **c), (2, 5, 0), 0),
     "hamming length": (lambda **c: hamming_product(BITS[..., :0], BITS[..., :0], 0, **c), (2, 5, 5), 0),
+    "hadamard tokens": (lambda **c: hadamard(jnp.ones((2, 0, 8)), **c), (2, 0, 8), 0),
     "binarize tokens": (lambda **c: binarize(jnp.ones((2, 0, 8)), **c), (2, 0, 8), 0),
     "binarize head_dim": (lambda **c: binarize(jnp.ones((2, 5, 0)), **c), (2, 5, 0), 0),
     "pack_codes tokens": (lambda **c: pack_codes(jnp.ones((2, 0, 8)), **c), (2, 0, 1), 0),

@@ -10,6 +10,7 @@ from shiftaddvit_jax.ops import (
     depthwise_conv_1d,
     depthwise_conv_2d,
     depthwise_conv_gelu,
+    hadamard,
     hamming_product,
     matadd,
     pack_codes,
@@ -61,6 +62,11 @@ def test_codes_and_bits(shape, threshold):
     x = normal(*shape)
     assert_same(lambda x, chosen: binarize(x, threshold, (-1, 1), chosen), x)
     assert_same(lambda x, chosen: pack_codes(x, threshold, chosen), x)
+
+
+@pytest.mark.parametrize("shape", [(2, 196, 64), (3, 7, 320), (5, 8192)])
+def test_hadamard(shape):
+    assert_same(hadamard, normal(*shape))
 
 
 @pytest.mark.parametrize(("grid", "channels"), [((56, 56), 256), ((5, 7), 13)])

@@ -16,6 +16,7 @@ from shiftaddvit_jax.ops import (
     depthwise_conv_1d,
     depthwise_conv_2d,
     dispatch,
+    hadamard,
     hamming_product,
     matadd,
     matshift,
@@ -35,6 +36,7 @@ OPS = {
     "binarize": ("binarize", lambda **chosen: binarize(SQUARE, **chosen)),
     "pack_codes": ("pack_codes", lambda **chosen: pack_codes(SQUARE, **chosen)),
     "code_similarity": ("code_similarity", lambda **chosen: code_similarity(SQUARE, SQUARE, **chosen)),
+    "hadamard": ("hadamard", lambda **chosen: hadamard(jnp.ones((3, 4)), **chosen)),
     "hamming_product": ("hamming_product", lambda **chosen: hamming_product(BITS, BITS, 3, **chosen)),
     "depthwise_conv_1d": ("depthwise_conv_1d", lambda **chosen: depthwise_conv_1d(SQUARE, SQUARE, **chosen)),
     "depthwise_conv_2d": (
@@ -59,6 +61,7 @@ WHOLE_BATCH = "a threshold of the whole batch has no kernel"
 UNSUPPORTED = {
     "binarize tensor": (WHOLE_BATCH, lambda **chosen: binarize(SQUARE, "tensor", **chosen)),
     "binarize bfloat16": ("in float32, not bfloat16", lambda **chosen: binarize(HALF, **chosen)),
+    "hadamard bfloat16": ("in float32, not bfloat16", lambda **chosen: hadamard(HALF[:, :2], **chosen)),
     "pack_codes tensor": (WHOLE_BATCH, lambda **chosen: pack_codes(SQUARE, "tensor", **chosen)),
     "pack_codes bfloat16": ("in float32, not bfloat16", lambda **chosen: pack_codes(HALF, **chosen)),
     "code_similarity tensor": (

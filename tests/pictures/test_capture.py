@@ -7,7 +7,9 @@ from tiny import CHANNELS, HEADS, make_images, make_tiny
 
 import shiftaddvit_jax as sav
 from shiftaddvit_jax.models.inspect import capture, square_grid
+from shiftaddvit_jax.nn import Primitives
 from shiftaddvit_jax.nn.attention import Attention
+from shiftaddvit_jax.ops import rotate
 from shiftaddvit_jax.pictures import attention_maps, routed_tokens, shift_weights
 
 ATTENTION, LAYERS = "block1/attn", ["block1/mlp/fc1", "block1/mlp/fc2"]
@@ -57,6 +59,17 @@ def test_rows_of_maps_sum_to_one(kind):
     assert found.shape == (2, HEADS, 64, {"sra": 16, "linear_sra": 49}.get(kind, 64))
     np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-5)
     assert found.min() >= 0
+
+
+def test_maps_of_rotated_codes_are_of_what_is_binarized():
+    model, variables = make_tiny(attention="hamming_quadratic", primitives=Primitives(rotation="hadamard_2x"))
+    signs = variables["rotation"]["block1"]["attn"]["signs"]
+    q, k = (np.asarray(rotate(x, signs)) for x in queries_and_keys(model, variables, make_images()))
+    q, k = (np.where(x > x.mean(axis=(-1, -2), keepdims=True), 1, -1) for x in (q, k))
+    scores = np.einsum("bhnd,bhmd->bhnm", q, k) / 2 / math.sqrt(CHANNELS // HEADS)
+    weights = np.exp(scores)
+    found = attention_maps(model, variables, make_images())[ATTENTION]
+    assert np.mean(~np.isclose(found, weights / weights.sum(axis=-1, keepdims=True), rtol=1e-3)) < 0.02
 
 
 @pytest.mark.parametrize("kind", ["linear", "performer"])

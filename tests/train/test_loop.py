@@ -418,3 +418,18 @@ def test_a_teacher_of_other_classes_is_refused(run):
     assert open_teacher(config, start, tuple("0123456789")).model.num_classes == 10
     with pytest.raises(ValueError, match="knows other classes than the data's: class 'a' new"):
         open_teacher(config, start, (*"0123456789", "a"))
+
+
+def test_what_is_drawn_at_random_follows_the_config(run, tmp_path):
+    _, workdir, _ = run
+    model, variables, about = sav.load_model(workdir / "model")
+    hamming = sav.reparameterize(model, variables, attention="hamming_linear")
+    sav.save_model(tmp_path / "teacher", *hamming, {"class_names": about["class_names"]})
+    config = tiny_config()
+    config.init_from = str(tmp_path / "teacher")
+    assert "rotation" not in begin(config, tuple("0123456789")).variables
+    config.model.rotation = "hadamard_2x"
+    start = begin(config, tuple("0123456789"))
+    assert start.model.primitives.rotation == "hadamard_2x"
+    assert set(start.variables["rotation"]) == {"stage1", "stage2", "stage3"}
+    assert start.config.model.performer_features == "gaussian"

@@ -40,8 +40,8 @@ class Expression:
 _SAME = {"copy", "stop_gradient"}
 _CALLS = {"jit": "jaxpr", "custom_vjp_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
 # Jits whose equations are not looked at.
-DEPTHWISE, MATSHIFT = "_depthwise_conv", "_matshift"
-_KEPT_WHOLE = (DEPTHWISE, MATSHIFT)
+DEPTHWISE, HADAMARD, MATSHIFT = "_depthwise_conv", "_hadamard", "_matshift"
+_KEPT_WHOLE = (DEPTHWISE, HADAMARD, MATSHIFT)
 
 
 def trace(function: Callable, *shapes: jax.ShapeDtypeStruct) -> list[Expression]:

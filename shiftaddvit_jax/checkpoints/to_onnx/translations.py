@@ -2,7 +2,8 @@
 
 LayerNorm, softmax and GELU are many small operations in a trace and one in ONNX: each function is traced
 alone, and its graph is looked for in the model's. Depthwise convolutions and products with power-of-two
-weights are found by the names of their jits. All else is translated primitive by primitive.
+weights or Hadamard matrices are found by the names of their jits. All else is translated primitive by
+primitive.
 """
 
 import functools
@@ -27,7 +28,8 @@ from shiftaddvit_jax.checkpoints.to_onnx.nodes import (
     squeeze,
     transpose,
 )
-from shiftaddvit_jax.checkpoints.to_onnx.trace import DEPTHWISE, MATSHIFT, Expression, find, trace
+from shiftaddvit_jax.checkpoints.to_onnx.trace import DEPTHWISE, HADAMARD, MATSHIFT, Expression, find, trace
+from shiftaddvit_jax.ops import hadamard
 
 
 def translate(graph: list[Expression], images: Node) -> Node:
@@ -239,6 +241,11 @@ def _translate_matshift(expression, x, weight):
     return _product(x, weight)
 
 
+def _translate_hadamard(expression, x):
+    matrix = np.sign(hadamard(jnp.eye(expression.shape[-1]), "xla"))
+    return _product(x, constant(matrix))
+
+
 def _product(left: Node, right: Node) -> Node:
     return Node("MatMul", (left, right), (*left.shape[:-1], right.shape[-1]))
 
@@ -277,5 +284,6 @@ _TRANSLATIONS = {
     "dot_general": _translate_dot,
     "conv_general_dilated": _translate_convolution,
     DEPTHWISE: _translate_depthwise,
+    HADAMARD: _translate_hadamard,
     MATSHIFT: _translate_matshift,
 }

@@ -1,8 +1,15 @@
 import numpy as np
 import pytest
 from linear_references import assert_near
+from scipy.linalg import hadamard
 
-from kernels_tvm.descriptions import BinarizeDescription, HammingProductDescription, MatAddDescription
+from kernels_tvm.descriptions import (
+    BinarizeDescription,
+    HadamardDescription,
+    HammingProductDescription,
+    MatAddDescription,
+)
+from kernels_tvm.hadamard import conference_matrix
 from kernels_tvm.store import Kernel
 
 
@@ -68,10 +75,25 @@ def test_codes_and_bits_are_numpys(run_blocks, shape, sample):
     np.testing.assert_array_equal(run_blocks(kernel, [x], (bits.shape, "uint32")), bits)
 
 
+# Rows that share a block, one that has more numbers than its threads, and 20 parts.
+@pytest.mark.parametrize("shape", [(70, 64), (3, 2048), (9, 320)])
+def test_sums_and_differences_are_numpys(run_blocks, shape):
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    y = run_blocks(Kernel("hadamard", HadamardDescription(shape[1])), [x], (shape, "float32"))
+    matrix = hadamard(shape[1]) if shape[1] != 320 else np.kron(paley(20), hadamard(16))
+    np.testing.assert_allclose(y, x.astype(np.float64) @ matrix, rtol=1e-5, atol=2e-4)
+
+
+def paley(order):
+    codes, identity = conference_matrix(order).astype(int), np.eye(order // 2)
+    return np.block([[codes + identity, codes - identity], [codes - identity, -codes - identity]])
+
+
 @pytest.mark.parametrize(
     ("kernel", "arguments", "output"),
     [
         (Kernel("matadd", MatAddDescription(200, 4)), [(0, 3, 200), (0, 200, 4)], (0, 3, 4)),
+        (Kernel("hadamard", HadamardDescription(8)), [(0, 8)], (0, 8)),
         (Kernel("binarize", BinarizeDescription(8, True)), [(0, 3, 8)], (0, 3, 8)),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 from kernels_tvm.descriptions import (
     BinarizeDescription,
     DepthwiseConvDescription,
+    HadamardDescription,
     HammingProductDescription,
     LinearDescription,
     MatAddDescription,
@@ -19,9 +20,11 @@ SUMS = [
     Kernel("matadd", MatAddDescription(32, 32, "int8")),
     Kernel("matadd", MatAddDescription(13, 5)),
     Kernel("hamming_product", HammingProductDescription(64)),
+    Kernel("hadamard", HadamardDescription(64)),
 ]
 OTHERS = [
     Kernel("hamming_product", HammingProductDescription(256)),
+    Kernel("hadamard", HadamardDescription(8 * 28)),
     Kernel("binarize", BinarizeDescription(32, True)),
     Kernel("binarize", BinarizeDescription(75, True, packed=True)),
     Kernel("depthwise_conv", DepthwiseConvDescription(14, 14, 640, (3, 3), gelu=True)),
