@@ -18,6 +18,7 @@ from shiftaddvit_jax.cli import (
     kernels,
     models,
     predict,
+    robustness,
     serve,
     training,
 )
@@ -30,6 +31,7 @@ COMMANDS = (
     training.add_train,
     training.add_eval,
     compare.add_compare,
+    robustness.add_robustness,
     models.add_models,
     predict.add_info,
     predict.add_predict,
