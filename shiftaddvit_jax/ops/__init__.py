@@ -13,6 +13,7 @@ from shiftaddvit_jax.ops.activations import dynamic_int8, fixed_point, quantize_
 from shiftaddvit_jax.ops.binarize import binarize, pack_codes
 from shiftaddvit_jax.ops.depthwise_conv import depthwise_conv_1d, depthwise_conv_2d, depthwise_conv_gelu
 from shiftaddvit_jax.ops.dispatch import dispatch
+from shiftaddvit_jax.ops.grid_sample import grid_sample
 from shiftaddvit_jax.ops.hamming import code_similarity, hamming_product
 from shiftaddvit_jax.ops.hashing import KernelHash, hash_codes, learn_hash
 from shiftaddvit_jax.ops.matadd import matadd
@@ -45,6 +46,7 @@ __all__ = [
     "dispatch",
     "dynamic_int8",
     "fixed_point",
+    "grid_sample",
     "hamming_product",
     "hash_codes",
     "l2_normalize",
