@@ -220,4 +220,4 @@ def model_arguments(model: nn.Module) -> dict[str, Any]:
     arguments["layers"] = dict(arguments["layers"]) or None
     if arguments["dtype"] is not None:
         arguments["dtype"] = jnp.dtype(arguments["dtype"]).name
-    return {"name": model.variant, **arguments}
+    return {**arguments, "name": model.variant}
