@@ -54,7 +54,7 @@ def add_robustness(commands: Commands) -> None:
         "--rule",
         choices=STOPPING_RULES,
         help="when there are enough: cone, of a net or a lattice by the decay of the transformed scores "
-        "(their default); student, by the spread of 16 randomizations (default of Halton points); clt, by the "
+        "(their default); student, by the spread of 16 randomizations (Halton points' default); clt, by the "
         "central limit theorem (of iid points)",
     )
     known.add_argument("--randomization", choices=RANDOMIZATIONS, help="of the points; default: their first")

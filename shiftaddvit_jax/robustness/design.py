@@ -1,4 +1,4 @@
-"""What a study of robustness is of: perturbations, their distributions, the points and when they are enough."""
+"""What a study of robustness is of: perturbations, their distributions, points, and when they are enough."""
 
 import math
 from collections.abc import Mapping
@@ -106,7 +106,7 @@ class Design:
             raise ValueError(f"tolerance must be a number of points above 0, got {self.tolerance}")
         if self.alpha < 1 or (self.alpha > 1 and self.points not in ("digital_net", "halton")):
             raise ValueError(
-                f"alpha must be 1, or with a digital net or Halton points more, got {self.alpha} with {self.points}"
+                f"alpha must be 1, or more with digital_net or halton, got {self.alpha} with {self.points}"
             )
         check_power_of_two(self.most)
         if self.most < FEWEST:

@@ -105,8 +105,18 @@ def measure_robustness(models: Sequence[Classifier], examples: Examples, design:
       ValueError: QMCPy missing, no images, none that can be read, logits that are not finite, or a tolerance
         that is not met within the design's evaluations.
     """
+    return mean_scores(Scorer(models, examples, [each.name for each in design.parameters]), design)
+
+
+def mean_scores(scorer: "Scorer", design: Design) -> Robustness:
+    """`measure_robustness` of models and images that a scorer has, so that several designs share its program.
+
+    Raises:
+      ValueError: QMCPy missing, logits that are not finite, or a tolerance that is not met.
+    """
     require("qmc", "a mean over perturbations", "qmcpy")
-    score, images = _scorer(models, examples, design)
+    unperturbed = scorer(None)
+    models = len(unperturbed)
     with progress_bar() as bar:
         task = bar.add_task("perturbing", total=FEWEST, note="")
         values, scores = [], []
@@ -117,7 +127,7 @@ def measure_robustness(models: Sequence[Classifier], examples: Examples, design:
             bar.update(task, total=len(values) + len(rows))
             for row in rows:
                 values.append(row)
-                scores.append(score(row))
+                scores.append(scorer(row))
                 bar.advance(task)
             found = np.stack(scores[-len(rows) :])
             return _with_difference(found).T.reshape(-1, *points.shape[:-1])
@@ -125,14 +135,14 @@ def measure_robustness(models: Sequence[Classifier], examples: Examples, design:
         def show(half_widths: np.ndarray) -> None:
             bar.update(task, note=f"± {100 * half_widths[::2].max():.2g} points")
 
-        estimates, sampler = _integrate(design, 2 * (2 * len(models) - 1), evaluate, show)
+        estimates, sampler = _integrate(design, 2 * (2 * models - 1), evaluate, show)
     means = [Means(*pair) for pair in zip(estimates[::2], estimates[1::2], strict=True)]
     return Robustness(
         design,
-        images,
-        tuple(means[: len(models)]),
-        means[-1] if len(models) == 2 else None,
-        score(None),
+        scorer.images,
+        tuple(means[:models]),
+        means[-1] if models == 2 else None,
+        unperturbed,
         np.stack(values),
         np.stack(scores),
         _sequence(design, sampler),
@@ -145,55 +155,61 @@ def _with_difference(scores):
     return rows if scores.shape[1] == 1 else np.concatenate([rows, scores[:, 0] - scores[:, 1]], axis=1)
 
 
-def _scorer(
-    models: Sequence[Classifier], examples: Examples, design: Design
-) -> tuple[Callable[[np.ndarray | None], np.ndarray], int]:
-    """A function of a perturbation, None for none, to each model's accuracy and loss; the number of images."""
-    names = [parameter.name for parameter in design.parameters]
-    different = list(dict.fromkeys(model.preprocessing for model in models))
-    pixels, labels, places = _read(examples, different)
-    batch = min(BATCH, len(labels))
-    padding = -len(labels) % batch
-    labels = np.pad(
-        labels, (0, padding), constant_values=-1
-    )  # which is no class: what fills up counts nothing
-    places = np.pad(places, (0, padding))
-    pixels = [np.pad(each, [(0, padding), (0, 0), (0, 0), (0, 0)]) for each in pixels]
-    batches = [
-        jax.device_put((tuple(each[start : start + batch] for each in pixels), labels[part], places[part]))
-        for start in range(0, len(labels), batch)
-        for part in [slice(start, start + batch)]
-    ]
-    count = len(labels) - padding
+class Scorer:
+    """A function of a perturbation, None for none, to accuracy and loss of each model, by one program.
 
-    def sums(variables, pixels, labels, places, values):
-        """Hits and the sum of losses of each model."""
-        seen = {
-            each: _normalize(perturb(x.astype(jnp.float32) / 255, values, places), each)
-            for each, x in zip(different, pixels, strict=True)
-        }
-        found = []
-        for model, own in zip(models, variables, strict=True):
-            logits = model.model.apply(own, seen[model.preprocessing]).astype(jnp.float32)
-            picked = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0)[:, None], axis=-1)
-            hits = jnp.argmax(logits, axis=-1) == labels
-            found.append(jnp.stack([jnp.sum(hits), -jnp.sum(jnp.where(labels >= 0, picked[:, 0], 0))]))
-        return jnp.stack(found)
+    Attributes:
+      images: how many there are.
+    """
 
-    run = jax.jit(sums)
-    variables = jax.device_put(tuple(model.variables for model in models))
-
-    def score(values):
-        given = None if values is None else dict(zip(names, values.astype(np.float32), strict=True))
-        found = sum(
-            np.asarray(part, np.float64) for part in [run(variables, *each, given) for each in batches]
+    def __init__(self, models: Sequence[Classifier], examples: Examples, names: Sequence[str]) -> None:
+        different = list(dict.fromkeys(model.preprocessing for model in models))
+        pixels, labels, places = _read(examples, different)
+        self.images, self._models, self._names = len(labels), models, names
+        batch = min(BATCH, len(labels))
+        padding = -len(labels) % batch
+        labels = np.pad(labels, (0, padding), constant_values=-1)  # no class: what fills up does not count
+        places = np.pad(places, (0, padding))
+        pixels = [np.pad(each, [(0, padding), (0, 0), (0, 0), (0, 0)]) for each in pixels]
+        parts = [slice(start, start + batch) for start in range(0, len(labels), batch)]
+        self._batches = jax.device_put(
+            [(tuple(each[part] for each in pixels), labels[part], places[part]) for part in parts]
         )
-        if not np.isfinite(found).all():
-            name = models[int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])].source.name
-            raise ValueError(f"{name} has logits that are not finite; expected numbers")
-        return found / count
+        self._variables = jax.device_put(tuple(model.variables for model in models))
 
-    return score, count
+        @jax.jit
+        def sums(variables, pixels, labels, places, values):
+            """Hits and the sum of losses of each model."""
+            seen = {
+                each: _normalize(perturb(x.astype(jnp.float32) / 255, values, places), each)
+                for each, x in zip(different, pixels, strict=True)
+            }
+            found = []
+            for model, own in zip(models, variables, strict=True):
+                logits = model.model.apply(own, seen[model.preprocessing]).astype(jnp.float32)
+                likely = jax.nn.log_softmax(logits)
+                own_class = jnp.take_along_axis(likely, jnp.maximum(labels, 0)[:, None], axis=-1)[:, 0]
+                hits = jnp.argmax(logits, axis=-1) == labels
+                found.append(jnp.stack([jnp.sum(hits), -jnp.sum(jnp.where(labels >= 0, own_class, 0))]))
+            return jnp.stack(found)
+
+        self._sums = sums
+
+    def __call__(self, values: Float[np.ndarray, "parameters"] | None) -> Float[np.ndarray, "models 2"]:
+        """Accuracy and loss of each model.
+
+        Raises:
+          ValueError: logits that are not finite.
+        """
+        given = None
+        if values is not None:
+            given = dict(zip(self._names, np.asarray(values, np.float32), strict=True))
+        parts = [self._sums(self._variables, *batch, given) for batch in self._batches]
+        found = np.sum([np.asarray(part, np.float64) for part in parts], axis=0)
+        for model, finite in zip(self._models, np.isfinite(found).all(axis=1), strict=True):
+            if not finite:
+                raise ValueError(f"{model.source.name} has logits that are not finite; expected numbers")
+        return found / self.images
 
 
 def perturb(
