@@ -74,7 +74,7 @@ if __name__ == "__main__":
         met = sum((error <= arguments.tolerance).all() for error in errors)
         held = sum((error <= bound).all() for error, bound in zip(errors, bounds, strict=True))
         print(
-            f"{points} {rule}: {np.mean(counts):.0f} evaluations ({min(counts)} to {max(counts)}), error at most "
-            f"{np.max(errors):.3f} points, within tolerance {met} of {len(counts)}, within its bound {held}",
+            f"{points} {rule}: {np.mean(counts):.0f} evaluations ({min(counts)} to {max(counts)}), errors "
+            f"{np.max(errors):.3f} points or less, within tolerance {met} of {len(counts)}, within bounds {held}",
             flush=True,
         )

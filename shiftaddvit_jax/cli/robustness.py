@@ -183,12 +183,13 @@ def _print(found: "Robustness", surrogates: "Sequence[Surrogate]", names: Sequen
     table.add_row("loss as they are, nats", *(f"{each[1]:.4f}" for each in plain))
     table.add_row("loss perturbed, nats", *(_bounded(each.loss, 1, 4) for each in columns))
     print_table(table)
-    rule = {
-        "cone": "bounds hold if the scores' coefficients decay as in the rule's cone of functions",
-        "student": "bounds hold in 99 % of randomizations if their means are normal",
-        "clt": "bounds hold in 99 % of samples if their means are normal",
+    condition = {
+        "cone": "the scores' coefficients decay as in the rule's cone of functions",
+        "student": "the means of 16 randomizations are normal, in 99 % of cases",
+        "clt": "means are normal, in 99 % of cases",
     }[found.design.rule or ""]
-    print(f"{len(found.values):,} perturbations of all images ({found.design.points}); {rule}.\n")
+    print(f"{len(found.values):,} perturbations of all images ({found.design.points}).")
+    print(f"Bounds hold if {condition}.\n")
     shares = Table(box=box.SIMPLE)
     shares.add_column("share of top-1's variance")
     for letter in letters:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
+import jax.numpy as jnp
 
 from shiftaddvit_jax.names import PERTURBATIONS
 from shiftaddvit_jax.qmc import Distribution
@@ -119,7 +119,7 @@ class Design:
             )
         for name, text in self.perturbations.items():
             check_choice("perturbation", name, PERTURBATIONS)
-            reached = float(Distribution.parse(text).quantile(np.float32(0)))
+            reached = float(Distribution.parse(text).quantile(jnp.zeros(())))
             if (name == "scale" and reached <= 0) or (name not in SIGNED and reached < 0):
                 wanted = "above 0" if name == "scale" else "from 0"
                 raise ValueError(

@@ -186,7 +186,7 @@ class Scorer:
             }
             found = []
             for model, own in zip(models, variables, strict=True):
-                logits = model.model.apply(own, seen[model.preprocessing]).astype(jnp.float32)
+                logits = jnp.asarray(model.model.apply(own, seen[model.preprocessing]), jnp.float32)
                 likely = jax.nn.log_softmax(logits)
                 own_class = jnp.take_along_axis(likely, jnp.maximum(labels, 0)[:, None], axis=-1)[:, 0]
                 hits = jnp.argmax(logits, axis=-1) == labels
@@ -299,12 +299,12 @@ def _integrate(
     sampler = _sampler(design, replications)
     distributions = [as_scipy(parameter.distribution) for parameter in design.parameters]
     scores = Scores(qmcpy.SciPyWrapper(sampler, distributions), evaluate, dimension_indv=(outputs,))
-    rules = {
-        ("cone", "digital_net"): qmcpy.CubQMCNetG,
-        ("cone", "lattice"): qmcpy.CubQMCLatticeG,
-        ("clt", "iid"): qmcpy.CubMCCLTVec,
+    by_points = {
+        "digital_net": qmcpy.CubQMCNetG,
+        "lattice": qmcpy.CubQMCLatticeG,
+        "iid": qmcpy.CubMCCLTVec,
     }
-    rule = rules.get((design.rule, design.points), qmcpy.CubQMCRepStudentT)
+    rule = qmcpy.CubQMCRepStudentT if design.rule == "student" else by_points[design.points]
     tolerances = np.where(np.arange(outputs) % 2 == 0, design.tolerance / 100, UNBOUNDED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", qmcpy.util.MaxSamplesWarning)  # said below

@@ -6,7 +6,7 @@ products over dimensions, so that means over the other parameters are products o
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -81,16 +81,13 @@ def fit_surrogate(found: Robustness, score: Float[np.ndarray, "evaluations"]) ->
         return Surrogate(kernel, count, math.nan, unknown, unknown, positions, flat, np.zeros_like(flat))
     with jax.enable_x64(True):
         nodes = (np.arange(NODES) + 0.5) / NODES
-        if kernel == "Matern":
-            values = found.values[:count]
-            points = np.stack(
-                [each.cdf(column) for each, column in zip(distributions, values.T, strict=True)], axis=-1
-            )
+        if found.sequence is None or kernel == "Matern":
+            columns = zip(distributions, found.values[:count].T, strict=True)
+            points = np.stack([each.cdf(column) for each, column in columns], axis=-1)
             process = _Matern(jnp.asarray(points))
-            curve = units
         else:
             process = _Invariant(found.sequence, count)
-            curve = units / 2 if kernel == "SI" else units  # half a lattice's folded axis
+        curve = units / 2 if kernel == "SI" else units  # a lattice's axes are folded
         y = (score - centre) / deviation
         parts = _moments(process, _fit(process, y, len(distributions)), y, nodes, curve)
         predicted, first_order, total, mean, spread = jax.device_get(parts)
@@ -140,15 +137,16 @@ class _Matern:
         return _Matern(positions[:, None]).along(0, positions, log_length)
 
     def solved(self, log_lengths, noise):
-        matrix = math.prod(
+        unit = jnp.eye(len(self.points))
+        matrix = noise * unit + _product(
             self.along(dimension, self.points[:, dimension], log_length)
             for dimension, log_length in enumerate(log_lengths)
         )
-        factor = jnp.linalg.cholesky(matrix + noise * jnp.eye(len(matrix)))
+        factor = jnp.linalg.cholesky(matrix)
         return _Solved(
             lambda y: jax.scipy.linalg.cho_solve((factor, True), y.T).T,
             2 * jnp.sum(jnp.log(jnp.diag(factor))),
-            jnp.diag(jax.scipy.linalg.cho_solve((factor, True), jnp.eye(len(matrix)))),
+            jnp.diag(jax.scipy.linalg.cho_solve((factor, True), unit)),
         )
 
 
@@ -170,16 +168,17 @@ class _Invariant:
         digital = isinstance(self.sequence, DigitalNet)
         kernel = digitally_shift_invariant_kernel if digital else shift_invariant_kernel
         integers = (positions * 2.0**32).astype(jnp.uint32)
-        return kernel(integers[:, None, None], others[None, :, None], SMOOTHNESS, jnp.exp(log_weight))
+        weights = jnp.exp(log_weight)[None]
+        return kernel(integers[:, None, None], others[None, :, None], SMOOTHNESS, weights)
 
     def solved(self, log_weights, noise):
         matrix = gram(self.sequence, self.count, SMOOTHNESS, jnp.exp(log_weights), noise=noise)
-        eigenvalues = jnp.maximum(matrix.eigenvalues, noise)
-        return _Solved(
-            matrix.replace(eigenvalues=eigenvalues).solve,
-            jnp.sum(jnp.log(eigenvalues)),
-            jnp.mean(1 / eigenvalues),
-        )
+        eigenvalues = matrix.eigenvalues
+        return _Solved(matrix.solve, jnp.sum(jnp.log(eigenvalues)), jnp.mean(1 / eigenvalues))
+
+
+def _product(factors):
+    return reduce(jnp.multiply, factors, jnp.ones(()))
 
 
 @jax.jit
@@ -220,21 +219,19 @@ def _moments(process, theta, y, nodes, curve):
     means = [jnp.mean(factor, axis=0) for factor in factors]
     squares = [factor.T @ factor / len(nodes) for factor in factors]
     constants = [jnp.mean(process.over_all(j, nodes, theta[j])) for j in range(len(theta) - 1)]
-    mean = math.prod(means) @ weights
-    variance = weights @ math.prod(squares) @ weights - mean**2
+    mean = _product(means) @ weights
+    variance = weights @ _product(squares) @ weights - mean**2
 
-    first_order, total, along, deviations = [], [], [], []
+    found = []
     for j, factor in enumerate(factors):
         others = [each for each in range(len(factors)) if each != j]
-        integrated = math.prod((means[each] for each in others), start=jnp.ones_like(weights))
-        effect = factor @ (integrated * weights)
-        first_order.append(jnp.mean(jnp.square(effect - mean)) / variance)
-        without = math.prod((squares[each] for each in others), start=jnp.ones_like(squares[j]))
-        kept = weights @ (without * jnp.outer(means[j], means[j])) @ weights - mean**2
-        total.append(1 - kept / variance)
+        integrated = _product(means[each] for each in others)
+        alone = jnp.mean(jnp.square(factor @ (integrated * weights) - mean))
+        without = _product(squares[each] for each in others) * jnp.outer(means[j], means[j])
+        in_all = variance - (weights @ without @ weights - mean**2)
         cross = process.along(j, curve, theta[j]) * integrated
-        prior = jnp.diag(process.over_all(j, curve, theta[j])) * math.prod(constants[each] for each in others)
-        along.append(cross @ weights)
+        prior = jnp.diag(process.over_all(j, curve, theta[j])) * _product(constants[each] for each in others)
         left = prior - jnp.sum(cross * solved.solve(cross), axis=-1)
-        deviations.append(jnp.sqrt(scale * jnp.maximum(left, 0)))
-    return predicted, *(jnp.stack(each) for each in (first_order, total, along, deviations))
+        deviation = jnp.sqrt(scale * jnp.maximum(left, 0))
+        found.append((alone / variance, in_all / variance, cross @ weights, deviation))
+    return predicted, *(jnp.stack(each) for each in zip(*found, strict=True))
