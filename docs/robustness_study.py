@@ -75,6 +75,6 @@ if __name__ == "__main__":
         held = sum((error <= bound).all() for error, bound in zip(errors, bounds, strict=True))
         print(
             f"{points} {rule}: {np.mean(counts):.0f} evaluations ({min(counts)} to {max(counts)}), errors "
-            f"{np.max(errors):.3f} points or less, within tolerance {met} of {len(counts)}, within bounds {held}",
+            f"{np.max(errors):.3f} points, within tolerance {met} of {len(counts)}, within bounds {held}",
             flush=True,
         )

@@ -99,7 +99,7 @@ def test_noise_is_added_and_cut():
     ("operation", "at"),
     [
         (lambda images, x: warp(images, rotation=x), 13.0),
-        (lambda images, x: warp(images, scale=x), 1.2),
+        (lambda images, x: warp(images, scale=x), 1.23),
         (lambda images, x: warp(images, shift_x=x), 0.043),
         (lambda images, x: warp(images, shift_y=x), -0.061),
         (gaussian_blur, 0.9),
