@@ -184,7 +184,7 @@ def _print(found: "Robustness", surrogates: "Sequence[Surrogate]", names: Sequen
     table.add_row("loss perturbed, nats", *(_bounded(each.loss, 1, 4) for each in columns))
     print_table(table)
     condition = {
-        "cone": "the scores' coefficients decay as in the rule's cone of functions",
+        "cone": "the scores' coefficients decay as in the rule's cone; --rule student does without",
         "student": "the means of 16 randomizations are normal, in 99 % of cases",
         "clt": "means are normal, in 99 % of cases",
     }[found.design.rule or ""]
@@ -203,11 +203,12 @@ def _print(found: "Robustness", surrogates: "Sequence[Surrogate]", names: Sequen
         )
     print_table(shares)
     for letter, each in zip(letters, surrogates, strict=True):
-        said = f"{letter}: a Gaussian process ({each.kernel}) on {each.evaluations:,} of them predicts "
-        said += "nothing: top-1 never changes" if math.isnan(each.predicted) else f"{each.predicted:.0%}"
-        print(
-            said + (" of the variance left out" if each.predicted >= ENOUGH else "; don't trust the shares")
-        )
+        if math.isnan(each.predicted):
+            print(f"{letter}: top-1 never changes.")
+            continue
+        trust = "" if each.predicted >= ENOUGH else "; don't trust its shares"
+        process = f"a Gaussian process ({each.kernel}, {each.evaluations:,} points)"
+        print(f"{letter}: {process} predicts {each.predicted:.0%} of what is left out{trust}.")
 
 
 def _bounded(estimate, factor, digits):
