@@ -206,9 +206,9 @@ def _print(found: "Robustness", surrogates: "Sequence[Surrogate]", names: Sequen
         if math.isnan(each.predicted):
             print(f"{letter}: top-1 never changes.")
             continue
-        trust = "" if each.predicted >= ENOUGH else "; don't trust its shares"
+        trust = "" if each.predicted >= ENOUGH else "; don't trust it"
         process = f"a Gaussian process ({each.kernel}, {each.evaluations:,} points)"
-        print(f"{letter}: {process} predicts {each.predicted:.0%} of what is left out{trust}.")
+        print(f"{letter}: {process} predicts {max(each.predicted, 0):.0%} of what is left out{trust}.")
 
 
 def _bounded(estimate, factor, digits):
