@@ -38,6 +38,21 @@ TRAINING_DTYPES = ("float32", "bfloat16")
 SOURCES = ("digits", "folder", "idx", "tar", "array_record", "huggingface")
 PICTURES = ("energy", "latency", "pareto", "routing", "attention", "weights", "training", "shares")
 
+# Of how images are perturbed: what the number means, and a distribution of it.
+PERTURBATIONS = {
+    "rotation": ("degrees, counter-clockwise", "uniform:-20:20"),
+    "scale": ("a factor of lengths; 2 shows everything twice as large", "lognormal:0:0.1"),
+    "shift": ("shares of the side, right and down, each drawn by itself", "uniform:-0.1:0.1"),
+    "blur": ("a Gaussian's standard deviation in pixels", "uniform:0:1"),
+    "brightness": ("a factor of pixels", "uniform:0.7:1.3"),
+    "contrast": ("a factor of the distance from the image's mean", "uniform:0.7:1.3"),
+    "hue": ("degrees that colors turn about gray", "uniform:-180:180"),
+    "noise": ("its standard deviation, of pixels in [0, 1]", "uniform:0:0.1"),
+}
+POINTS = ("digital_net", "lattice", "halton", "iid")
+STOPPING_RULES = ("cone", "student", "clt")
+RANDOMIZATIONS = ("lms_shift", "shift", "nested", "lms_permutation", "permutation")
+
 # Of where a run's figures go.
 WRITERS = ("jsonl", "tensorboard", "wandb", "trackio")
 

@@ -86,6 +86,11 @@ def test_help_and_refused_arguments_load_nothing_heavy(arguments, code):
             ["report", "x", "--html", "a.html"],
             "drawing needs matplotlib: pip install 'shiftaddvit-jax[plot]'",
         ),
+        (
+            "qmcpy",
+            ["robustness", "x", "--data", "digits"],
+            "a mean over perturbations needs qmcpy: pip install 'shiftaddvit-jax[qmc]'",
+        ),
         ("tvm", ["gpu-report"], "needs tvm: pip install 'shiftaddvit-jax[tvm]'"),
         (
             "ml_collections",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 import shiftaddvit_jax as sav
-from shiftaddvit_jax import names
+from shiftaddvit_jax import names, qmc
 from shiftaddvit_jax.bench.models import PEERS
 from shiftaddvit_jax.calibrate.choice import Proxy
 from shiftaddvit_jax.costs.energy import FORMATS
@@ -15,6 +15,7 @@ from shiftaddvit_jax.nn.primitives import LAYER_CHOICES, AttentionPrecision, Per
 from shiftaddvit_jax.ops.implementation import Implementation
 from shiftaddvit_jax.ops.precision import CONV_GENERAL_DILATED, DOT_GENERAL, Precision
 from shiftaddvit_jax.pictures.gallery import PICTURES
+from shiftaddvit_jax.robustness import design
 from shiftaddvit_jax.train import writers
 
 
@@ -31,6 +32,15 @@ def test_every_table_has_the_names_that_help_shows():
     assert get_args(Proxy) == names.PROXIES
     assert tuple(LAYER_CHOICES) == names.LAYER_CHOICES
     assert tuple(writers.OPEN) == names.WRITERS
+    assert tuple(design.UNITS) == tuple(names.PERTURBATIONS)
+    assert (
+        tuple(design.RULES)
+        == tuple(design.RANDOMIZATIONS)
+        == (*qmc.distributions.POINTS, "iid")
+        == names.POINTS
+    )
+    assert set().union(*design.RULES.values()) == set(names.STOPPING_RULES)
+    assert set().union(*design.RANDOMIZATIONS.values()) == set(names.RANDOMIZATIONS)
     assert set(names.PAPER_MODELS) <= set(sav.list_models())
 
 

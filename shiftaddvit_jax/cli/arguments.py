@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from shiftaddvit_jax.files import read_latencies
 from shiftaddvit_jax.names import ENGINES, PRECISIONS, SHIFT_SHARE, SOURCES
 
 if TYPE_CHECKING:
+    from shiftaddvit_jax.classifier import Classifier
     from shiftaddvit_jax.cluster import MapOnWorkers
     from shiftaddvit_jax.costs.counting import ShiftShare
     from shiftaddvit_jax.data import Examples
@@ -208,6 +210,52 @@ def open_folder(option: str, folder: str) -> "Examples":
         raise ValueError(f"{folder} has no image files")
     names = [os.fsencode(file.relative_to(folder)) for file in files]
     return Examples(files, [0] * len(files), open_image, names)
+
+
+def open_test_set(
+    data: str, path: str, sources: Sequence[str], models: Sequence["Classifier"]
+) -> "tuple[Examples, bool, str | None]":
+    """A data source's held-out images, whether their labels are the models' classes, and a note on that.
+
+    Args:
+      data: one of `SOURCES`.
+      path: where its images lie.
+      sources: where the models came from; a run may say how its data was read.
+      models: with the same classes.
+    """
+    from shiftaddvit_jax.checkpoints.source import is_named
+    from shiftaddvit_jax.data.identity import class_difference
+    from shiftaddvit_jax.data.sources import load_test_set
+    from shiftaddvit_jax.subject import training_data
+
+    places = [trained[1] for trained in map(training_data, sources) if trained is not None]
+    same = [place for place in places if Path(place).absolute() == Path(path).absolute()]
+    examples, names = load_test_set(data, path, same[0] if same else None)
+    known = next((model.class_names for model in models if is_named(model.source)), None)
+    count = len(models[0].class_names)
+    if len(names) != count or (known is not None and class_difference(known, names)):
+        classes = shorten(known) if known else f"{count} without names"
+        return examples, False, f"the models' classes ({classes}) are not the data's ({shorten(names)})"
+    note = None if known else f"no model names its classes; taken for {shorten(names)}"
+    return examples, True, note
+
+
+def model_notes(models: "Sequence[Classifier]", names: Sequence[str]) -> list[str]:
+    """What a reader must know of how models that are set side by side were opened."""
+    from shiftaddvit_jax.checkpoints.source import is_named
+
+    notes = [
+        f"{name}: {text}" for model, name in zip(models, names, strict=True) for text in model.source.notes
+    ]
+    named = [is_named(model.source) for model in models]
+    if any(named) and not all(named):
+        notes.append(f"{names[named.index(False)]} does not name its classes; taken for the other's")
+    first, *others = (asdict(model.preprocessing) for model in models)
+    for other in others:
+        different = [f"{key} {first[key]} and {other[key]}" for key in first if first[key] != other[key]]
+        if different:
+            notes.append(f"each model gets its own pixels of an image: {'; '.join(different)}")
+    return notes
 
 
 def check_folders(*files: str | None) -> None:

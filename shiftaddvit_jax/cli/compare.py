@@ -5,11 +5,17 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shiftaddvit_jax.cli.arguments import Commands, add_command, open_folder, shorten
+from shiftaddvit_jax.cli.arguments import (
+    Commands,
+    add_command,
+    model_notes,
+    open_folder,
+    open_test_set,
+    shorten,
+)
 from shiftaddvit_jax.command import print_table
 from shiftaddvit_jax.names import SOURCES
 
@@ -94,7 +100,7 @@ def _compare_models(arguments):
     )
     check_classes(first, second)
     examples, labelled, note = _open_images(arguments, (first, second))
-    for text in filter(None, (*_notes((first, second), arguments.runs), note)):
+    for text in filter(None, (*model_notes((first, second), arguments.runs), note)):
         print(f"note: {text}", file=sys.stderr)
     rounds = 0 if arguments.no_times else ROUNDS
     found = compare(first, second, examples, labelled=labelled, layers=not arguments.no_layers, rounds=rounds)
@@ -112,46 +118,14 @@ def _open_images(
     arguments: argparse.Namespace, models: Sequence["Classifier"]
 ) -> tuple["Examples", bool, str | None]:
     """The images, whether their labels are the models' classes, and a note on that."""
-    from shiftaddvit_jax.checkpoints.source import is_named
-    from shiftaddvit_jax.data.identity import class_difference
-    from shiftaddvit_jax.data.sources import load_test_set
-    from shiftaddvit_jax.subject import training_data
-
-    labelled, note = False, None
     if arguments.data in SOURCES:
-        places = [data[1] for data in map(training_data, arguments.runs) if data is not None]
-        same = [place for place in places if Path(place).absolute() == Path(arguments.path).absolute()]
-        examples, names = load_test_set(arguments.data, arguments.path, same[0] if same else None)
-        known = next((model.class_names for model in models if is_named(model.source)), None)
-        count = len(models[0].class_names)
-        labelled = len(names) == count and (known is None or not class_difference(known, names))
-        if not labelled:
-            classes = shorten(known) if known else f"{count} without names"
-            note = f"no top-1: the models' classes ({classes}) are not the data's ({shorten(names)})"
-        elif known is None:
-            note = f"no model names its classes; taken for {shorten(names)}"
+        examples, labelled, note = open_test_set(arguments.data, arguments.path, arguments.runs, models)
+        note = note if labelled else f"no top-1: {note}"
     else:
         if arguments.path:
             raise ValueError(f"--path is a data source's; give one with --data: {', '.join(SOURCES)}")
-        examples = open_folder("--data", arguments.data)
+        examples, labelled, note = open_folder("--data", arguments.data), False, None
     return examples.evenly(arguments.count or len(examples)), labelled, note
-
-
-def _notes(models: Sequence["Classifier"], names: Sequence[str]) -> list[str]:
-    """What a reader must know of how the two models were opened."""
-    from shiftaddvit_jax.checkpoints.source import is_named
-
-    notes = [
-        f"{name}: {text}" for model, name in zip(models, names, strict=True) for text in model.source.notes
-    ]
-    named = [is_named(model.source) for model in models]
-    if any(named) and not all(named):
-        notes.append(f"{names[named.index(False)]} does not name its classes; taken for the other's")
-    one, other = (asdict(model.preprocessing) for model in models)
-    different = [f"{key} {one[key]} and {other[key]}" for key in one if one[key] != other[key]]
-    if different:
-        notes.append(f"each model gets its own pixels of an image: {'; '.join(different)}")
-    return notes
 
 
 def _draw_worst(found, examples, model, path):

@@ -19,6 +19,7 @@ from jaxtyping import PyTree
 
 from kernels_tvm.descriptions import HadamardDescription
 from shiftaddvit_jax.models.inspect import on_xla
+from shiftaddvit_jax.models.variables import example_inputs
 from shiftaddvit_jax.nn import MoEDense, ShiftDense
 from shiftaddvit_jax.nn.attention import BinarySoftmaxAttention
 from shiftaddvit_jax.nn.linear import precision_of
@@ -201,13 +202,12 @@ def _packed_bits(layer):
 def _trace_model(model, variables, batch):
     if hasattr(model, "primitives"):
         model = on_xla(model)  # a trace says nothing of what a kernel computes
-    images = jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.float32)
 
-    def forward(variables, images, key):
+    def forward(variables, inputs, key):
         # In training both experts compute every token, so that the trace shows the operations of both.
-        return model.apply(variables, images, train=True, rngs={"dropout": key, "router": key})
+        return model.apply(variables, *inputs, train=True, rngs={"dropout": key, "router": key})
 
-    return _trace(forward, variables, images, jax.random.key(0))
+    return _trace(forward, variables, example_inputs(model, batch), jax.random.key(0))
 
 
 def _trace(function, *arguments):

@@ -65,7 +65,7 @@ def cost_report(
     arguments = model_arguments(model)
     shown = ("name", "attention", "mlp", "projections", "layers", "weight_terms", "image_size", "activations")
     return {
-        "model": {name: arguments[name] for name in shown},
+        "model": {name: arguments[name] for name in shown if name in arguments},
         "batch": batch,
         "number_format": number_format,
         "shift_share": shift_share if any(product.share != 1 for product in products) else None,

@@ -3,12 +3,12 @@
 import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from shiftaddvit_jax.models import pvt, pvt_v2, vit
+from shiftaddvit_jax.models import gnt, pvt, pvt_v2, vit
 from shiftaddvit_jax.models.kinds import stage_attention, stage_kinds
 from shiftaddvit_jax.models.preprocessing import Preprocessing
 from shiftaddvit_jax.models.variables import count_parameters, linear_layers, stage_of
@@ -22,19 +22,23 @@ from shiftaddvit_jax.ops.power_of_two import check_weight_terms
 from shiftaddvit_jax.ops.precision import Precision
 from shiftaddvit_jax.validation import check_choice
 
+Task = Literal["classification", "novel_views"]
+
 
 class Family(NamedTuple):
-    """A model's class, the table of its variants, and the kinds of attention it can have."""
+    """A model's class, the table of its variants, the kinds of attention it can have, and what it is for."""
 
     model: type[nn.Module]
     variants: dict[str, dict[str, Any]]
     attention: tuple[str, ...]
+    task: Task = "classification"
 
 
 FAMILIES = (
     Family(pvt.PyramidVisionTransformer, pvt.VARIANTS, ATTENTION_KINDS),
     Family(pvt_v2.PyramidVisionTransformerV2, pvt_v2.VARIANTS, ATTENTION_KINDS),
     Family(vit.VisionTransformer, vit.VARIANTS, vit.ATTENTION_KINDS),
+    Family(gnt.GeneralizableNerfTransformer, gnt.VARIANTS, gnt.ATTENTION_KINDS, "novel_views"),
 )
 
 
@@ -43,13 +47,18 @@ def model_family(name: str) -> Family:
     return next(family for family in FAMILIES if name in family.variants)
 
 
-def list_models() -> list[str]:
-    """The names that `create_model` knows."""
-    return [name for family in FAMILIES for name in family.variants]
+def list_models(task: Task = "classification") -> list[str]:
+    """The names that `create_model` knows of models for ``"classification"`` or ``"novel_views"``.
+
+    Raises:
+      ValueError: another task.
+    """
+    check_choice("task", task, get_args(Task))
+    return [name for family in FAMILIES if family.task == task for name in family.variants]
 
 
 def model_row(name: str) -> dict[str, Any]:
-    """A variant's ``name``, number of ``parameters``, ``image_size`` and kinds of ``attention``.
+    """A classifier's ``name``, number of ``parameters``, ``image_size`` and kinds of ``attention``.
 
     Raises:
       ValueError: an unknown name.
@@ -72,7 +81,7 @@ def model_preprocessing(model: nn.Module) -> Preprocessing:
 def create_model(
     name: str,
     *,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     image_size: int | None = None,
     attention: str | Sequence[str] | None = None,
     mlp: str | Sequence[str] = "dense",
@@ -95,10 +104,12 @@ def create_model(
     """A model by its name, as a Flax module: ``init`` makes its variables, ``apply`` its logits.
 
     Args:
-      name: one of `list_models`.
-      num_classes: number of logits; 0 for a model without a head. Its result is what the head would get,
-        float32 [batch, channels]: PVTv2's mean of all tokens; PVT's and ViT's class token; the mean of
-        distilled DeiT's class and distillation tokens. All are taken after the last LayerNorm, as in timm.
+      name: one of `list_models`, of any task. What renders novel views has neither classes nor an image size
+        of its own, and no stochastic depth.
+      num_classes: number of logits, by default 1000; 0 for a model without a head. Its result is what the
+        head would get, float32 [batch, channels]: PVTv2's mean of all tokens; PVT's and ViT's class token;
+        the mean of distilled DeiT's class and distillation tokens. All are taken after the last LayerNorm, as
+        in timm.
       image_size: side of the images in pixels; by default the variant's own.
       attention: kind of attention, one for all stages or one for each; by default the original model's. One
         kind leaves ``"msa"`` in the last stage of a pyramid, as in the paper; ``"sra"`` and ``"linear_sra"``
@@ -134,24 +145,32 @@ def create_model(
     Raises:
       ValueError: an unknown name, kind or layer (with the nearest known ones), or a number out of range.
     """
-    check_choice("model", name, list_models())
+    check_choice("model", name, [variant for family in FAMILIES for variant in family.variants])
     check_implementation(implementation)
     check_choice("precision", precision, PRECISIONS)
     check_weight_terms(weight_terms)
     check_choice("attention_precision", attention_precision, ATTENTION_PRECISIONS)
     check_choice("performer_features", performer_features, PERFORMER_FEATURES)
     check_choice("rotation", rotation, ROTATIONS)
-    if num_classes < 0:
+    if num_classes is not None and num_classes < 0:
         raise ValueError(f"num_classes must be at least 0, got {num_classes}")
     family = model_family(name)
     row = dict(family.variants[name])
-    preprocessing = row.pop("preprocessing")
     stages = len(row["attention"])
     attention = row["attention"] if attention is None else attention
-    row = row | {
-        "image_size": preprocessing.size if image_size is None else image_size,
-        "attention": stage_attention(name, attention, family.attention, stages),
-    }
+    row |= {"attention": stage_attention(name, attention, family.attention, stages)}
+    if family.task == "classification":
+        preprocessing = row.pop("preprocessing")
+        row |= {
+            "num_classes": 1000 if num_classes is None else num_classes,
+            "image_size": preprocessing.size if image_size is None else image_size,
+            "drop_path": drop_path,
+        }
+    else:
+        given = {"num_classes": num_classes, "image_size": image_size, "drop_path": drop_path or None}
+        foreign = [argument for argument, value in given.items() if value is not None]
+        if foreign:
+            raise ValueError(f"{name} renders views and has no {', '.join(foreign)}; leave them out")
     primitives = Primitives(
         weight_bits,
         activations,
@@ -166,11 +185,9 @@ def create_model(
     )
     model = family.model(
         variant=name,
-        num_classes=num_classes,
         mlp=stage_kinds("mlp", mlp, LINEAR_KINDS, stages),
         projections=stage_kinds("projections", projections, LINEAR_KINDS, stages),
         dropout=dropout,
-        drop_path=drop_path,
         layer_norm_eps=layer_norm_eps,
         primitives=primitives,
         **row,
@@ -200,7 +217,7 @@ def linear_kinds(model: nn.Module) -> set[str]:
 
 def linear_layer(model: nn.Module, path: Sequence[str]) -> tuple[str, Primitives]:
     """The kind and the settings of the linear layer at ``path``, such as ``("block1", "mlp", "fc1")``."""
-    kinds = model.mlp if path[-2] == "mlp" else model.projections
+    kinds = model.projections if path[-2] == "attn" else model.mlp
     return model.primitives.of_layer("/".join(path), kinds[stage_of(("params", *path))])
 
 
@@ -210,9 +227,9 @@ def model_arguments(model: nn.Module) -> dict[str, Any]:
     arguments = {
         name: primitives[name] if name in primitives else getattr(model, name)
         for name in inspect.signature(create_model).parameters
-        if name != "name"
+        if name in primitives or hasattr(model, name)
     }
     arguments["layers"] = dict(arguments["layers"]) or None
     if arguments["dtype"] is not None:
         arguments["dtype"] = jnp.dtype(arguments["dtype"]).name
-    return {"name": model.variant, **arguments}
+    return {**arguments, "name": model.variant}

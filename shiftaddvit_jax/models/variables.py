@@ -14,16 +14,34 @@ from shiftaddvit_jax.models.inspect import on_xla
 from shiftaddvit_jax.nn import ShiftDense
 
 # The linear layers, by the module of a block that has them.
-LINEAR_LAYERS = {"attn": ("qkv", "q", "kv", "qk", "v", "proj"), "mlp": ("fc1", "fc2")}
+_MLP = ("fc1", "fc2")
+LINEAR_LAYERS = {"attn": ("qkv", "q", "kv", "qk", "k", "v", "proj"), "mlp": _MLP}
+# GNT's MLPs in its view attention and between its blocks.
+LINEAR_LAYERS |= {"position": _MLP, "score": _MLP, "embed": _MLP, "mix": _MLP}
 # The parameters of a model's heads, by the names of their modules.
 HEADS = ("head", "head_dist")
 # These programs run once, so their compile time matters more than their run time.
 COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
 
 
+def example_inputs(model: nn.Module, batch: int = 1) -> tuple[PyTree, ...]:
+    """The shapes and dtypes of the arguments of one call: ``batch`` images of the model's own size.
+
+    A model that takes something else has a method of this name that says so.
+    """
+    if hasattr(model, "example_inputs"):
+        return model.example_inputs(batch)
+    return (jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.float32),)
+
+
 def init_function(model: nn.Module) -> Callable[[PRNGKeyArray], PyTree]:
     """The function from a random key to ``model``'s variables, at the model's own image size."""
-    return lambda key: model.init(key, jnp.zeros((1, model.image_size, model.image_size, 3)))
+
+    def init(key):
+        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), example_inputs(model))
+        return model.init(key, *zeros)
+
+    return init
 
 
 def variable_shapes(model: nn.Module) -> PyTree:

@@ -70,3 +70,32 @@ class Mlp(nn.Module):
         x = drop(x)
         x = make_linear(self.kind, channels, self.primitives, name="fc2")(x, train)
         return drop(x)
+
+
+class ReluMlp(nn.Module):
+    """Linear layer, ReLU, linear layer.
+
+    Attributes:
+      hidden: width between the two.
+      features: number of outputs.
+      kind: kind of both linear layers, see `make_linear`.
+      dropout: rate after the ReLU and after the last layer.
+      primitives: how shifts are computed.
+    """
+
+    hidden: int
+    features: int
+    kind: str = "dense"
+    dropout: float = 0.0
+    primitives: Primitives = Primitives()
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "*batch inputs"], train: bool = False
+    ) -> Float[Array, "*batch outputs"]:
+        """Apply the MLP; ``train`` turns on dropout and routers' noise."""
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        x = make_linear(self.kind, self.hidden, self.primitives, name="fc1")(x, train)
+        x = drop(jax.nn.relu(x))
+        x = make_linear(self.kind, self.features, self.primitives, name="fc2")(x, train)
+        return drop(x)

@@ -13,6 +13,7 @@ from shiftaddvit_jax.ops.activations import dynamic_int8, fixed_point, quantize_
 from shiftaddvit_jax.ops.binarize import binarize, pack_codes
 from shiftaddvit_jax.ops.depthwise_conv import depthwise_conv_1d, depthwise_conv_2d, depthwise_conv_gelu
 from shiftaddvit_jax.ops.dispatch import dispatch
+from shiftaddvit_jax.ops.grid_sample import grid_sample
 from shiftaddvit_jax.ops.hadamard import hadamard, rotate
 from shiftaddvit_jax.ops.hamming import code_similarity, hamming_product
 from shiftaddvit_jax.ops.hashing import KernelHash, hash_codes, learn_hash
@@ -20,6 +21,14 @@ from shiftaddvit_jax.ops.matadd import matadd
 from shiftaddvit_jax.ops.matshift import matshift, packed_product, shift_product
 from shiftaddvit_jax.ops.normalize import l2_normalize
 from shiftaddvit_jax.ops.packing import PackedWeight, pack_weight, unpack_weight
+from shiftaddvit_jax.ops.perturb import (
+    add_noise,
+    adjust_brightness,
+    adjust_contrast,
+    gaussian_blur,
+    rotate_hue,
+    warp,
+)
 from shiftaddvit_jax.ops.power_of_two import (
     additive_power_of_two,
     additive_power_of_two_codes,
@@ -35,9 +44,12 @@ from shiftaddvit_jax.ops.power_of_two import (
 __all__ = [
     "KernelHash",
     "PackedWeight",
+    "add_noise",
     "additive_power_of_two",
     "additive_power_of_two_codes",
     "additive_power_of_two_levels",
+    "adjust_brightness",
+    "adjust_contrast",
     "binarize",
     "code_similarity",
     "depthwise_conv_1d",
@@ -46,6 +58,8 @@ __all__ = [
     "dispatch",
     "dynamic_int8",
     "fixed_point",
+    "gaussian_blur",
+    "grid_sample",
     "hadamard",
     "hamming_product",
     "hash_codes",
@@ -61,9 +75,11 @@ __all__ = [
     "power_of_two_weight",
     "quantize_activations",
     "rotate",
+    "rotate_hue",
     "shift_product",
     "shift_weight",
     "two_power_numbers",
     "two_powers_of_two",
     "unpack_weight",
+    "warp",
 ]

@@ -1,4 +1,4 @@
-"""Pictures of what training did, of what a model costs, what happens inside it, and how two differ.
+"""Pictures of training, of what a model costs and what happens inside it, and of how models differ.
 
 Each function ``plot_...`` draws one figure and returns it. With a ``path``, a PNG or SVG by its ending, it
 also writes the figure there.
@@ -19,6 +19,7 @@ from shiftaddvit_jax.pictures.costs import (
     plot_pareto,
 )
 from shiftaddvit_jax.pictures.inside import plot_attention, plot_routing, plot_weights
+from shiftaddvit_jax.pictures.robustness import plot_robustness
 from shiftaddvit_jax.pictures.training import plot_confusions, plot_history, plot_routing_history
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "plot_history",
     "plot_latency",
     "plot_pareto",
+    "plot_robustness",
     "plot_routing",
     "plot_routing_history",
     "plot_weights",
