@@ -140,7 +140,7 @@ def render(
     colours, depth = np.zeros((len(centres), 3)), np.zeros(len(centres))
     for down in offsets:
         for right in offsets:
-            found, at = _look(surfaces, centres + [right, down], intrinsics, pose)
+            found, at = _look(surfaces, centres + np.array([right, down]), intrinsics, pose)
             colours += found / samples**2
             if right == down == 0:
                 depth = at

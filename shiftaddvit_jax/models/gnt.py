@@ -186,6 +186,6 @@ VARIANTS = {
     "gnt": _variant(8),
     "gnt_single": _variant(4),
     "gnt_nano": _variant(
-        2, channels=32, points=32, views=4, widths=(16, 24, 32), depths=(1, 1, 1), features=16
+        2, channels=32, points=24, views=4, widths=(16, 16, 16), depths=(1, 1, 1), features=8
     ),
 }
