@@ -30,6 +30,7 @@ TRAINING_DTYPES = ("float32", "bfloat16")
 
 # Of images, and of pictures.
 SOURCES = ("digits", "folder", "idx", "tar", "array_record", "huggingface")
+SCENE = "scene"  # the source of a training run's data that is photographs of one scene
 PICTURES = ("energy", "latency", "pareto", "routing", "attention", "weights", "training", "shares")
 
 # Of where a run's figures go.

@@ -11,6 +11,7 @@ PACKAGES = {
     "wandb": ("wandb",),
     "trackio": ("trackio",),
     "ray": ("ray", "pyarrow"),
+    "views": ("skimage", "flip_evaluator", "imageio_ffmpeg"),
 }
 
 

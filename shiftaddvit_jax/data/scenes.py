@@ -79,7 +79,7 @@ def load_scene(
     - ``"analytic"`` or ``"analytic:GLOSS"``: planes, boxes and spheres, see `analytic_scene`.
 
     Every 8th view is held out where no file says which are. Scenes of photographs are moved and scaled as
-    NeRF does: the mean camera is at the origin, and the nearest bound at 4/3. Principal points are half a pixel
+    NeRF does: the mean camera is at the origin, the nearest bound at 4/3. Principal points are half a pixel
     less than COLMAP's and nerfstudio's, whose first pixel's centre is (0.5, 0.5).
 
     Args:

@@ -1,5 +1,6 @@
 """GNT (Varma et al., arXiv 2207.13298): novel views of a scene from photographs, by two transformers."""
 
+import dataclasses
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -17,6 +18,8 @@ from shiftaddvit_jax.ops.grid_sample import grid_sample
 
 # The kinds of attention along a ray: those of a sequence of tokens without a class token.
 ATTENTION_KINDS = ("msa", "linear", "hamming_linear", "hamming_quadratic", "binary_softmax")
+# Kernels as small as ViT's would take thousands of steps to grow.
+KERNEL_INIT = nn.initializers.lecun_uniform()
 OCTAVES = 10  # of the encodings of positions and directions
 
 
@@ -65,10 +68,11 @@ class GeneralizableNerfTransformer(nn.Module):
 
     def setup(self) -> None:
         """The layers by their names."""
+        primitives = dataclasses.replace(self.primitives, kernel_init=KERNEL_INIT)
         self.image_features = ResUNet(
             self.feature_widths, self.feature_depths, self.features, self.primitives.dtype
         )
-        inside = self.primitives.inside("embed")
+        inside = primitives.inside("embed")
         self.embed = ReluMlp(self.channels, self.channels, self.mlp[0], primitives=inside)
         self.blocks = [
             ViewRayBlock(
@@ -79,13 +83,13 @@ class GeneralizableNerfTransformer(nn.Module):
                 mixes=index % 2 == 1,
                 dropout=self.dropout,
                 layer_norm_eps=self.layer_norm_eps,
-                primitives=self.primitives.inside(f"block{index}"),
+                primitives=primitives.inside(f"block{index}"),
                 name=f"block{index}",
             )
             for index in range(1, self.depth + 1)
         ]
-        self.norm = make_layer_norm(self.layer_norm_eps, self.primitives, default=PATCH_EPSILON)
-        self.head = make_linear("dense", self.outputs, self.primitives)
+        self.norm = make_layer_norm(self.layer_norm_eps, primitives, default=PATCH_EPSILON)
+        self.head = make_linear("dense", self.outputs, primitives)
 
     def __call__(
         self,

@@ -215,7 +215,7 @@ def model_arguments(model: nn.Module) -> dict[str, Any]:
     arguments = {
         name: primitives[name] if name in primitives else getattr(model, name)
         for name in inspect.signature(create_model).parameters
-        if name in primitives or hasattr(model, name)
+        if name in primitives or (name != "name" and hasattr(model, name))
     }
     arguments["layers"] = dict(arguments["layers"]) or None
     if arguments["dtype"] is not None:

@@ -5,12 +5,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from flax.linen import initializers
+
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.binarize import Threshold
 from shiftaddvit_jax.ops.implementation import Implementation
 from shiftaddvit_jax.ops.precision import CONV_GENERAL_DILATED, DOT_GENERAL, Precision
 
 AttentionPrecision = Literal["float32", "int8", "clipped_int8"]
+
+KERNEL_INIT = initializers.truncated_normal(0.02)  # of ViT and its descendants
 
 # What one linear layer can be: its kind, and settings that are not the model's.
 LAYER_CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -39,6 +43,7 @@ class Primitives:
       weight_terms: powers of two in a weight, see `shiftaddvit_jax.ops.shift_weight`.
       layers: what single linear layers are, by their path and instead of what the model's kinds say: pairs of
         a path and a choice, see `LAYER_CHOICES`.
+      kernel_init: what linear layers' kernels are drawn by.
       attention_precision: number format of the probabilities and values that attention ``"binary_softmax"``
         multiplies, see `shiftaddvit_jax.nn.attention.weigh_values`.
     """
@@ -52,6 +57,7 @@ class Primitives:
     remat: bool = False
     weight_terms: int = 1
     layers: tuple[tuple[str, str], ...] = ()
+    kernel_init: initializers.Initializer = KERNEL_INIT
     attention_precision: AttentionPrecision = "float32"
 
     @property

@@ -10,7 +10,7 @@ from ml_collections.config_dict import placeholder
 
 from shiftaddvit_jax.data import AUGMENTATIONS
 from shiftaddvit_jax.data.augmentation import ERASING_MODES, INTERPOLATIONS, parse_policy
-from shiftaddvit_jax.names import ATTENTION_PRECISIONS, PRECISIONS, SOURCES, TRAINING_DTYPES, WRITERS
+from shiftaddvit_jax.names import ATTENTION_PRECISIONS, PRECISIONS, SCENE, SOURCES, TRAINING_DTYPES, WRITERS
 from shiftaddvit_jax.train.distillation import DISTILLATIONS
 from shiftaddvit_jax.train.losses import LOSSES
 from shiftaddvit_jax.train.optimizers import OPTIMIZERS
@@ -68,7 +68,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "source": "digits",
                 "path": "",
                 "image_size": placeholder(int),
-                "batch_size": 64,  # images a step, on all devices together
+                "batch_size": 64,  # images a step, or a scene's rays, on all devices together
                 "augmentation": "affine",  # none, affine or crop_flip
                 "repeats": 1,  # draws of an image one after another: repeated augmentation
                 "workers": 0,  # processes that decode images; 0: threads of this one
@@ -240,7 +240,7 @@ RANGES = {
 }
 LATENCY = Range(0, without_low=True)
 CHOICES = {
-    "data.source": SOURCES,
+    "data.source": (*SOURCES, SCENE),
     "data.augmentation": AUGMENTATIONS,
     "model.activations": ("float", "int8", "fixed_point"),
     "model.threshold": ("zero", "sample", "tensor"),
