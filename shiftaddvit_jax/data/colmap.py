@@ -4,6 +4,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -61,7 +62,7 @@ def read_sparse_model(folder: Path) -> list[Photograph]:
     Raises:
       ValueError: a file that is missing or damaged, or a camera with distortion, by the file's name.
     """
-    tables = {}
+    tables: dict[str, Any] = {}
     for name, read in (
         ("cameras", (_binary_cameras, _text_cameras)),
         ("images", (_binary_images, _text_images)),

@@ -104,8 +104,8 @@ def load_scene(
         found = _read_llff(folder, longest_side)
     elif (folder / "transforms.json").is_file() or (folder / "transforms_train.json").is_file():
         found = _read_transforms(folder)
-    elif sparse_folder(folder) is not None:
-        found = _read_colmap(folder)
+    elif (model := sparse_folder(folder)) is not None:
+        found = _read_colmap(folder, model)
     else:
         raise ValueError(
             f"{folder} has no poses_bounds.npy, transforms.json, transforms_train.json or sparse model of "
@@ -161,7 +161,8 @@ def _as_scene(folder, found, longest_side, depths):
     if held_out is None:
         held_out = tuple(range(0, len(images), HELD_OUT_EVERY))
     names = tuple(file.name for file in found.files)
-    scene = Scene(np.stack(images), np.stack(intrinsics), poses, *depths, held_out, names)
+    least, largest = depths
+    scene = Scene(np.stack(images), np.stack(intrinsics), poses, least, largest, held_out, names)
     return _normalized(scene) if found.normalize else scene
 
 
@@ -331,8 +332,8 @@ def _transforms_intrinsics(values: Mapping[str, Any], file: Path):
     return (height, width), _intrinsics(focal, focal, width / 2 - 0.5, height / 2 - 0.5)
 
 
-def _read_colmap(folder):
-    photographs = read_sparse_model(sparse_folder(folder))
+def _read_colmap(folder, model):
+    photographs = read_sparse_model(model)
     places = folder / "images"
     if not places.is_dir():
         raise ValueError(f"{folder} has no folder images with the photographs of its sparse model")

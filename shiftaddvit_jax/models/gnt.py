@@ -129,14 +129,15 @@ class GeneralizableNerfTransformer(nn.Module):
     @nn.nowrap
     def example_inputs(self, batch: int = 1) -> tuple[Any, ...]:
         """The shapes and dtypes of the arguments of a call for ``batch`` rays, features made before."""
-        side = 32
+        side, views = 32, self.views
 
-        def shape(*sides):
-            return jax.ShapeDtypeStruct(sides, jnp.float32)
+        def make():
+            rays = Rays(jnp.zeros((batch, 3)), jnp.zeros((batch, 3)), jnp.zeros((batch, self.points)))
+            images = jnp.zeros((views, side, side, 3))
+            cameras = jnp.zeros((views, 3, 3)), jnp.zeros((views, 4, 4))
+            return rays, Views(images, *cameras), jnp.zeros((views, side // 4, side // 4, self.features))
 
-        rays = Rays(shape(batch, 3), shape(batch, 3), shape(batch, self.points))
-        views = Views(shape(self.views, side, side, 3), shape(self.views, 3, 3), shape(self.views, 4, 4))
-        return rays, views, shape(self.views, side // 4, side // 4, self.features)
+        return jax.eval_shape(make)
 
     @nn.nowrap
     def _look_up(self, rays, views, image_features):

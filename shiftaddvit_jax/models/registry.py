@@ -47,6 +47,11 @@ def model_family(name: str) -> Family:
     return next(family for family in FAMILIES if name in family.variants)
 
 
+def model_task(model: nn.Module) -> Task:
+    """What ``model`` is for."""
+    return model_family(model.variant).task
+
+
 def list_models(task: Task = "classification") -> list[str]:
     """The names that `create_model` knows of models for ``"classification"`` or ``"novel_views"``.
 
@@ -73,7 +78,13 @@ def model_row(name: str) -> dict[str, Any]:
 
 
 def model_preprocessing(model: nn.Module) -> Preprocessing:
-    """What the published weights of ``model``'s variant expect, at the model's own image size."""
+    """What the published weights of ``model``'s variant expect, at the model's own image size.
+
+    Raises:
+      ValueError: a model that is no classifier.
+    """
+    if model_task(model) != "classification":
+        raise ValueError(f"{model.variant} renders views; it takes photographs as they are, of any size")
     preprocessing = model_family(model.variant).variants[model.variant]["preprocessing"]
     return preprocessing.at_size(model.image_size)
 

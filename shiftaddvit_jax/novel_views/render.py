@@ -139,7 +139,8 @@ def _encode(model, variables, images):
 def _render_rays(model, points, count_tokens, variables, views, encoded, camera, bounds, pixels):
     intrinsics, pose = camera
     directions = pixel_directions(pixels, intrinsics, pose)
-    depths = ray_depths(*bounds, len(pixels), points)
+    near, far = bounds
+    depths = ray_depths(near, far, len(pixels), points)
     rays = Rays(jnp.broadcast_to(pose[:3, 3], directions.shape), directions, depths)
     seen = []
 

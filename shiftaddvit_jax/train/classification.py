@@ -177,13 +177,14 @@ def make_run(start: Start, dataset: Dataset, mesh: Mesh) -> ClassifierRun:
     Raises:
       ValueError: a teacher that cannot teach this.
     """
-    config = start.config
+    config, preprocessing = start.config, start.preprocessing
+    assert preprocessing is not None  # a classifier's start has one
     return ClassifierRun(
         config,
         dataset,
         start.model,
         compute_as(start.model, dtype=config.train.dtype or None, remat=config.train.remat),
-        start.preprocessing,
+        preprocessing,
         make_optimizer(config, steps_per_epoch(config, dataset)),
         make_recipe(config),
         open_teacher(config, start, dataset.class_names),

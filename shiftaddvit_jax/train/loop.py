@@ -81,7 +81,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     mesh = create_mesh(config.devices.model)
     check_batch_size(mesh, config.data.batch_size, config.train.accumulate)
     found, checkpoints = read_run(workdir), Checkpoints(workdir)
-    task = views if config.data.source == SCENE else classification
+    task: Any = views if config.data.source == SCENE else classification
     dataset = task.load(config)
     data = task.describe(dataset)
     logger.info("%s", task.summary(data))

@@ -154,7 +154,7 @@ def begin(config: ml_collections.ConfigDict, data: SceneData) -> Start:
     model = model.clone(
         primitives=asked.primitives.choosing(dict(model.primitives.layers)), dropout=asked.dropout
     )
-    kinds = {name: parse_kinds(config.model[name]) for name in KINDS}
+    kinds: dict[str, Any] = {name: parse_kinds(config.model[name]) for name in KINDS}
     model, variables = reparameterize(model, variables, **kinds, key=key)
     return Start(config, model, variables, None)
 
@@ -170,7 +170,7 @@ def _check_name(name):
         raise ValueError(f"{name} does not render views; for a scene, config.model.name is one of {known}")
 
 
-def _settings(config):
+def _settings(config) -> dict[str, Any]:
     _check_name(config.model.name)
     settings = {**config.model.to_dict(), **{name: parse_kinds(config.model[name]) for name in KINDS}}
     del settings["new_head"], settings["drop_path"]
@@ -217,9 +217,9 @@ class ViewsRun:
         """The scene on the devices."""
         scene = self.data.scene
         bounds = np.array([scene.near, scene.far])
-        cameras = (np.float32(array) for array in (scene.intrinsics, scene.poses, bounds))
+        cameras = (array.astype(np.float32) for array in (scene.intrinsics, scene.poses, bounds))
         whole = NamedSharding(self.mesh, PartitionSpec())
-        return jax.device_put(SceneArrays(scene.images, *cameras), whole)
+        return SceneArrays(*jax.device_put((scene.images, *cameras), whole))
 
     def batches(self, first: int) -> Generator[dict[str, np.ndarray]]:
         """Which view each step from number ``first`` on looks at, and from which it is rendered; endless.
@@ -233,7 +233,7 @@ class ViewsRun:
             target = int(draw.choice(scene.training))
             near = scene.nearest(scene.poses[target], count + EXTRA_SOURCES, target)
             sources = draw.choice(near, min(count, len(near)), replace=False)
-            yield {"target": np.int32(target), "sources": sources.astype(np.int32)}
+            yield {"target": np.asarray(target, np.int32), "sources": sources.astype(np.int32)}
             step += 1
 
     def first_variables(self, variables: PyTree) -> PyTree:
