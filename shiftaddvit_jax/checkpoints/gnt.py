@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -108,4 +109,4 @@ def load_gnt(model: nn.Module, file: str | Path) -> PyTree:
         )
         for name, shape in shapes.items()
     }
-    return {"params": unflatten_dict(params, sep="/")}
+    return {"params": jax.tree.map(jnp.asarray, unflatten_dict(params, sep="/"))}

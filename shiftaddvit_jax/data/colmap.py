@@ -68,12 +68,12 @@ def read_sparse_model(folder: Path) -> list[Photograph]:
         ("images", (_binary_images, _text_images)),
         ("points3D", (_binary_points, _text_points)),
     ):
-        binary, text = _find(folder, name)
-        if binary is None and text is None:
+        files = [(file, parse) for file, parse in zip(_find(folder, name), read, strict=True) if file]
+        if not files:
             raise ValueError(f"{folder} has neither {name}.bin nor {name}.txt; export the whole sparse model")
-        file = binary or text
+        file, parse = files[0]
         try:
-            tables[name] = read[0 if binary else 1](file)
+            tables[name] = parse(file)
         except (struct.error, ValueError, IndexError, UnicodeDecodeError, OverflowError, OSError) as error:
             raise ValueError(f"{file} is damaged or no COLMAP file: {error}") from None
     cameras, points = tables["cameras"], tables["points3D"]
