@@ -44,10 +44,11 @@ def runs(tmp_path_factory):
             raise Killed
         return take(run, state, batch, key, step)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+    with pytest.MonkeyPatch.context() as patch:
         take = ViewsRun.take_step
         patch.setattr(ViewsRun, "take_step", take_step)
-        train_and_evaluate(_config(), folder / "parts")
+        with pytest.raises(Killed):
+            train_and_evaluate(_config(), folder / "parts")
     return folder, whole, train_and_evaluate(_config(), folder / "parts")
 
 
