@@ -15,6 +15,7 @@ from shiftaddvit_jax.data.scenes import Scene, load_scene
 from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.models import create_model
 from shiftaddvit_jax.novel_views import (
+    fit_plane,
     mean_of_views,
     render_held_out,
     score_view,
@@ -140,10 +141,10 @@ def _costs(model, variables, shift_share):
 
 def _without_a_model(scene: Scene):
     """The rows of the floors, and of the ceiling where depths are known."""
-    views = create_model("gnt_nano").views
+    views, plane = create_model("gnt_nano").views, fit_plane(scene)
     made = {
         "mean of photographs": lambda index: mean_of_views(scene, index, views),
-        "nearest, warped by a plane": lambda index: warp_by_plane(scene, index),
+        "nearest, warped by a plane": lambda index: warp_by_plane(scene, index, plane),
     }
     if scene.depths is not None:
         made["warped by true depth"] = lambda index: warp_by_depth(scene, index, views)

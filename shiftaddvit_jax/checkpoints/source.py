@@ -21,6 +21,7 @@ from shiftaddvit_jax.checkpoints.pretrained import import_weights, read_config, 
 from shiftaddvit_jax.checkpoints.store import DESCRIPTION, load_model
 from shiftaddvit_jax.checkpoints.weights import find_weights, weight_files
 from shiftaddvit_jax.models import Preprocessing, create_model, model_preprocessing
+from shiftaddvit_jax.models.registry import model_task
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,10 @@ def _open_ours(folder):
         (model, variables, about), notes = load_model(folder), ()
     else:
         (model, variables, about), notes = read_portable(folder), ()
+    if model_task(model) != "classification":
+        raise ValueError(
+            f"{folder} holds a {model.variant}, which renders views; use it with `shiftaddvit nvs`"
+        )
     names = about.get("class_names")
     if names is not None and len(names) != model.num_classes:
         raise ValueError(f"{folder} names {len(names)} classes, and its model has {model.num_classes}")

@@ -16,9 +16,22 @@ def mean_of_views(scene: Scene, index: int, views: int) -> View:
     return scene.images[sources].mean(axis=0) / 255
 
 
-def warp_by_plane(scene: Scene, index: int) -> View:
-    """The nearest photograph, warped as if all lay at one depth: the mean of the scene's inverse bounds."""
-    depth = 2 / (1 / scene.near + 1 / scene.far)
+def fit_plane(scene: Scene) -> float:
+    """The depth at which the nearest photograph, warped as if all lay there, is nearest to training views.
+
+    It is one of 16 between the scene's bounds, uniform in inverse depth, by the mean squared error.
+    """
+    depths = 1 / np.linspace(1 / scene.near, 1 / scene.far, 16)
+
+    def error(depth):
+        views = ((index, warp_by_plane(scene, index, depth)) for index in scene.training)
+        return np.mean([np.mean(np.square(view - scene.images[index] / 255)) for index, view in views])
+
+    return float(min(depths, key=error))
+
+
+def warp_by_plane(scene: Scene, index: int, depth: float) -> View:
+    """The nearest photograph, warped as if all that the view ``index`` sees lay at one depth."""
     (source,) = choose_sources(scene, scene.poses[index], 1, index)
     height, width = scene.images.shape[1:3]
     colours, _, _ = _warp(scene, index, np.full(height * width, depth), source)
