@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DENSE_STEPS, FINETUNE_STEPS = 800, 250
+DENSE_STEPS, FINETUNE_STEPS = 800, 300
 RAYS = 256  # a step
 # Each stage's name, the stage that its model starts from, and its changes to the config's model.
 STAGES = (
     ("dense", None, {}),
     ("add_attention", "dense", {"attention": "hamming_linear"}),
     ("shift", "add_attention", {"attention": "hamming_linear", "mlp": "shift", "projections": "shift"}),
-    ("moe", "add_attention", {"attention": "hamming_linear", "mlp": "moe", "projections": "moe"}),
+    ("moe", "add_attention", {"attention": "hamming_linear", "mlp": "moe", "projections": "shift"}),
 )
 COLUMNS = ("view by", "PSNR", "SSIM", "FLIP", "multiplications", "energy", "tokens on shift")
 
@@ -65,8 +65,11 @@ def stage_config(
     steps = DENSE_STEPS
     if teacher is not None:
         config.init_from = str(workdir / teacher / "model")
-        config.train.learning_rate, config.train.warmup_steps = 2e-3, 20
+        config.train.learning_rate, config.train.warmup_steps = 5e-3, 20
         steps = FINETUNE_STEPS
+    if "moe" in kinds.values():
+        # Routers begin undecided, and in a few hundred steps must learn to be sure.
+        config.train.rates = (("*/router/*", 10.0),)
     config.train.steps = max(1, round(steps * steps_scale))
     config.train.evaluate_every = config.train.steps
     config.train.checkpoint_every = 100

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, PyTree
 from shiftaddvit_jax.bench.rounds import available_threads, describe_machine, summarize, time_runs
 from shiftaddvit_jax.models import model_arguments
 from shiftaddvit_jax.models.inspect import Images, capture, module_variables, on_xla
+from shiftaddvit_jax.models.variables import example_inputs
 from shiftaddvit_jax.nn import Block, Mlp, MoEDense
 from shiftaddvit_jax.nn.attention import Attention
 from shiftaddvit_jax.nn.kernels import describe_linear, is_packed, linear_arrays
@@ -228,10 +229,9 @@ def _moe_layers(model, variables, batch):
             layers.setdefault(name, (layer, inputs, math.prod(tokens)))
         return call(*arguments, **keywords)
 
-    images = jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.float32)
     # A kernel that computes a whole branch calls no layer; XLA calls all.
     with nn.intercept_methods(note):
-        jax.eval_shape(on_xla(model).apply, variables, images)
+        jax.eval_shape(on_xla(model).apply, variables, *example_inputs(model, batch))
     return layers
 
 

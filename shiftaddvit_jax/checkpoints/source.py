@@ -23,6 +23,8 @@ from shiftaddvit_jax.checkpoints.weights import find_weights, weight_files
 from shiftaddvit_jax.models import Preprocessing, create_model, model_preprocessing
 from shiftaddvit_jax.models.registry import model_task
 
+OWN = ("model", "packed")  # what `save_model` says by itself
+
 
 @dataclass(frozen=True)
 class Source:
@@ -84,9 +86,25 @@ def open_source(
     return _open_ours(folder)
 
 
+def open_model(
+    source: str | Path, **settings: Any
+) -> tuple[nn.Module, PyTree, dict[str, Any], tuple[str, ...]]:
+    """A model for any task, its variables, what `save_model` is to say of it, and notes.
+
+    Arguments and errors are those of `open_source`, which classifiers are opened with.
+    """
+    folder = our_folder(source)
+    if folder is not None and (folder / DESCRIPTION).is_file():
+        model, variables, about = load_model(folder)
+        if model_task(model) != "classification":
+            return model, variables, {name: about[name] for name in about if name not in OWN}, ()
+    found = open_source(source, **settings)
+    return found.model, found.variables, describe_source(found), found.notes
+
+
 def describe_source(source: Source) -> dict[str, Any]:
     """What `save_model` and `export_bundle` are to say of a model made from ``source``."""
-    about = {name: value for name, value in (source.about or {}).items() if name not in ("model", "packed")}
+    about = {name: value for name, value in (source.about or {}).items() if name not in OWN}
     if is_named(source):
         about["class_names"] = source.class_names
     return about | {"preprocessing": asdict(source.preprocessing)}

@@ -74,7 +74,7 @@ def read_sparse_model(folder: Path) -> list[Photograph]:
         file, parse = files[0]
         try:
             tables[name] = parse(file)
-        except (struct.error, ValueError, IndexError, UnicodeDecodeError, OverflowError, OSError) as error:
+        except (struct.error, ValueError, IndexError, OverflowError, OSError) as error:
             raise ValueError(f"{file} is damaged or no COLMAP file: {error}") from None
     cameras, points = tables["cameras"], tables["points3D"]
     found = []

@@ -52,6 +52,12 @@ def model_task(model: nn.Module) -> Task:
     return model_family(model.variant).task
 
 
+def check_classifier(model: nn.Module, what: str) -> None:
+    """Raise a ``ValueError`` unless ``model`` is a classifier, which ``what`` is for."""
+    if model_task(model) != "classification":
+        raise ValueError(f"{what} is for classifiers, and {model.variant} renders views")
+
+
 def list_models(task: Task = "classification") -> list[str]:
     """The names that `create_model` knows of models for ``"classification"`` or ``"novel_views"``.
 
@@ -63,7 +69,9 @@ def list_models(task: Task = "classification") -> list[str]:
 
 
 def model_row(name: str) -> dict[str, Any]:
-    """A classifier's ``name``, number of ``parameters``, ``image_size`` and kinds of ``attention``.
+    """A variant's ``name``, number of ``parameters``, ``image_size`` and kinds of ``attention``.
+
+    What renders views has None as ``image_size``.
 
     Raises:
       ValueError: an unknown name.
@@ -72,7 +80,7 @@ def model_row(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "parameters": count_parameters(model),
-        "image_size": model.image_size,
+        "image_size": getattr(model, "image_size", None),
         "attention": model_family(name).attention,
     }
 
