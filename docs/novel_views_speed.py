@@ -20,6 +20,7 @@ ROUNDS = 7
 
 
 def main(folders):
+    """Print rays a second of each model."""
     scene = load_scene("analytic")
     models = {}
     for folder in folders:

@@ -87,7 +87,19 @@ _MODULE_OF = {
         ("learn_hashes", "redraw_features", "reparameterization_report", "reparameterize"), "reparameterize"
     ),
 }
-_PACKAGES = ("bench", "checkpoints", "costs", "data", "models", "nn", "ops", "pictures", "qmc", "train")
+_PACKAGES = (
+    "bench",
+    "checkpoints",
+    "costs",
+    "data",
+    "models",
+    "nn",
+    "ops",
+    "pictures",
+    "qmc",
+    "search",
+    "train",
+)
 
 
 def __getattr__(name: str):

@@ -121,6 +121,26 @@ def read_latencies(file: str | Path) -> dict[str, tuple[float, ...]]:
         ) from None
 
 
+def read_layers(file: str | Path) -> dict[str, str]:
+    """Single layers' choices by path, from a file that ``shiftaddvit search`` wrote.
+
+    Raises:
+      ValueError: no such file, or one of something else.
+    """
+    try:
+        layers = json.loads(Path(file).read_text())["layers"]
+        if not layers or not all(isinstance(choice, str) for choice in layers.values()):
+            raise ValueError
+        return dict(layers)
+    except OSError as error:
+        raise ValueError(f"no layers in {file}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(
+            f'{file} holds no layers; expected what `shiftaddvit search --output` writes: {{"layers": '
+            "{PATH: CHOICE}}"
+        ) from None
+
+
 def read_metrics(workdir: Path, last_step: int | None = None) -> list[dict[str, float]]:
     """What a run in ``workdir`` logged up to ``last_step``, or all: ``{"step", ...}`` in the order of steps.
 

@@ -143,6 +143,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plan", action="store_true", help="show what the run would be and what a step costs here; no run"
     )
     only.add_argument(
+        "--sweep",
+        type=int,
+        metavar="N",
+        help="N runs with the numbers that config.sweep varies, each in a folder of the workdir, and a table",
+    )
+    only.add_argument(
         "--check-data", action="store_true", help="decode every image and name those that can't be; no run"
     )
     together = parser.add_argument_group("several processes")
@@ -180,6 +186,11 @@ def train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         from shiftaddvit_jax.train.plan import plan_run, print_plan
 
         print_plan(plan_run(config))
+        return
+    if arguments.sweep is not None:
+        from shiftaddvit_jax.train.sweep import print_sweep, run_sweep
+
+        print_sweep(run_sweep(config, arguments.workdir, arguments.sweep))
         return
     from shiftaddvit_jax.train import train_and_evaluate
 

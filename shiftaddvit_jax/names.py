@@ -22,6 +22,10 @@ LAYER_CHOICES = ("dense", "dense_int8", "shift", "shift_two_terms", "moe")  # of
 # Of what a conversion without training may cost.
 PROXIES = ("agreement", "error")
 
+# Of a search over layers' choices: layers that become the same together, and what is measured.
+GROUPS = ("layer", "branch", "block", "stage")
+LOSSES = ("error", "cross_entropy")
+
 # Of how they are computed.
 IMPLEMENTATIONS = ("xla", "tvm", "tvm_shift")
 PRECISIONS = ("float32", "bfloat16", "int8")

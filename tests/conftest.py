@@ -39,6 +39,7 @@ CHECKED = (
     "checkpoints",
     "data",
     "qmc",
+    "search",
 )
 jaxtyping.Array = jax.Array | np.ndarray
 jaxtyping.install_import_hook([f"shiftaddvit_jax.{name}" for name in CHECKED], "annotations.check")

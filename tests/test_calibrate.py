@@ -1,5 +1,6 @@
 import dataclasses
 import logging
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -511,3 +512,21 @@ def test_convert_writes_a_checkpoint_that_packs_without_loss(tmp_path, capsys, r
     assert not [warning for warning in recwarn if "weights" in str(warning.message)]
     assert main([*command, "shift", "--images", "nowhere", "--output", str(tmp_path / "other")]) == 2
     assert "--images must be a folder or one of digits" in capsys.readouterr().err
+
+
+def test_a_budget_predicts_mixtures_with_the_terms_that_they_get(monkeypatch):
+    model, variables = make("vit")
+    seen = []
+
+    def spy(candidates, error):
+        seen.append(candidates)
+        return cheapest(candidates, error)
+
+    # `shiftaddvit_jax.calibrate` is the function, and the module of that name in `sys.modules`.
+    monkeypatch.setattr(sys.modules[cheapest.__module__], "cheapest", spy)
+    calibrate_with_report(model, variables, images(8), mlp="shift", weight_terms=2, budget=100.0)
+    energies = {found.choice: found.energy for found in next(iter(seen[0].values()))}
+    shift_share = 0.6
+    products = energies["shift"] / SHIFT
+    expected = products * (shift_share * 2 * SHIFT + (1 - shift_share) * MULTIPLY["float32"])
+    assert energies["moe"] == pytest.approx(expected)

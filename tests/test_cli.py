@@ -273,7 +273,7 @@ def test_reparameterizing_to_an_unknown_kind_is_refused(checkpoint, tmp_path, ca
 
 def test_reparameterizing_to_nothing_is_refused(checkpoint, tmp_path, capsys):
     command = ["reparameterize", "--checkpoint", checkpoint, "--output", tmp_path / "student"]
-    assert "give --attention, --mlp, --projections or --weight-terms" in fails(capsys, *command)
+    assert "give --attention, --mlp, --projections, --weight-terms or --layers" in fails(capsys, *command)
 
 
 @pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["demo", "--sed", "1"], ["demo", "--seed", "one"]])

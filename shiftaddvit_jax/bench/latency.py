@@ -8,10 +8,16 @@
   and ``base_ms`` and ``us_per_token`` (the line through the medians); and ``latencies``, the medians (dense,
   shift) at the layer's own number of tokens, which `shiftaddvit_jax.train` reads.
 
+`measure_choices` returns, and ``shiftaddvit measure-latency --choices --json`` writes, the same but for
+``layers``, one for each linear layer of blocks: ``name``, ``inputs``, ``outputs``, ``tokens`` and
+``choices``, the milliseconds by the layer's choice; and ``unit``, ``"ms"``, and ``rest``, what the dense
+model takes beyond its layers. `shiftaddvit_jax.search` reads it.
+
 A call of a compiled program takes some ten microseconds, whatever it computes. So an empty program takes
 turns with the others, and its median is subtracted from theirs.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,13 +33,16 @@ from jaxtyping import Array, Float, PyTree
 from shiftaddvit_jax.bench.rounds import available_threads, describe_machine, summarize, time_runs
 from shiftaddvit_jax.models import model_arguments
 from shiftaddvit_jax.models.inspect import Images, capture, module_variables, on_xla
-from shiftaddvit_jax.models.variables import example_inputs
+from shiftaddvit_jax.models.variables import example_inputs, linear_layers
+from shiftaddvit_jax.names import LAYER_CHOICES
 from shiftaddvit_jax.nn import Block, Mlp, MoEDense
 from shiftaddvit_jax.nn.attention import Attention
 from shiftaddvit_jax.nn.kernels import describe_linear, is_packed, linear_arrays
-from shiftaddvit_jax.nn.moe import EXPERTS
+from shiftaddvit_jax.nn.linear import make_linear
+from shiftaddvit_jax.nn.moe import EXPERTS, aimed_shift_share
 from shiftaddvit_jax.ops.implementation import uses_tvm
 from shiftaddvit_jax.ops.implementation.fused import fused_linear
+from shiftaddvit_jax.pack import inference_variables
 from shiftaddvit_jax.progress import track
 
 WHOLE = ""  # the model's own path
@@ -191,6 +200,106 @@ def measure_latency(
         "rounds": rounds,
         "layers": [_layer_report(name, shape, medians) for name, shape in shapes.items()],
     }
+
+
+def measure_choices(
+    model: nn.Module, variables: PyTree, *, batch: int = 1, rounds: int = 5
+) -> dict[str, Any]:
+    """Time every linear layer of a model's blocks as each of its choices, each alone, and the model whole.
+
+    Layers of the same shape are measured once. All take turns, in rounds, and run as in the model: on TVM's
+    kernels where they run, with packed weights. A mixture is timed with a router that sends as many tokens to
+    the shift expert as take as long there as the others take on the dense expert.
+
+    Args:
+      model: from `create_model`; layers that are no dense ones are timed as the others are.
+      variables: its variables, not packed.
+      batch: images of a forward pass, from which the layers' tokens come.
+      rounds: turns of each.
+
+    Returns:
+      The dictionary that the docstring of this module describes.
+
+    Raises:
+      ValueError: variables that are packed, or a number out of range.
+    """
+    _check_rounds(rounds)
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
+    if is_packed(variables["params"]):
+        raise ValueError("the variables are packed; expected a model's as they were trained")
+    shapes = _linear_shapes(model, variables, batch)
+    distinct = sorted(set(shapes.values()))
+    choices = [choice for choice in LAYER_CHOICES if choice != "moe"]
+    runs: dict[Any, Callable[[], Any]] = {}
+    for shape in track(distinct, "compiling layers", len(distinct)):
+        x = jax.random.normal(jax.random.key(0), shape[:2], jnp.float32)
+        for choice in choices:
+            runs[shape, choice] = compiled_run(_layer_run(model, choice, shape), x)
+    whole = inference_variables(model, variables, for_kernels=model.primitives.implementation != "xla")
+    images = jnp.zeros((batch, model.image_size, model.image_size, 3))
+    medians, _ = _median_ms({**runs, WHOLE: compiled_run(partial(model.apply, whole), images)}, rounds)
+    mixtures = {}
+    for shape in track(distinct, "compiling mixtures", len(distinct)):
+        share = aimed_shift_share((medians[shape, "dense"], medians[shape, "shift"]))
+        x = jax.random.normal(jax.random.key(0), shape[:2], jnp.float32)
+        mixtures[shape, "moe"] = compiled_run(_layer_run(model, "moe", shape, share), x)
+    medians |= _median_ms(mixtures, rounds)[0]
+    rest = medians[WHOLE] - sum(medians[shape, "dense"] for shape in shapes.values())
+    return {
+        "machine": describe_machine(available_threads()),
+        "model": model_arguments(model),
+        "batch": batch,
+        "rounds": rounds,
+        "unit": "ms",
+        "rest": max(rest, 0.0),
+        "layers": [
+            {
+                **dict(zip(("name", "tokens", "inputs", "outputs"), (name, *shape), strict=True)),
+                "choices": {choice: medians[shape, choice] for choice in LAYER_CHOICES},
+            }
+            for name, shape in shapes.items()
+        ],
+    }
+
+
+def _linear_shapes(model, variables, batch):
+    """The tokens, inputs and outputs of each linear layer of blocks, by its path in the order of calls."""
+    shapes, paths = {}, set(linear_layers(model))
+
+    def note(call, arguments, keywords, context):
+        result = call(*arguments, **keywords)
+        name = "/".join(context.module.path)
+        if context.method_name == "__call__" and name in paths:
+            *tokens, inputs = arguments[0].shape
+            shapes.setdefault(name, (math.prod(tokens), inputs, result.shape[-1]))
+        return result
+
+    images = jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.float32)
+    with nn.intercept_methods(note):
+        jax.eval_shape(on_xla(model).apply, variables, images)
+    return shapes
+
+
+def _layer_run(model, choice, shape, share=0.5):
+    """A layer of random weights as a function of tokens; of a mixture's, ``share`` go to the shift expert."""
+    tokens, inputs, outputs = shape
+    kind, primitives = model.primitives.choosing({"layer": choice}).of_layer("layer", "dense")
+    primitives = dataclasses.replace(primitives, layers=())
+    layer = make_linear(kind, outputs, primitives)
+    x = jax.random.normal(jax.random.key(0), (tokens, inputs), jnp.float32)
+    params = layer.clone(implementation="xla").init(jax.random.key(1), x)["params"]
+    if kind == "moe":
+        kernel = jax.random.normal(jax.random.key(2), (inputs,)) / inputs**0.5
+        bias = -jnp.quantile(x @ kernel, 1 - share)
+        params = {
+            **params,
+            "router": {"kernel": jnp.stack([-kernel, kernel], 1), "bias": jnp.stack([-bias, bias])},
+        }
+    linear = describe_linear(kind, params, inputs, outputs, primitives)
+    if not uses_tvm("a layer", model.primitives.implementation, linear.why_not(), prefer=True):
+        return partial(layer.apply, {"params": params})
+    return partial(fused_linear, linear, linear_arrays(linear, params, primitives.weight_bits))
 
 
 def _layer_report(name, shape, medians):

@@ -7,7 +7,7 @@ and measured; if it misses its budget, it is chosen for again with a smaller err
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +21,7 @@ from shiftaddvit_jax.calibrate.branch import Place, batches, linear_modules, vis
 from shiftaddvit_jax.calibrate.fit import add_moments, fit_dense, fit_layer
 from shiftaddvit_jax.calibrate.routing import fit_mixture
 from shiftaddvit_jax.models.inspect import Images, module_variables, on_xla, watch
-from shiftaddvit_jax.names import PROXIES
+from shiftaddvit_jax.names import LAYER_CHOICES, PROXIES
 from shiftaddvit_jax.nn import Primitives
 from shiftaddvit_jax.progress import progress_bar
 from shiftaddvit_jax.validation import check_choice
@@ -107,7 +107,7 @@ def choose_layers(
     """The conversion that takes the least energy within a budget.
 
     Args:
-      model: the dense model.
+      model: the dense model, with the settings that mixtures are converted with.
       variables: its variables.
       images: the calibration images.
       shares: the layers to choose for, each with the share of its tokens for a mixture's shift expert.
@@ -168,35 +168,76 @@ def cheapest(candidates: Mapping[str, list[Candidate]], error: float) -> dict[st
     return chosen
 
 
-def _candidates(model, variables, images, shares):
-    """For each layer what it may become, from one forward pass of the dense model."""
-    slopes = _squared_slopes(model, variables, images[:PROBED_IMAGES], shares)
-    found: dict[str, list[Candidate]] = {}
+def fit_choices(
+    model: nn.Module,
+    variables: PyTree,
+    images: Images,
+    shares: Mapping[str, float],
+    choices: Collection[str] = tuple(LAYER_CHOICES),
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Parameters of each layer for each choice, every one fitted where the layers before it are dense.
 
-    def measure(name, teacher, x):
+    A model composed of them lacks what `calibrate` adds: no layer makes up for those before it. One pass
+    over the images fits them all.
+
+    Args:
+      model: the dense model.
+      variables: its variables.
+      images: the calibration images.
+      shares: the layers to fit, each with the share of its tokens for a mixture's shift expert.
+      choices: what each layer may be. What is dense keeps its parameters.
+    """
+
+    def fits(teacher, path, own, x, share):
+        place = Place(teacher, teacher, path)
+        pairs = partial(place.pairs, (own, own), (x, x))
+        layer = module_variables("/".join(path), own)["params"]
+        fitted = _fits(pairs, add_moments(pairs()), layer["kernel"], model.primitives, share, choices)
+        kept = {choice: dict(layer) for choice in ("dense", "dense_int8") if choice in choices}
+        return kept | {choice: fit for choice, (fit, _) in fitted.items()}
+
+    return _by_layer(model, variables, images, shares, "fitting choices", fits)
+
+
+def _by_layer(model, variables, images, shares, description, look):
+    """What ``look`` finds of each layer in one forward pass of the dense model, by the layer's path.
+
+    It gets a block's sum, the layer's path in it, the block's variables and tokens, and the layer's share.
+    """
+    found: dict[str, Any] = {}
+
+    def visit(name, teacher, x):
         own = module_variables(name, variables)
         for path in linear_modules(teacher, own, x[:1]):
             full = "/".join((name, *path))
             if full in shares:
                 bar.update(task, note=full)
-                share = shares[full]
-                noises, products = _noises(teacher, path, own, x, share)
-                found[full] = [
-                    Candidate(
-                        choice,
-                        energy(choice, products, model.primitives, share),
-                        float(noise @ slopes[full]),
-                    )
-                    for choice, noise in noises.items()
-                ]
+                found[full] = look(teacher, path, own, x, shares[full])
                 bar.advance(task)
         return teacher.run(own, x)
 
     with progress_bar() as bar:
-        task = bar.add_task("measuring choices", total=len(shares), note="")
-        with nn.intercept_methods(visiting_sums(measure)):
+        task = bar.add_task(description, total=len(shares), note="")
+        with nn.intercept_methods(visiting_sums(visit)):
             on_xla(model).apply(variables, images)
     return found
+
+
+def _candidates(model, variables, images, shares):
+    """For each layer what it may become, from one forward pass of the dense model."""
+    slopes = _squared_slopes(model, variables, images[:PROBED_IMAGES], shares)
+    noises = _by_layer(model, variables, images, shares, "measuring choices", _noises)
+    return {
+        path: [
+            Candidate(
+                choice,
+                energy(choice, products, model.primitives, shares[path]),
+                float(noise @ slopes[path]),
+            )
+            for choice, noise in by_choice.items()
+        ]
+        for path, (by_choice, products) in noises.items()
+    }
 
 
 def _noises(teacher, path, variables, x, share):
@@ -204,24 +245,31 @@ def _noises(teacher, path, variables, x, share):
     both, tokens = (variables, variables), (x, x)
     place = Place(teacher, teacher, path)
     pairs = partial(place.pairs, both, tokens)
-    moments, block = add_moments(pairs()), teacher.block
-    kernel, bits = (
-        module_variables("/".join(path), variables)["params"]["kernel"],
-        block.primitives.weight_bits,
-    )
-    dense, one, two = (
-        fit_dense(moments, kernel),
-        *(fit_layer(moments, kernel, bits, terms) for terms in (1, 2)),
-    )
-    chosen = block.primitives.choosing({"/".join(path): "dense_int8"})
-    whole = Place(teacher, teacher._replace(block=block.clone(primitives=chosen)), path)
-    by_choice = {
-        "shift": moments.noise(**one),
-        "shift_two_terms": moments.noise(**two),
-        "moe": fit_mixture(pairs, dense, one if block.primitives.weight_terms == 1 else two, share)[1],
-        "dense_int8": whole.noise(both, tokens),
-    }
+    moments, primitives = add_moments(pairs()), teacher.block.primitives
+    kernel = module_variables("/".join(path), variables)["params"]["kernel"]
+    fits = _fits(pairs, moments, kernel, primitives, share, LAYER_CHOICES)
+    chosen = primitives.choosing({"/".join(path): "dense_int8"})
+    whole = Place(teacher, teacher._replace(block=teacher.block.clone(primitives=chosen)), path)
+    by_choice = {choice: noise for choice, (_, noise) in fits.items()}
+    by_choice["dense_int8"] = whole.noise(both, tokens)
     return by_choice, float(moments.count) / len(x) * np.size(kernel)
+
+
+def _fits(pairs, moments, kernel, primitives, share, choices):
+    """Those of the choices that are fitted, each with its parameters and what they miss of each output."""
+    terms = {"shift": 1, "shift_two_terms": 2, "moe": primitives.weight_terms}
+    shifts = {
+        count: fit_layer(moments, kernel, primitives.weight_bits, count)
+        for count in {terms[choice] for choice in choices if choice in terms}
+    }
+    found: dict[str, tuple[Any, Any]] = {
+        choice: (shifts[terms[choice]], moments.noise(**shifts[terms[choice]]))
+        for choice in ("shift", "shift_two_terms")
+        if choice in choices
+    }
+    if "moe" in choices:
+        found["moe"] = fit_mixture(pairs, fit_dense(moments, kernel), shifts[terms["moe"]], share)
+    return found
 
 
 def _squared_slopes(model, variables, images, paths) -> dict[str, Float[np.ndarray, "outputs"]]:

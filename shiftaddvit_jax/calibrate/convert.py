@@ -1,5 +1,6 @@
 """The pass through a model that converts its layers, one after the other."""
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -141,7 +142,7 @@ def calibrate_with_report(
     smoothing: float = 0.0,
 ) -> tuple[nn.Module, PyTree, tuple[CalibratedLayer, ...]]:
     """What `calibrate` returns, and how near each layer comes, in the order of the forward pass."""
-    _check_dense(model, variables)
+    check_dense(model, variables)
     kinds: dict[str, Any] = _kinds(model, mlp, projections)
     if attention is None and not layers and set(kinds["mlp"] + kinds["projections"]) == {"dense"}:
         raise ValueError("nothing to calibrate: give mlp='shift', projections='shift' or both")
@@ -165,9 +166,11 @@ def calibrate_with_report(
         if kinds["mlp" if path.split("/")[-2] == "mlp" else "projections"][stage_of(("", *path.split("/")))]
         == "shift"
     ]
-    shares = {path: _shift_share(latencies, path) for path in candidates}
+    shares = {path: shift_share(latencies, path) for path in candidates}
+    # Mixtures are predicted with as many terms as they get; dense layers have none.
+    settings = dataclasses.replace(model.primitives, weight_terms=weight_terms)
     return choose_layers(
-        model,
+        model.clone(primitives=settings),
         variables,
         images,
         shares,
@@ -199,7 +202,7 @@ def _convert(model, variables, images, student, rounded, latencies):
                 continue
             full = "/".join((name, *path))
             bar.update(task, note=full)
-            share = _shift_share(latencies, full)
+            share = shift_share(latencies, full)
             fit, layer, is_few = _fit(Place(teacher, learner, path), module, (old, new), tokens, full, share)
             few.extend([full] * is_few)
             report.append(layer)
@@ -274,7 +277,8 @@ def _with_layer(variables: PyTree, path: Path, fit: Mapping[str, Any]) -> PyTree
     return unflatten_dict(flatten_dict(variables) | leaves)
 
 
-def _shift_share(latencies: Latencies, name: str) -> float:
+def shift_share(latencies: Latencies, name: str) -> float:
+    """The share of a layer's tokens for a mixture's shift expert, at which both experts take as long."""
     if not isinstance(latencies, Mapping):
         return aimed_shift_share(latencies)
     if name not in latencies:
@@ -292,7 +296,8 @@ def _kinds(model, mlp, projections):
     }
 
 
-def _check_dense(model, variables):
+def check_dense(model: nn.Module, variables: PyTree) -> None:
+    """Raise a ``ValueError`` unless all linear layers are dense, and weights finite and not packed."""
     check_classifier(model, "a conversion without training")
     if is_packed(variables["params"]):
         raise ValueError("the variables are packed; expected a dense model's as they were trained")

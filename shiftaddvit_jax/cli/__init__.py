@@ -19,6 +19,7 @@ from shiftaddvit_jax.cli import (
     models,
     nvs,
     predict,
+    search,
     serve,
     training,
 )
@@ -37,6 +38,7 @@ COMMANDS = (
     predict.add_predict,
     checkpoints.add_reparameterize,
     convert.add_convert,
+    search.add_search,
     bench.add_bench,
     analysis.add_report,
     kernels.add_gpu_report,

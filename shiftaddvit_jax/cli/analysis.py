@@ -16,7 +16,14 @@ from shiftaddvit_jax.cli.arguments import (
 )
 from shiftaddvit_jax.command import print_table
 from shiftaddvit_jax.files import write_json
-from shiftaddvit_jax.names import ATTENTION_KINDS, IMPLEMENTATIONS, NUMBER_FORMATS, PAPER_MODELS, PICTURES
+from shiftaddvit_jax.names import (
+    ATTENTION_KINDS,
+    IMPLEMENTATIONS,
+    LAYER_CHOICES,
+    NUMBER_FORMATS,
+    PAPER_MODELS,
+    PICTURES,
+)
 from shiftaddvit_jax.optional import require
 
 
@@ -130,9 +137,16 @@ def plot(arguments: argparse.Namespace) -> None:
 
 def add_measure_latency(commands: Commands) -> None:
     """Add ``measure-latency``."""
-    description = "Time both experts of each mixture here, for a balancing loss that follows them."
+    description = (
+        "Time both experts of each mixture here, for a balancing loss that follows them; or all choices."
+    )
     command = add_command(commands, "measure-latency", measure_experts, description)
     add_subject(command)
+    command.add_argument(
+        "--choices",
+        action="store_true",
+        help="time every linear layer as each of what it may be, for `search --latencies`",
+    )
     command.add_argument(
         "--activations",
         choices=("float", "int8"),
@@ -153,9 +167,11 @@ def add_measure_latency(commands: Commands) -> None:
 
 def measure_experts(arguments: argparse.Namespace) -> None:
     """Latencies of the experts of a model's mixtures."""
-    from shiftaddvit_jax.bench import measure_latency
+    from shiftaddvit_jax.bench import measure_choices, measure_latency
 
     check_folders(arguments.json)
+    if arguments.choices and arguments.plot:
+        raise ValueError("--plot draws experts; leave it out with --choices")
     if arguments.plot:
         from shiftaddvit_jax.pictures.style import check_picture
 
@@ -165,6 +181,14 @@ def measure_experts(arguments: argparse.Namespace) -> None:
     settings = {name: getattr(arguments, name) for name in names}
     primitives = dataclasses.replace(subject.model.primitives, **settings)
     subject = dataclasses.replace(subject, model=subject.model.clone(primitives=primitives))
+    if arguments.choices:
+        found = measure_choices(
+            subject.model, subject.variables, batch=arguments.batch, rounds=arguments.rounds
+        )
+        _print_choices(found)
+        if arguments.json:
+            write_json(arguments.json, found)
+        return
     model, variables = (
         (subject.model, subject.variables) if arguments.implementation == "xla" else subject.for_inference()
     )
@@ -176,6 +200,27 @@ def measure_experts(arguments: argparse.Namespace) -> None:
         from shiftaddvit_jax.pictures import plot_expert_latency
 
         plot_expert_latency(found, arguments.plot)
+
+
+def _print_choices(found):
+    from rich.table import Table
+
+    title = f"Layers of {found['model']['name']}, {found['batch']} x {found['model']['image_size']} px"
+    table = Table(title=f"{title}; median µs by what they are")
+    table.add_column("layer")
+    for column in ("tokens", *LAYER_CHOICES):
+        table.add_column(column, justify="right")
+    for layer in found["layers"]:
+        times = (f"{1e3 * layer['choices'][choice]:,.1f}" for choice in LAYER_CHOICES)
+        table.add_row(layer["name"], str(layer["tokens"]), *times)
+    print_table(table)
+    _print_machine(found["machine"])
+    print(f"The rest of the dense model takes {found['rest']:.3f} ms.")
+    print("To search with these: search --latencies FILE, of --json FILE.")
+
+
+def _print_machine(machine):
+    print(f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores; {machine['system']}")
 
 
 def _print_experts(found):
@@ -194,8 +239,7 @@ def _print_experts(found):
         times = (f"{1e3 * dense_ms:,.1f}", lines[0], f"{1e3 * shift_ms:,.1f}", lines[1])
         table.add_row(layer["name"], str(layer["tokens"]), *times, f"{dense_ms / shift_ms:.2f}")
     print_table(table)
-    machine = found["machine"]
-    print(f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores; {machine['system']}")
+    _print_machine(found["machine"])
     print("Ratio: dense over shift. To train with these: --config.train.latencies=FILE, of --json FILE.")
 
 

@@ -15,6 +15,7 @@ from shiftaddvit_jax.cli.arguments import (
     add_source_settings,
     source_settings,
 )
+from shiftaddvit_jax.files import read_layers
 from shiftaddvit_jax.names import ATTENTION_KINDS, LINEAR_KINDS, PRECISIONS
 
 
@@ -41,6 +42,7 @@ def add_reparameterize(commands: Commands) -> None:
         choices=(1, 2),
         help="powers of two in a shift layer's weight; default: unchanged, 1 in a dense model",
     )
+    command.add_argument("--layers", metavar="FILE", help="of `search --output`: what single layers become")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="for what is new (default: 0)")
 
 
@@ -60,10 +62,14 @@ def reparameterize_checkpoint(arguments: argparse.Namespace) -> None:
     }
     if arguments.weight_terms:
         kinds["weight_terms"] = arguments.weight_terms
+    if arguments.layers:
+        kinds["layers"] = read_layers(arguments.layers)
     if (arguments.pretrained is None) == (arguments.checkpoint is None):
         raise ValueError("give one of --checkpoint and --pretrained")
     if arguments.checkpoint is not None and not kinds:
-        raise ValueError("nothing to change: give --attention, --mlp, --projections or --weight-terms")
+        raise ValueError(
+            "nothing to change: give --attention, --mlp, --projections, --weight-terms or --layers"
+        )
     origin = arguments.checkpoint or arguments.pretrained
     model, variables, about, notes = open_model(origin, **source_settings(arguments))
     for note in notes:

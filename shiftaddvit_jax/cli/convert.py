@@ -14,12 +14,12 @@ from shiftaddvit_jax.cli.arguments import (
     source_settings,
 )
 from shiftaddvit_jax.command import print_table, program
-from shiftaddvit_jax.files import read_latencies
+from shiftaddvit_jax.files import read_latencies, read_layers
 from shiftaddvit_jax.names import ATTENTION_KINDS, PRECISIONS, PROXIES, SOURCES
 
 if TYPE_CHECKING:
     import numpy as np
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
 
     from shiftaddvit_jax.data import Examples
     from shiftaddvit_jax.models import Preprocessing
@@ -71,6 +71,11 @@ def add_convert(commands: Commands) -> None:
         "--precision", choices=PRECISIONS, help="of what dense layers multiply; default: the checkpoint's"
     )
     command.add_argument(
+        "--layers",
+        metavar="FILE",
+        help="of `search --output`: what each layer becomes, instead of what --mlp and --projections say",
+    )
+    command.add_argument(
         "--budget",
         type=float,
         metavar="POINTS",
@@ -115,8 +120,8 @@ def convert(arguments: argparse.Namespace) -> None:
     source = open_source(arguments.source, **source_settings(arguments))
     for note in source.notes:
         print(f"note: {note}")
-    examples = _examples(arguments.images, arguments.path)
-    images = _evenly(examples, arguments.count, source.preprocessing)
+    examples = open_examples(arguments.images, arguments.path)
+    images, _ = read_evenly(examples, arguments.count, source.preprocessing)
     names = ("attention", "mlp", "projections")
     settings: dict[str, Any] = {
         name: parse_kinds(getattr(arguments, name)) for name in names if getattr(arguments, name)
@@ -124,6 +129,10 @@ def convert(arguments: argparse.Namespace) -> None:
     settings |= {name: getattr(arguments, name) for name in ("weight_terms", "budget", "proxy", "smoothing")}
     if arguments.latencies:
         settings["latencies"] = read_latencies(arguments.latencies)
+    if arguments.layers:
+        if arguments.budget is not None:
+            raise ValueError("--layers says what each layer becomes; leave out --budget")
+        settings |= {"mlp": "dense", "projections": "dense", "layers": read_layers(arguments.layers)}
     dense = source.model
     if arguments.precision:
         primitives = dataclasses.replace(dense.primitives, precision=arguments.precision)
@@ -148,24 +157,26 @@ def convert(arguments: argparse.Namespace) -> None:
     print(f"Next: {program()} pack --checkpoint {arguments.output} --output {arguments.output}-packed")
 
 
-def _examples(images: str, path: str) -> "Examples":
+def open_examples(images: str, path: str) -> "Examples":
     """The images in a folder, or those that a data source trains on."""
     from shiftaddvit_jax.data import load_dataset
 
     return load_dataset(images, path).train if images in SOURCES else open_folder("--images", images)
 
 
-def _evenly(
+def read_evenly(
     examples: "Examples", count: int, preprocessing: "Preprocessing"
-) -> "Float[np.ndarray, 'images size size 3']":
-    """``count`` of the images, or all, as a model's inputs; those that can't be read are left out."""
+) -> "tuple[Float[np.ndarray, 'images size size 3'], Int[np.ndarray, 'images']]":
+    """``count`` of the images, or all, as inputs of a model, and labels; what can't be read is left out."""
     import numpy as np
 
     from shiftaddvit_jax.data import evaluation_batches
 
     some = examples.evenly(count)
-    batches = evaluation_batches(some, preprocessing=preprocessing, batch_size=min(64, len(some)))
-    images = np.concatenate([batch["image"][batch["real"]] for batch in batches])
+    batches = list(evaluation_batches(some, preprocessing=preprocessing, batch_size=min(64, len(some))))
+    images, labels = (
+        np.concatenate([batch[name][batch["real"]] for batch in batches]) for name in ("image", "label")
+    )
     if not len(images):
         raise ValueError("none of the images can be read")
-    return images
+    return images, labels

@@ -14,6 +14,7 @@ from shiftaddvit_jax.pictures.costs import (
     plot_bench,
     plot_energy,
     plot_expert_latency,
+    plot_front,
     plot_latency,
     plot_pareto,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "plot_confusions",
     "plot_energy",
     "plot_expert_latency",
+    "plot_front",
     "plot_history",
     "plot_latency",
     "plot_pareto",

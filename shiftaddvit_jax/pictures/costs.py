@@ -257,3 +257,39 @@ def plot_bench(report: Mapping[str, Any], path: str | Path | None = None) -> Fig
         panel.set_xlabel("median time (ms), with the 10th and 90th percentiles")
         panel.set_title(f"{report['model']['name']}, {report['batch']} x {size} x {size}, on {threads}")
     return save_figure(figure, path)
+
+
+def plot_front(report: Mapping[str, Any], path: str | Path | None = None) -> Figure:
+    """The front of a search, beside the models whose layers are all the same and the baselines.
+
+    Args:
+      report: what ``shiftaddvit search --json`` writes.
+      path: see `shiftaddvit_jax.pictures`.
+    """
+    figure = Figure(figsize=(6, 4))
+    axes = figure.add_subplot()
+    front = report["front"]
+    axes.step(
+        [point["cost"] for point in front],
+        [point["measured"] for point in front],
+        where="post",
+        marker="o",
+        color=COLORS[0],
+        label="search",
+    )
+    for color, name in zip(COLORS[1:], ("random", "greedy"), strict=False):
+        points = [(point["budget"], point[name]) for point in front if point[name] is not None]
+        if points:
+            axes.step(*zip(*points, strict=True), where="post", color=color, label=name)
+    for choice, same in report["uniform"].items():
+        axes.plot(same["cost"], same["measured"], "k^")
+        axes.annotate(
+            f"all {choice}", (same["cost"], same["measured"]), xytext=(4, 4), textcoords="offset points"
+        )
+    axes.axvline(report["budget"], color="0.7", linestyle=":")
+    axes.set_xlabel(f"cost ({report['unit']})")
+    axes.set_ylabel(
+        "error (% of the logits' variance)" if report["loss"] == "error" else "cross-entropy (nats)"
+    )
+    axes.legend()
+    return save_figure(figure, path)

@@ -10,7 +10,15 @@ from ml_collections.config_dict import placeholder
 
 from shiftaddvit_jax.data import AUGMENTATIONS
 from shiftaddvit_jax.data.augmentation import ERASING_MODES, INTERPOLATIONS, parse_policy
-from shiftaddvit_jax.names import ATTENTION_PRECISIONS, PRECISIONS, SCENE, SOURCES, TRAINING_DTYPES, WRITERS
+from shiftaddvit_jax.names import (
+    ATTENTION_PRECISIONS,
+    LAYER_CHOICES,
+    PRECISIONS,
+    SCENE,
+    SOURCES,
+    TRAINING_DTYPES,
+    WRITERS,
+)
 from shiftaddvit_jax.train.distillation import DISTILLATIONS
 from shiftaddvit_jax.train.losses import LOSSES
 from shiftaddvit_jax.train.optimizers import OPTIMIZERS
@@ -62,6 +70,9 @@ def default_config() -> ml_collections.ConfigDict:
                 "threshold": "",
                 "precision": "",  # of dense layers' factors in training
                 "attention_precision": "",  # of binary_softmax: float32, int8 or clipped_int8
+                # What single layers are: pairs of a path and a choice, see `create_model`, or the name of a
+                # file of `shiftaddvit search`. Empty: as the checkpoint has them.
+                "layers": (),
                 "new_head": False,  # for classes other than the checkpoint's
             },
             "data": {
@@ -143,6 +154,9 @@ def default_config() -> ml_collections.ConfigDict:
                 "weight": 0.5,  # of what the teacher says; the labels have the rest
                 "temperature": 1.0,
             },
+            # Of `train --sweep N`: pairs of a number's key and its distribution, such as
+            # ("train.learning_rate", "loguniform:1e-4:1e-2"), see `shiftaddvit_jax.qmc.sample`.
+            "sweep": (),
             # All devices share a batch. A copy of parameters and optimizer state is split over as many.
             "devices": {"model": 1},
         }
@@ -305,6 +319,12 @@ def _check_sequences(config):
                     f"config.train.{name} must hold pairs of a name and a value, such as "
                     f"{EXAMPLES[name]}, got {pair!r}"
                 )
+    for pair in () if is_file(config.model.layers) else config.model.layers:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and pair[1] in LAYER_CHOICES):
+            raise ValueError(
+                "config.model.layers must be a file's name, or hold pairs of a layer and its choice, such as "
+                f'("stage1/block1/mlp/fc1", "shift"), got {pair!r}'
+            )
     for pattern in train.frozen:
         if not isinstance(pattern, str):
             raise ValueError(f"config.train.frozen must hold names' patterns, got {pattern!r}")
@@ -333,10 +353,15 @@ def with_steps(config: ml_collections.ConfigDict, images: int) -> ml_collections
     return config
 
 
+def is_file(value: object) -> bool:
+    """Whether a sequence is no values, but the name of a file of them."""
+    return isinstance(value, tuple | list) and len(value) == 1 and isinstance(value[0], str)
+
+
 def _check_latencies(latencies):
-    is_sequence = isinstance(latencies, tuple | list)
-    if is_sequence and len(latencies) == 1 and isinstance(latencies[0], str):  # a file's name
+    if is_file(latencies):
         return
+    is_sequence = isinstance(latencies, tuple | list)
     pairs = [latencies]
     if is_sequence and latencies and all(isinstance(entry, tuple | list) for entry in latencies):
         pairs = [entry[-1] for entry in latencies if entry]  # by a layer's name

@@ -27,7 +27,7 @@ from shiftaddvit_jax.train.devices import (
     state_shardings,
 )
 from shiftaddvit_jax.train.signals import stop_signals
-from shiftaddvit_jax.train.start import with_measured_latencies
+from shiftaddvit_jax.train.start import with_files_read
 from shiftaddvit_jax.train.step import initial_state
 from shiftaddvit_jax.train.summary import write_summary
 from shiftaddvit_jax.train.workdir import (
@@ -77,7 +77,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     """
     workdir = Path(workdir).absolute()
     check_config(config)
-    config = with_measured_latencies(config)
+    if config.sweep:
+        raise ValueError("config.sweep is of several runs; give --sweep N, or leave it empty for one")
+    config = with_files_read(config)
     mesh = create_mesh(config.devices.model)
     check_batch_size(mesh, config.data.batch_size, config.train.accumulate)
     found, checkpoints = read_run(workdir), Checkpoints(workdir)

@@ -15,7 +15,7 @@ from shiftaddvit_jax.data import load_dataset
 from shiftaddvit_jax.train.classification import make_run
 from shiftaddvit_jax.train.config import check_config, with_steps
 from shiftaddvit_jax.train.devices import check_batch_size, create_mesh, place_batch, place_state
-from shiftaddvit_jax.train.start import begin, with_measured_latencies
+from shiftaddvit_jax.train.start import begin, with_files_read
 from shiftaddvit_jax.train.step import initial_state, train_step, warmup_steps
 
 TIMED = 3  # steps
@@ -35,7 +35,7 @@ def plan_run(config: ml_collections.ConfigDict) -> dict[str, Any]:
       ValueError: as `train_and_evaluate`.
     """
     check_config(config)
-    config = with_measured_latencies(config)
+    config = with_files_read(config)
     mesh = create_mesh(config.devices.model)
     check_batch_size(mesh, config.data.batch_size, config.train.accumulate)
     dataset = load_dataset(config.data.source, config.data.path)

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from shiftaddvit_jax.checkpoints.source import Source, is_named, open_source, our_folder
 from shiftaddvit_jax.data.identity import class_difference
-from shiftaddvit_jax.files import read_latencies
+from shiftaddvit_jax.files import read_latencies, read_layers
 from shiftaddvit_jax.heads import replace_head
 from shiftaddvit_jax.models import (
     Preprocessing,
@@ -25,7 +25,7 @@ from shiftaddvit_jax.models import (
 from shiftaddvit_jax.models.kinds import parse_kinds
 from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.reparameterize import reparameterize
-from shiftaddvit_jax.train.config import DEFAULTS, check_config, filled
+from shiftaddvit_jax.train.config import DEFAULTS, check_config, filled, is_file
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,8 @@ def begin(config: ml_collections.ConfigDict, class_names: tuple[str, ...]) -> St
         dropout=asked.dropout,
         drop_path=asked.drop_path,
     )
-    student, variables = reparameterize(model, variables, **_kinds(config), key=key)
+    layers = dict(config.model.layers) or None
+    student, variables = reparameterize(model, variables, **_kinds(config), layers=layers, key=key)
     return Start(config, student, variables, teacher.preprocessing)
 
 
@@ -126,13 +127,15 @@ def open_teacher(
     return teacher
 
 
-def with_measured_latencies(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """``config`` with a file of latencies replaced by its numbers, which a resumed run then keeps."""
-    latencies = config.train.latencies
-    if not (len(latencies) == 1 and isinstance(latencies[0], str)):
+def with_files_read(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """``config`` with files of latencies and layers replaced by what they hold, which a resumed run keeps."""
+    read = {("train", "latencies"): read_latencies, ("model", "layers"): read_layers}
+    named = [(group, name) for group, name in read if is_file(config[group][name])]
+    if not named:
         return config
     config = config.copy_and_resolve_references()
-    config.train.latencies = tuple(read_latencies(latencies[0]).items())
+    for group, name in named:
+        config[group][name] = tuple(read[group, name](config[group][name][0]).items())
     check_config(config)
     return config
 
@@ -172,6 +175,7 @@ def _model(config, class_names):
     """The model that the config describes, for the data's classes."""
     settings: dict[str, Any] = {**config.model.to_dict(), **_kinds(config)}
     del settings["new_head"]
+    settings["layers"] = dict(settings["layers"])
     return create_model(**settings, num_classes=len(class_names), image_size=config.data.image_size)
 
 

@@ -155,7 +155,8 @@ def begin(config: ml_collections.ConfigDict, data: SceneData) -> Start:
         primitives=asked.primitives.choosing(dict(model.primitives.layers)), dropout=asked.dropout
     )
     kinds: dict[str, Any] = {name: parse_kinds(config.model[name]) for name in KINDS}
-    model, variables = reparameterize(model, variables, **kinds, key=key)
+    layers = dict(config.model.layers) or None
+    model, variables = reparameterize(model, variables, **kinds, layers=layers, key=key)
     return Start(config, model, variables, None)
 
 
@@ -174,6 +175,7 @@ def _settings(config) -> dict[str, Any]:
     _check_name(config.model.name)
     settings = {**config.model.to_dict(), **{name: parse_kinds(config.model[name]) for name in KINDS}}
     del settings["new_head"], settings["drop_path"]
+    settings["layers"] = dict(settings["layers"])
     return settings
 
 

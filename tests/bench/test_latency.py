@@ -13,8 +13,11 @@ from shiftaddvit_jax.bench.synthetic import random_variables
 from shiftaddvit_jax.cli import main
 from shiftaddvit_jax.files import read_latencies
 from shiftaddvit_jax.main import load_config
+from shiftaddvit_jax.models.variables import linear_layers
+from shiftaddvit_jax.names import LAYER_CHOICES
 from shiftaddvit_jax.nn.moe import EXPERTS
 from shiftaddvit_jax.pictures import plot_expert_latency
+from shiftaddvit_jax.search import read_costs
 
 MIXED = {"attention": "hamming_linear", "mlp": ("moe", "dense", "dense", "dense")}
 MOE = ["pvt_v2_nano", "--mlp", "moe"]
@@ -185,3 +188,21 @@ def test_what_cannot_be_measured_is_refused(arguments, message, capsys):
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert message in error[0]
+
+
+def test_every_layer_is_timed_as_each_of_its_choices(tmp_path, capsys):
+    command = ["measure-latency", "pvt_v2_nano", "--choices", "--rounds", "1", "--implementation", "xla"]
+    assert main([*command, "--json", str(tmp_path / "a.json")]) == 0
+    assert "The rest of the dense model takes" in capsys.readouterr().out
+    costs = read_costs(tmp_path / "a.json")
+    layers = linear_layers(sav.create_model("pvt_v2_nano"))
+    assert sorted(costs.layers) == sorted(layers)
+    assert all(set(choices) == set(LAYER_CHOICES) for choices in costs.layers.values())
+    assert costs.rest > 0
+    assert costs.of({"all": layers}, LAYER_CHOICES).shape == (1, len(LAYER_CHOICES))
+
+
+def test_choices_have_no_picture_of_experts(tmp_path, capsys):
+    command = ["measure-latency", "pvt_v2_nano", "--choices", "--plot", str(tmp_path / "a.png")]
+    assert main(command) == 2
+    assert "--plot draws experts; leave it out with --choices" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from shiftaddvit_jax.train import default_config
 from shiftaddvit_jax.train.config import check_config, with_steps
 from shiftaddvit_jax.train.plan import plan_run, print_plan
 from shiftaddvit_jax.train.recipes import STAGES
-from shiftaddvit_jax.train.start import with_measured_latencies
+from shiftaddvit_jax.train.start import begin, with_files_read
 from shiftaddvit_jax.train.step import learning_rate, make_optimizer, make_recipe
 
 IMAGENET = ("pvt_tiny", "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "deit_tiny", "deit_small")
@@ -96,10 +96,10 @@ def test_epochs_that_a_warmup_fills_are_refused():
 
 def test_a_file_of_latencies_becomes_its_numbers(tmp_path):
     config = default_config()
-    assert with_measured_latencies(config) is config
+    assert with_files_read(config) is config
     config.train.latencies = (str(tmp_path / "none.json"),)
     with pytest.raises(ValueError, match="no latencies in"):
-        with_measured_latencies(config)
+        with_files_read(config)
 
 
 @pytest.mark.slow
@@ -125,3 +125,19 @@ def test_a_plan_says_what_the_run_would_be(capsys):
 def test_a_run_needs_a_workdir_and_a_plan_does_not(capsys):
     assert training.main(["--config", "digits.py"]) == 2
     assert "--workdir DIR is missing" in capsys.readouterr().err
+
+
+def test_layers_are_read_from_a_file_of_search(tmp_path):
+    file = tmp_path / "1.json"
+    file.write_text('{"layers": {"stage1/block1/mlp/fc1": "shift"}}')
+    config = with_files_read(load_config("configs/digits.py", [f"--config.model.layers={file}"]))
+    assert config.model.layers == (("stage1/block1/mlp/fc1", "shift"),)
+    model = begin(config, ("a", "b")).model
+    assert dict(model.primitives.layers) == {"stage1/block1/mlp/fc1": "shift"}
+
+
+def test_other_layers_are_refused():
+    config = default_config()
+    config.model.layers = (("stage1/block1/mlp/fc1", "shfit"),)
+    with pytest.raises(ValueError, match=r"config\.model\.layers must be a file's name, or hold pairs"):
+        check_config(config)
