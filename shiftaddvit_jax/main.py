@@ -170,8 +170,8 @@ def train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
       ValueError: as `train_and_evaluate`; of data that is checked, an image that can't be read.
     """
     config = load_config(arguments.config, overrides)
-    if config.data.source == SCENE and (arguments.plan or arguments.check_data):
-        raise ValueError("--plan and --check-data are for images with labels; a scene is read at once")
+    if config.data.source == SCENE and (arguments.plan or arguments.check_data or arguments.sweep):
+        raise ValueError("--plan, --check-data and --sweep are for images with labels, not for a scene")
     if arguments.check_data:
         check(config.data.source, config.data.path)
         return
