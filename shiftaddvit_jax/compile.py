@@ -9,7 +9,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from kernels_tvm.cpu.library import build, kernel_target, load
 from kernels_tvm.cpu.targets import Target
@@ -17,6 +16,7 @@ from kernels_tvm.cpu.tuning import count_trials, save_record, tune
 from kernels_tvm.gpu.targets import GpuTarget
 from kernels_tvm.store import PACKAGES, Kernel, can_link, is_installed
 from shiftaddvit_jax.files import write_json
+from shiftaddvit_jax.models.variables import example_inputs
 from shiftaddvit_jax.ops.implementation.custom_call import record_kernels
 from shiftaddvit_jax.optional import how_to_install
 from shiftaddvit_jax.pack import packed_shapes
@@ -35,10 +35,9 @@ def kernels_of(model: nn.Module, batch: int = 1, for_gpu: bool = False) -> Mappi
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
-    images = jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.float32)
     variables = packed_shapes(model)
     with record_kernels(for_gpu) as kernels:
-        jax.eval_shape(model.apply, variables, images)
+        jax.eval_shape(model.apply, variables, *example_inputs(model, batch))
     return dict(kernels)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shiftaddvit_jax.command import Parser, run_command
+from shiftaddvit_jax.names import SCENE
 from shiftaddvit_jax.optional import require
 
 if TYPE_CHECKING:
@@ -169,6 +170,8 @@ def train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
       ValueError: as `train_and_evaluate`; of data that is checked, an image that can't be read.
     """
     config = load_config(arguments.config, overrides)
+    if config.data.source == SCENE and (arguments.plan or arguments.check_data or arguments.sweep):
+        raise ValueError("--plan, --check-data and --sweep are for images with labels, not for a scene")
     if arguments.check_data:
         check(config.data.source, config.data.path)
         return
@@ -192,8 +195,14 @@ def train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     from shiftaddvit_jax.train import train_and_evaluate
 
     metrics = train_and_evaluate(config, arguments.workdir)
-    average = f" (average {metrics['average']['top1']:.2%})" if "average" in metrics else ""
-    print(f"top-1 {metrics['top1']:.2%}{average} on the test set; the model is in {arguments.workdir}/model")
+    found = _score(metrics)
+    average = f" (average {_score(metrics['average'])})" if "average" in metrics else ""
+    print(f"{found}{average} on the test set; the model is in {arguments.workdir}/model")
+
+
+def _score(metrics):
+    """How good a model is, in words."""
+    return f"PSNR {metrics['psnr']:.2f} dB" if "psnr" in metrics else f"top-1 {metrics['top1']:.2%}"
 
 
 def check(source: str, path: str) -> None:

@@ -36,6 +36,7 @@ TRAINING_DTYPES = ("float32", "bfloat16")
 
 # Of images, and of pictures.
 SOURCES = ("digits", "folder", "idx", "tar", "array_record", "huggingface")
+SCENE = "scene"  # the source of a training run's data that is photographs of one scene
 PICTURES = ("energy", "latency", "pareto", "routing", "attention", "weights", "training", "shares")
 
 # Of how images are perturbed: what the number means, and a distribution of it.

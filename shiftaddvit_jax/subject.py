@@ -15,7 +15,7 @@ from shiftaddvit_jax.data import decode_file, load_dataset
 from shiftaddvit_jax.data.preprocessing import crop, normalize_as
 from shiftaddvit_jax.files import read_metrics
 from shiftaddvit_jax.models import Preprocessing, model_preprocessing
-from shiftaddvit_jax.models.registry import linear_kinds
+from shiftaddvit_jax.models.registry import check_classifier, linear_kinds
 from shiftaddvit_jax.pack import inference_variables
 
 Pixels = UInt8[np.ndarray, "batch side side 3"]
@@ -110,6 +110,7 @@ def example_pixels(subject: Subject, count: int, files: Sequence[str | Path] = (
     Raises:
       ValueError: no files for a subject of unknown data, or files that are no images.
     """
+    check_classifier(subject.model, "a picture of images")
     if files:
         return np.stack([crop(decode_file(file), subject.preprocessing) for file in files])
     if subject.data is None:

@@ -113,7 +113,7 @@ def check_shiftaddvit(words):
         return
     assert not rest, f"unrecognized arguments: {rest}"
     given = vars(arguments)
-    if given.get("model") in sav.list_models():
+    if given.get("model") in [*sav.list_models(), *sav.list_models("novel_views")]:
         kinds = {name: given[name] for name in ("attention", "mlp", "projections") if given.get(name)}
         sav.create_model(given["model"], **kinds)
     elif "model" in given and given["model"] is not None:

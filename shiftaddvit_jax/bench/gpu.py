@@ -24,6 +24,7 @@ from shiftaddvit_jax.bench.synthetic import balance_routers, random_variables, w
 from shiftaddvit_jax.costs.counting import ShiftShare
 from shiftaddvit_jax.costs.shapes import PAPER_CONTEXTS, PAPER_LAYERS
 from shiftaddvit_jax.models import create_model, model_arguments, model_row
+from shiftaddvit_jax.models.registry import check_classifier
 from shiftaddvit_jax.ops import matadd, pack_weight, packed_product, power_of_two
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.precision import Precision
@@ -87,6 +88,7 @@ def bench_gpu_model(
         raise ValueError(f"batch must be at least 1, got {batch}")
     formats = {"activations": activations, "precision": precision}
     student = create_model(name, image_size=image_size, **formats, **kinds)
+    check_classifier(student, "this benchmark")
     images = normal(batch, student.image_size, student.image_size, 3)
     variables = random_variables(student)
     biases = balance_routers(student, variables, images, shift_share)

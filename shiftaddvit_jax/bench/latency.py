@@ -33,7 +33,7 @@ from jaxtyping import Array, Float, PyTree
 from shiftaddvit_jax.bench.rounds import available_threads, describe_machine, summarize, time_runs
 from shiftaddvit_jax.models import model_arguments
 from shiftaddvit_jax.models.inspect import Images, capture, module_variables, on_xla
-from shiftaddvit_jax.models.variables import linear_layers
+from shiftaddvit_jax.models.variables import example_inputs, linear_layers
 from shiftaddvit_jax.names import LAYER_CHOICES
 from shiftaddvit_jax.nn import Block, Mlp, MoEDense
 from shiftaddvit_jax.nn.attention import Attention
@@ -338,10 +338,9 @@ def _moe_layers(model, variables, batch):
             layers.setdefault(name, (layer, inputs, math.prod(tokens)))
         return call(*arguments, **keywords)
 
-    images = jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.float32)
     # A kernel that computes a whole branch calls no layer; XLA calls all.
     with nn.intercept_methods(note):
-        jax.eval_shape(on_xla(model).apply, variables, images)
+        jax.eval_shape(on_xla(model).apply, variables, *example_inputs(model, batch))
     return layers
 
 

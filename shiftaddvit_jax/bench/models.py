@@ -33,6 +33,7 @@ from shiftaddvit_jax.models import (
     model_row,
 )
 from shiftaddvit_jax.models.pyramid import reductions
+from shiftaddvit_jax.models.registry import check_classifier
 from shiftaddvit_jax.models.variables import variable_shapes
 from shiftaddvit_jax.names import IMPLEMENTATIONS, SHIFT_SHARE
 from shiftaddvit_jax.ops.activations import Activations
@@ -99,6 +100,7 @@ def bench_model(
     kinds = {"attention": attention, "mlp": mlp, "projections": projections}
     formats = {"activations": activations, "precision": precision}
     student = create_model(name, image_size=image_size, **formats, **kinds)
+    check_classifier(student, "this benchmark")
     originals = _dense_models(name, student.image_size)
     for model in (student, *originals.values()):
         variable_shapes(model)  # refuses an image size that does not fit

@@ -19,6 +19,7 @@ from shiftaddvit_jax.calibrate.routing import fit_mixture
 from shiftaddvit_jax.calibrate.smoothing import smooth
 from shiftaddvit_jax.models.inspect import Images, module_variables, on_xla
 from shiftaddvit_jax.models.kinds import stage_kinds
+from shiftaddvit_jax.models.registry import check_classifier
 from shiftaddvit_jax.models.variables import linear_layers, stage_of
 from shiftaddvit_jax.names import LINEAR_KINDS
 from shiftaddvit_jax.nn.kernels import is_packed
@@ -308,6 +309,7 @@ def _kinds(model, mlp, projections):
 
 def check_dense(model: nn.Module, variables: PyTree) -> None:
     """Raise a ``ValueError`` unless all linear layers are dense, and weights finite and not packed."""
+    check_classifier(model, "a conversion without training")
     if is_packed(variables["params"]):
         raise ValueError("the variables are packed; expected a dense model's as they were trained")
     for name in ("mlp", "projections"):

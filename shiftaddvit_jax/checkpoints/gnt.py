@@ -1,6 +1,7 @@
 """GNT's own weights."""
 
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,7 +11,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from shiftaddvit_jax.checkpoints.layouts import Layout, import_parameter
-from shiftaddvit_jax.checkpoints.weights import printable, read_tensors
+from shiftaddvit_jax.checkpoints.pretrained import check_tensors, expected_tensors
+from shiftaddvit_jax.checkpoints.weights import read_tensors
 from shiftaddvit_jax.models.gnt import GeneralizableNerfTransformer
 from shiftaddvit_jax.models.registry import linear_kinds
 from shiftaddvit_jax.models.variables import variable_shapes
@@ -65,6 +67,7 @@ _NAMES = {
     "image_features/iconv{S}/norm": f"{_IMAGES}.iconv{{S}}.bn",
     "image_features/out": f"{_IMAGES}.out_conv",
 }
+_WITHOUT_BIAS = ("q_fc.bias", "k_fc.bias", "v_fc.bias")
 LAYOUT = Layout("GNT", GeneralizableNerfTransformer, "net_coarse.rgbfeat_fc.0.weight", _NAMES)
 
 
@@ -93,30 +96,17 @@ def load_gnt(model: nn.Module, file: str | Path) -> PyTree:
         for entry in ENTRIES
         for name, tensor in read_tensors(file, entry=entry).items()
     }
-    shapes = {
-        name: leaf.shape for name, leaf in flatten_dict(variable_shapes(model)["params"], sep="/").items()
+    leaves: dict[str, Any] = flatten_dict(variable_shapes(model)["params"], sep="/")
+    shapes = {name: leaf.shape for name, leaf in leaves.items()}
+    expected = expected_tensors(shapes, LAYOUT)
+    for name in expected:
+        if name.endswith(_WITHOUT_BIAS):
+            tensors.setdefault(name, np.zeros(expected[name], np.float32))
+    check_tensors(tensors, shapes, expected, (), LAYOUT, file, model)
+    params = {
+        name: jnp.asarray(
+            import_parameter(name, shape, [tensors[key] for key in LAYOUT.tensors(name)], LAYOUT)
+        )
+        for name, shape in shapes.items()
     }
-    expected = {key for name in shapes for key in LAYOUT.tensors(name)}
-    differences = [f"{printable(name)} is unexpected" for name in sorted(tensors.keys() - expected)]
-    params = {}
-    for name, shape in shapes.items():
-        found = [tensors.get(key) for key in LAYOUT.tensors(name)]
-        biasless = name.endswith(tuple(f"/attn/{layer}/bias" for layer in ("q", "k", "v", "qkv")))
-        if biasless and all(tensor is None for tensor in found):
-            params[name] = np.zeros(shape, np.float32)
-            continue
-        lacking = [key for key in LAYOUT.tensors(name) if key not in tensors]
-        differences += [f"{key} is missing" for key in lacking]
-        if lacking:
-            continue
-        try:
-            params[name] = import_parameter(
-                name, shape, [tensors[key] for key in LAYOUT.tensors(name)], LAYOUT
-            )
-        except ValueError:
-            sizes = ", ".join(str(tensor.shape) for tensor in found)
-            differences.append(f"{LAYOUT.tensors(name)[0]} has shape {sizes}, not that of {name} {shape}")
-    if differences:
-        shown = "; ".join(differences[:4]) + ("; ..." if len(differences) > 4 else "")
-        raise ValueError(f"{len(differences)} tensors of {file} do not fit {model.variant}: {shown}")
-    return jax.tree.map(jnp.asarray, {"params": unflatten_dict(params, sep="/")})
+    return {"params": jax.tree.map(jnp.asarray, unflatten_dict(params, sep="/"))}

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,14 +144,14 @@ def import_weights(
             key for head in HEADS for leaf in ("kernel", "bias") for key in layout.tensors(f"{head}/{leaf}")
         }
         tensors = {key: tensor for key, tensor in tensors.items() if key not in heads}
-    expected = _expected(shapes, layout)
+    expected = expected_tensors(shapes, layout)
     check_architecture(tensors, expected, model, layout, file)
     for name in expected.keys() & tensors.keys():
         if tensors[name].dtype != np.float32:
             raise ValueError(of_other_kind(name, tensors[name].dtype, file))
     tensors = _fit_positions(tensors, model, shapes, layout, trained_size, file)
     anew, why = ([], "") if strict else _heads_to_draw(tensors, shapes, expected, layout)
-    _check_tensors(tensors, shapes, expected, anew, layout, file, model)
+    check_tensors(tensors, shapes, expected, anew, layout, file, model)
     params = {
         name: import_parameter(name, shape, [tensors[key] for key in layout.tensors(name)], layout)
         for name, shape in shapes.items()
@@ -297,7 +297,7 @@ def read_config(file: Path) -> dict[str, Any] | None:
         raise ValueError(f"{file} is not a whole JSON file: {first_line(error)}") from None
 
 
-def _expected(shapes, layout):
+def expected_tensors(shapes: Mapping[str, tuple[int, ...]], layout: Layout) -> dict[str, tuple[int, ...]]:
     """The shapes of ``layout``'s tensors for our parameters."""
     expected = {}
     for name, shape in shapes.items():
@@ -397,7 +397,15 @@ def _heads_to_draw(tensors, shapes, expected, layout):
     )
 
 
-def _check_tensors(tensors, shapes, expected, anew, layout, file, model):
+def check_tensors(
+    tensors: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    anew: Sequence[str],
+    layout: Layout,
+    file: Path,
+    model: nn.Module,
+) -> None:
     """Raise a ``ValueError`` that names the tensors that are missing, unexpected or of another shape."""
     ignored = {key for name in anew for key in layout.tensors(name)}
     differences = [f"nothing there is the model's {name}" for name in shapes if not layout.tensors(name)]

@@ -21,6 +21,9 @@ from shiftaddvit_jax.checkpoints.pretrained import import_weights, read_config, 
 from shiftaddvit_jax.checkpoints.store import DESCRIPTION, load_model
 from shiftaddvit_jax.checkpoints.weights import find_weights, weight_files
 from shiftaddvit_jax.models import Preprocessing, create_model, model_preprocessing
+from shiftaddvit_jax.models.registry import model_task
+
+OWN = ("model", "packed")  # what `save_model` says by itself
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,25 @@ def open_source(
     return _open_ours(folder)
 
 
+def open_model(
+    source: str | Path, **settings: Any
+) -> tuple[nn.Module, PyTree, dict[str, Any], tuple[str, ...]]:
+    """A model for any task, its variables, what `save_model` is to say of it, and notes.
+
+    Arguments and errors are those of `open_source`, which classifiers are opened with.
+    """
+    folder = our_folder(source)
+    if folder is not None and (folder / DESCRIPTION).is_file():
+        model, variables, about = load_model(folder)
+        if model_task(model) != "classification":
+            return model, variables, {name: about[name] for name in about if name not in OWN}, ()
+    found = open_source(source, **settings)
+    return found.model, found.variables, describe_source(found), found.notes
+
+
 def describe_source(source: Source) -> dict[str, Any]:
     """What `save_model` and `export_bundle` are to say of a model made from ``source``."""
-    about = {name: value for name, value in (source.about or {}).items() if name not in ("model", "packed")}
+    about = {name: value for name, value in (source.about or {}).items() if name not in OWN}
     if is_named(source):
         about["class_names"] = source.class_names
     return about | {"preprocessing": asdict(source.preprocessing)}
@@ -169,6 +188,10 @@ def _open_ours(folder):
         (model, variables, about), notes = load_model(folder), ()
     else:
         (model, variables, about), notes = read_portable(folder), ()
+    if model_task(model) != "classification":
+        raise ValueError(
+            f"{folder} holds a {model.variant}, which renders views; use it with `shiftaddvit nvs`"
+        )
     names = about.get("class_names")
     if names is not None and len(names) != model.num_classes:
         raise ValueError(f"{folder} names {len(names)} classes, and its model has {model.num_classes}")

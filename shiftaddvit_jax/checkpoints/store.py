@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 
 from shiftaddvit_jax.files import check_digests, file_digests, whole_folder, write_json
 from shiftaddvit_jax.models import create_model, model_arguments, model_preprocessing
+from shiftaddvit_jax.models.registry import model_task
 from shiftaddvit_jax.models.variables import variable_shapes
 from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.pack import packed_shapes
@@ -40,8 +41,7 @@ def save_model(
     path = Path(path).absolute()
     if path.exists() and not (path / DESCRIPTION).is_file():
         raise ValueError(f"{path} exists and is not a checkpoint; choose another folder")
-    pixels = dataclasses.asdict(model_preprocessing(model))
-    description = {"model": model_arguments(model), "preprocessing": pixels, **(about or {})}
+    description = {"model": model_arguments(model), **_pixels(model), **(about or {})}
     if is_packed(variables["params"]):
         description["packed"] = True
     with whole_folder(path) as temporary:
@@ -54,7 +54,7 @@ def save_model(
 def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Module, PyTree, dict[str, Any]]:
     """Model, variables and description from a folder that `save_model` wrote.
 
-    The description always has a ``preprocessing``: in folders of earlier versions, its variant's.
+    A classifier's description always has a ``preprocessing``: in folders of earlier versions, its variant's.
 
     Args:
       path: the folder.
@@ -74,7 +74,7 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Mod
         ) from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}/model.json does not describe a model: {error}") from None
-    description.setdefault("preprocessing", dataclasses.asdict(model_preprocessing(saved)))
+    description = _pixels(saved) | description
     check_digests(path / "variables", description.pop("digests", {}))
     packed = description.get("packed", False)
     target = packed_shapes(saved) if packed else variable_shapes(saved)
@@ -92,6 +92,13 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Mod
     if model is not None and not packed:
         check_variables(model, variables)
     return model or saved, variables, description
+
+
+def _pixels(model):
+    """The preprocessing of a classifier's variant, as descriptions have it."""
+    if model_task(model) != "classification":
+        return {}
+    return {"preprocessing": dataclasses.asdict(model_preprocessing(model))}
 
 
 def _checkpointer():

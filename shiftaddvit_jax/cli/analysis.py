@@ -292,7 +292,8 @@ def _report_title(report):
     kinds = ["/".join(dict.fromkeys(kind)) for kind in kinds]
     if model["layers"]:
         kinds.append(f"{len(model['layers'])} layers of their own")
-    return f"{model['name']}, {', '.join(kinds)}, {report['batch']} x {model['image_size']} px"
+    unit = f"x {model['image_size']} px" if "image_size" in model else "rays"
+    return f"{model['name']}, {', '.join(kinds)}, {report['batch']} {unit}"
 
 
 def _print_report(report):

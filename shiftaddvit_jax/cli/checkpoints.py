@@ -56,7 +56,7 @@ def reparameterize_checkpoint(arguments: argparse.Namespace) -> None:
     import jax
 
     from shiftaddvit_jax.checkpoints import save_model
-    from shiftaddvit_jax.checkpoints.source import describe_source, open_source
+    from shiftaddvit_jax.checkpoints.source import open_model
     from shiftaddvit_jax.models.kinds import parse_kinds
     from shiftaddvit_jax.reparameterize import reparameterization_report, reparameterize
 
@@ -77,13 +77,13 @@ def reparameterize_checkpoint(arguments: argparse.Namespace) -> None:
             "nothing to change: give --attention, --mlp, --projections, --weight-terms, --layers or "
             "--rotation"
         )
-    source = open_source(arguments.checkpoint or arguments.pretrained, **source_settings(arguments))
-    for note in source.notes:
+    origin = arguments.checkpoint or arguments.pretrained
+    model, variables, about, notes = open_model(origin, **source_settings(arguments))
+    for note in notes:
         print(f"note: {note}")
-    model, variables = source.model, source.variables
     print(reparameterization_report(model, variables, **kinds))
     student, student_variables = reparameterize(model, variables, **kinds, key=jax.random.key(arguments.seed))
-    save_model(arguments.output, student, student_variables, describe_source(source))
+    save_model(arguments.output, student, student_variables, about)
     print(f"written to {arguments.output}; finetune it with --config.init_from={arguments.output}")
 
 
@@ -108,11 +108,10 @@ def pack_checkpoint(arguments: argparse.Namespace) -> None:
     import jax
 
     from shiftaddvit_jax.checkpoints import save_model
-    from shiftaddvit_jax.checkpoints.source import describe_source, open_source
+    from shiftaddvit_jax.checkpoints.source import open_model
     from shiftaddvit_jax.pack import pack
 
-    source = open_source(arguments.checkpoint)
-    model, variables = source.model, source.variables
+    model, variables, about, _ = open_model(arguments.checkpoint)
     formats = {"activations": arguments.activations, "precision": arguments.precision}
     primitives = dataclasses.replace(model.primitives, **formats)
     model = model.clone(primitives=primitives)
@@ -120,7 +119,7 @@ def pack_checkpoint(arguments: argparse.Namespace) -> None:
         packed = pack(model, variables)
     for loss in losses:
         print(loss.message)
-    save_model(arguments.output, model, packed, describe_source(source))
+    save_model(arguments.output, model, packed, about)
     sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e3 for tree in (variables, packed)]
     print(f"written to {arguments.output}: {sizes[0]:,.0f} kB became {sizes[1]:,.0f} kB")
 

@@ -36,7 +36,7 @@ def models(arguments: argparse.Namespace) -> None:
     from shiftaddvit_jax.models.variables import variable_shapes
     from shiftaddvit_jax.progress import track
 
-    names = arguments.names or list_models()
+    names = arguments.names or [*list_models(), *list_models("novel_views")]
     originals = [create_model(name) for name in names]
     rows = []
     for model in track(originals, "tracing models", len(names)):
@@ -53,7 +53,7 @@ def models(arguments: argparse.Namespace) -> None:
             row["name"],
             f"{row['parameters'] / 1e6:.2f} M",
             f"{row['multiply_adds'] / 1e6:,.0f} M",
-            str(row["image_size"]),
+            str(row["image_size"] or "a ray"),
             "all" if row["attention"] == ATTENTION_KINDS else "some",
         )
     print_table(table)

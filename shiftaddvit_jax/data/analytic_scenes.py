@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 Points = Float[np.ndarray, "rays 3"]
 Depths = Float[np.ndarray, "rays"]
+Place = Sequence[float] | Float[np.ndarray, "3"]
 LIGHT = np.array([-0.4, -0.8, -0.45]) / np.linalg.norm(
     [-0.4, -0.8, -0.45]
 )  # towards the light; y points down
@@ -140,7 +141,7 @@ def render(
     colours, depth = np.zeros((len(centres), 3)), np.zeros(len(centres))
     for down in offsets:
         for right in offsets:
-            found, at = _look(surfaces, centres + [right, down], intrinsics, pose)
+            found, at = _look(surfaces, centres + np.array([right, down]), intrinsics, pose)
             colours += found / samples**2
             if right == down == 0:
                 depth = at
@@ -193,9 +194,7 @@ def _read_mirrored(texture, points):
     return above * (1 - down) + below * down
 
 
-def look_at(
-    position: Sequence[float], target: Sequence[float], down: Sequence[float] = (0, 1, 0)
-) -> Float[np.ndarray, "4 4"]:
+def look_at(position: Place, target: Place, down: Place = (0, 1, 0)) -> Float[np.ndarray, "4 4"]:
     """The pose of a camera at ``position`` that looks at ``target``, with the image's y along ``down``."""
     forward = np.subtract(target, position)
     forward = forward / np.linalg.norm(forward)

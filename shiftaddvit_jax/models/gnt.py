@@ -1,5 +1,6 @@
 """GNT (Varma et al., arXiv 2207.13298): novel views of a scene from photographs, by two transformers."""
 
+import dataclasses
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -17,6 +18,8 @@ from shiftaddvit_jax.ops.grid_sample import grid_sample
 
 # The kinds of attention along a ray: those of a sequence of tokens without a class token.
 ATTENTION_KINDS = ("msa", "linear", "hamming_linear", "hamming_quadratic", "binary_softmax")
+# Kernels as small as ViT's would take thousands of steps to grow.
+KERNEL_INIT = nn.initializers.lecun_uniform()
 OCTAVES = 10  # of the encodings of positions and directions
 
 
@@ -65,10 +68,11 @@ class GeneralizableNerfTransformer(nn.Module):
 
     def setup(self) -> None:
         """The layers by their names."""
+        primitives = dataclasses.replace(self.primitives, kernel_init=KERNEL_INIT)
         self.image_features = ResUNet(
             self.feature_widths, self.feature_depths, self.features, self.primitives.dtype
         )
-        inside = self.primitives.inside("embed")
+        inside = primitives.inside("embed")
         self.embed = ReluMlp(self.channels, self.channels, self.mlp[0], primitives=inside)
         self.blocks = [
             ViewRayBlock(
@@ -79,13 +83,13 @@ class GeneralizableNerfTransformer(nn.Module):
                 mixes=index % 2 == 1,
                 dropout=self.dropout,
                 layer_norm_eps=self.layer_norm_eps,
-                primitives=self.primitives.inside(f"block{index}"),
+                primitives=primitives.inside(f"block{index}"),
                 name=f"block{index}",
             )
             for index in range(1, self.depth + 1)
         ]
-        self.norm = make_layer_norm(self.layer_norm_eps, self.primitives, default=PATCH_EPSILON)
-        self.head = make_linear("dense", self.outputs, self.primitives)
+        self.norm = make_layer_norm(self.layer_norm_eps, primitives, default=PATCH_EPSILON)
+        self.head = make_linear("dense", self.outputs, primitives)
 
     def __call__(
         self,
@@ -125,14 +129,15 @@ class GeneralizableNerfTransformer(nn.Module):
     @nn.nowrap
     def example_inputs(self, batch: int = 1) -> tuple[Any, ...]:
         """The shapes and dtypes of the arguments of a call for ``batch`` rays, features made before."""
-        side = 32
+        side, views = 32, self.views
 
-        def shape(*sides):
-            return jax.ShapeDtypeStruct(sides, jnp.float32)
+        def make():
+            rays = Rays(jnp.zeros((batch, 3)), jnp.zeros((batch, 3)), jnp.zeros((batch, self.points)))
+            images = jnp.zeros((views, side, side, 3))
+            cameras = jnp.zeros((views, 3, 3)), jnp.zeros((views, 4, 4))
+            return rays, Views(images, *cameras), jnp.zeros((views, side // 4, side // 4, self.features))
 
-        rays = Rays(shape(batch, 3), shape(batch, 3), shape(batch, self.points))
-        views = Views(shape(self.views, side, side, 3), shape(self.views, 3, 3), shape(self.views, 4, 4))
-        return rays, views, shape(self.views, side // 4, side // 4, self.features)
+        return jax.eval_shape(make)
 
     @nn.nowrap
     def _look_up(self, rays, views, image_features):
@@ -186,6 +191,6 @@ VARIANTS = {
     "gnt": _variant(8),
     "gnt_single": _variant(4),
     "gnt_nano": _variant(
-        2, channels=32, points=32, views=4, widths=(16, 24, 32), depths=(1, 1, 1), features=16
+        2, channels=32, points=24, views=4, widths=(16, 16, 16), depths=(1, 1, 1), features=8
     ),
 }

@@ -47,6 +47,17 @@ def model_family(name: str) -> Family:
     return next(family for family in FAMILIES if name in family.variants)
 
 
+def model_task(model: nn.Module) -> Task:
+    """What ``model`` is for."""
+    return model_family(model.variant).task
+
+
+def check_classifier(model: nn.Module, what: str) -> None:
+    """Raise a ``ValueError`` unless ``model`` is a classifier, which ``what`` is for."""
+    if model_task(model) != "classification":
+        raise ValueError(f"{what} is for classifiers, and {model.variant} renders views")
+
+
 def list_models(task: Task = "classification") -> list[str]:
     """The names that `create_model` knows of models for ``"classification"`` or ``"novel_views"``.
 
@@ -58,7 +69,9 @@ def list_models(task: Task = "classification") -> list[str]:
 
 
 def model_row(name: str) -> dict[str, Any]:
-    """A classifier's ``name``, number of ``parameters``, ``image_size`` and kinds of ``attention``.
+    """A variant's ``name``, number of ``parameters``, ``image_size`` and kinds of ``attention``.
+
+    What renders views has None as ``image_size``.
 
     Raises:
       ValueError: an unknown name.
@@ -67,13 +80,19 @@ def model_row(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "parameters": count_parameters(model),
-        "image_size": model.image_size,
+        "image_size": getattr(model, "image_size", None),
         "attention": model_family(name).attention,
     }
 
 
 def model_preprocessing(model: nn.Module) -> Preprocessing:
-    """What the published weights of ``model``'s variant expect, at the model's own image size."""
+    """What the published weights of ``model``'s variant expect, at the model's own image size.
+
+    Raises:
+      ValueError: a model that is no classifier.
+    """
+    if model_task(model) != "classification":
+        raise ValueError(f"{model.variant} renders views; it takes photographs as they are, of any size")
     preprocessing = model_family(model.variant).variants[model.variant]["preprocessing"]
     return preprocessing.at_size(model.image_size)
 
@@ -227,7 +246,7 @@ def model_arguments(model: nn.Module) -> dict[str, Any]:
     arguments = {
         name: primitives[name] if name in primitives else getattr(model, name)
         for name in inspect.signature(create_model).parameters
-        if name in primitives or hasattr(model, name)
+        if name in primitives or (name != "name" and hasattr(model, name))
     }
     arguments["layers"] = dict(arguments["layers"]) or None
     if arguments["dtype"] is not None:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+SMALLEST = 17  # pixels of a side
+
 Image = Float[Array, "batch _height _width _channels"]
 
 
@@ -122,7 +124,15 @@ class ResUNet(nn.Module):
         """Features, in the dtype of the computation.
 
         They have a quarter of the images' sides where 16 divides these, and up to 3 points more elsewhere.
+
+        Raises:
+          ValueError: sides of less than 17 pixels, which leave nothing to reflect.
         """
+        if min(images.shape[1:3]) < SMALLEST:
+            height, width = images.shape[1:3]
+            raise ValueError(
+                f"photographs must be at least {SMALLEST} pixels high and wide, got {width} x {height}"
+            )
         x = Convolution(self.widths[0], 7, 2, dtype=self.dtype, name="conv1")(images)
         x = jax.nn.relu(InstanceNorm(name="norm1")(x))
         stages = []

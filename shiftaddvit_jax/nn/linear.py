@@ -8,7 +8,7 @@ from shiftaddvit_jax.names import LINEAR_KINDS
 from shiftaddvit_jax.nn.dense import Conv, Dense
 from shiftaddvit_jax.nn.moe import MoEDense
 from shiftaddvit_jax.nn.primitives import Primitives
-from shiftaddvit_jax.nn.shift import ShiftDense, kernel_init
+from shiftaddvit_jax.nn.shift import ShiftDense
 from shiftaddvit_jax.ops.precision import CONV_GENERAL_DILATED, DOT_GENERAL, Precision
 from shiftaddvit_jax.validation import check_choice
 
@@ -51,7 +51,7 @@ def make_linear(kind: str, features: int, primitives: Primitives, *, name: str |
         return Dense(
             features,
             dtype=primitives.dtype,
-            kernel_init=kernel_init,
+            kernel_init=primitives.kernel_init,
             dot_general=primitives.dot_general,
             implementation=primitives.implementation,
             name=name,
@@ -62,6 +62,7 @@ def make_linear(kind: str, features: int, primitives: Primitives, *, name: str |
         "activations": primitives.activations,
         "implementation": primitives.implementation,
         "dtype": primitives.dtype,
+        "kernel_init": primitives.kernel_init,
         "name": name,
     }
     if kind == "shift":

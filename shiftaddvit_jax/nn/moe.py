@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from shiftaddvit_jax.nn.dense import Dense
 from shiftaddvit_jax.nn.plan import mixture_kernel
-from shiftaddvit_jax.nn.primitives import Primitives
-from shiftaddvit_jax.nn.shift import ShiftDense, kernel_init
+from shiftaddvit_jax.nn.primitives import KERNEL_INIT, Primitives
+from shiftaddvit_jax.nn.shift import ShiftDense
 from shiftaddvit_jax.ops import dispatch
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.implementation import Implementation
@@ -46,6 +46,7 @@ class MoEDense(nn.Module):
       implementation: see `shiftaddvit_jax.ops`.
       dtype: dtype of the experts; the router always computes in float32.
       precision: number format of the dense expert's factors.
+      kernel_init: what both experts' kernels are drawn by.
     """
 
     features: int
@@ -57,6 +58,7 @@ class MoEDense(nn.Module):
     implementation: Implementation = None
     dtype: Any = None
     precision: Precision = "float32"
+    kernel_init: nn.initializers.Initializer = KERNEL_INIT
 
     @nn.compact
     def __call__(
@@ -146,7 +148,7 @@ class MoEDense(nn.Module):
             self.features,
             self.use_bias,
             self.dtype,
-            kernel_init=kernel_init,
+            kernel_init=self.kernel_init,
             dot_general=DOT_GENERAL[self.precision],
             implementation=self.implementation,
             name="dense",
@@ -159,6 +161,7 @@ class MoEDense(nn.Module):
             activations=self.activations,
             implementation=self.implementation,
             dtype=self.dtype,
+            kernel_init=self.kernel_init,
             name="shift",
         )
         return dense, shift

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from flax.linen import initializers
+
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.binarize import Threshold
 from shiftaddvit_jax.ops.implementation import Implementation
@@ -13,6 +15,8 @@ from shiftaddvit_jax.ops.precision import CONV_GENERAL_DILATED, DOT_GENERAL, Pre
 AttentionPrecision = Literal["float32", "int8", "clipped_int8"]
 PerformerFeatures = Literal["gaussian", "hadamard"]
 Rotation = Literal["none", "hadamard", "hadamard_2x", "hadamard_4x"]
+
+KERNEL_INIT = initializers.truncated_normal(0.02)  # of ViT and its descendants
 
 # What one linear layer can be: its kind, and settings that are not the model's.
 LAYER_CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -41,6 +45,7 @@ class Primitives:
       weight_terms: powers of two in a weight, see `shiftaddvit_jax.ops.shift_weight`.
       layers: what single linear layers are, by their path and instead of what the model's kinds say: pairs of
         a path and a choice, see `LAYER_CHOICES`.
+      kernel_init: what linear layers' kernels are drawn by.
       attention_precision: number format of the probabilities and values that attention ``"binary_softmax"``
         multiplies, see `shiftaddvit_jax.nn.attention.weigh_values`.
       performer_features: random features that attention ``"performer"`` draws, see `create_model`.
@@ -56,6 +61,7 @@ class Primitives:
     remat: bool = False
     weight_terms: int = 1
     layers: tuple[tuple[str, str], ...] = ()
+    kernel_init: initializers.Initializer = KERNEL_INIT
     attention_precision: AttentionPrecision = "float32"
     performer_features: PerformerFeatures = "gaussian"
     rotation: Rotation = "none"

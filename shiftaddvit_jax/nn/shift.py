@@ -9,6 +9,7 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from shiftaddvit_jax.nn.dense import promote_factors
+from shiftaddvit_jax.nn.primitives import KERNEL_INIT
 from shiftaddvit_jax.ops import (
     PackedWeight,
     fixed_point,
@@ -23,8 +24,6 @@ from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.implementation import Implementation, uses_tvm
 from shiftaddvit_jax.ops.packing import has_packed_form
 from shiftaddvit_jax.validation import check_choice
-
-kernel_init = nn.initializers.truncated_normal(0.02)
 
 
 class ShiftDense(nn.Module):
@@ -45,6 +44,7 @@ class ShiftDense(nn.Module):
       activations: number format of ``x``, see `shiftaddvit_jax.ops.matshift`.
       implementation: see `shiftaddvit_jax.ops`.
       dtype: dtype of the computation; by default the common one of ``x`` and the parameters.
+      kernel_init: what ``kernel`` is drawn by, and what ``sign`` and ``exponent`` are made of.
     """
 
     features: int
@@ -56,6 +56,7 @@ class ShiftDense(nn.Module):
     activations: Activations = "float"
     implementation: Implementation = None
     dtype: Any = None
+    kernel_init: nn.initializers.Initializer = KERNEL_INIT
 
     @nn.compact
     def __call__(
@@ -73,10 +74,10 @@ class ShiftDense(nn.Module):
         if self.has_variable("params", "codes"):
             pass  # packed weights are neither drawn here nor trained
         elif self.mode == "q":
-            self.param("kernel", kernel_init, shape, jnp.float32)
+            self.param("kernel", self.kernel_init, shape, jnp.float32)
         else:
-            self.param("sign", _init_sign, shape)
-            self.param("exponent", _init_exponent, shape, self.weight_bits)
+            self.param("sign", self._init_sign, shape)
+            self.param("exponent", self._init_exponent, shape)
         if self.use_bias:
             self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         return self.project(x, self.weight())
@@ -114,10 +115,11 @@ class ShiftDense(nn.Module):
             return y
         return (y + (fixed_point(bias) if self.activations == "fixed_point" else bias)).astype(y.dtype)
 
+    @nn.nowrap
+    def _init_sign(self, key, shape):
+        return jnp.sign(self.kernel_init(key, shape, jnp.float32))
 
-def _init_sign(key, shape):
-    return jnp.sign(kernel_init(key, shape, jnp.float32))
-
-
-def _init_exponent(key, shape, weight_bits):
-    return power_of_two_codes(kernel_init(key, shape, jnp.float32), weight_bits)[1].astype(jnp.float32)
+    @nn.nowrap
+    def _init_exponent(self, key, shape):
+        _, exponent = power_of_two_codes(self.kernel_init(key, shape, jnp.float32), self.weight_bits)
+        return exponent.astype(jnp.float32)

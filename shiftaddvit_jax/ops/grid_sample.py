@@ -40,7 +40,7 @@ def grid_sample(
     fraction = points - first
     read = jax.vmap(lambda image, x, y: image[y, x])
 
-    total = 0.0
+    total = jnp.zeros((), points.dtype)
     for right in (0, 1):
         for down in (0, 1):
             corner = first.astype(jnp.int32) + jnp.array([right, down])

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from shiftaddvit_jax.bench.latency import Latency, compare_latencies
 from shiftaddvit_jax.costs.report import cost_report
+from shiftaddvit_jax.models.registry import check_classifier
 from shiftaddvit_jax.names import SHIFT_SHARE
 from shiftaddvit_jax.pictures.capture import attention_maps, routed_tokens, shift_weights
 from shiftaddvit_jax.pictures.costs import plot_energy, plot_latency, plot_pareto
@@ -61,6 +62,7 @@ def measured_latencies(subjects: Sequence[Subject]) -> dict[str, Latency]:
     """The latency of one image by the subject's name; what can be packed is packed."""
     models = {}
     for subject in subjects:
+        check_classifier(subject.model, "a time of one image")
         side = subject.model.image_size
         image = np.random.default_rng(0).standard_normal((1, side, side, 3), np.float32)
         models[subject.name] = (*subject.for_inference(), image)

@@ -16,6 +16,7 @@ from shiftaddvit_jax.names import (
     PERFORMER_FEATURES,
     PRECISIONS,
     ROTATIONS,
+    SCENE,
     SOURCES,
     TRAINING_DTYPES,
     WRITERS,
@@ -84,7 +85,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "source": "digits",
                 "path": "",
                 "image_size": placeholder(int),
-                "batch_size": 64,  # images a step, on all devices together
+                "batch_size": 64,  # images a step, or a scene's rays, on all devices together
                 "augmentation": "affine",  # none, affine or crop_flip
                 "repeats": 1,  # draws of an image one after another: repeated augmentation
                 "workers": 0,  # processes that decode images; 0: threads of this one
@@ -259,7 +260,7 @@ RANGES = {
 }
 LATENCY = Range(0, without_low=True)
 CHOICES = {
-    "data.source": SOURCES,
+    "data.source": (*SOURCES, SCENE),
     "data.augmentation": AUGMENTATIONS,
     "model.activations": ("float", "int8", "fixed_point"),
     "model.threshold": ("zero", "sample", "tensor"),

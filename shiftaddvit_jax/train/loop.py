@@ -1,62 +1,34 @@
 """One training run: from a config to a trained model in a folder, resumable at any moment."""
 
-import dataclasses
 import logging
-import math
 import time
-from collections.abc import Generator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
-from jax.sharding import Mesh
-from jaxtyping import PyTree
 
 from shiftaddvit_jax import __version__
 from shiftaddvit_jax.checkpoints import load_model
-from shiftaddvit_jax.checkpoints.source import Source
 from shiftaddvit_jax.command import Stopped
-from shiftaddvit_jax.data import (
-    AUGMENTATIONS,
-    Augmentation,
-    Dataset,
-    load_dataset,
-    train_iterator,
-)
-from shiftaddvit_jax.data.identity import data_summary, describe_data
 from shiftaddvit_jax.files import read_metrics
-from shiftaddvit_jax.models import Preprocessing
 from shiftaddvit_jax.models.variables import variable_shapes
+from shiftaddvit_jax.names import SCENE
 from shiftaddvit_jax.progress import progress_bar
-from shiftaddvit_jax.reparameterize import learn_hashes, redraw_features
-from shiftaddvit_jax.train.compute import compute_as
+from shiftaddvit_jax.train import classification, views
 from shiftaddvit_jax.train.config import DEFAULTS, check_config, filled, flat, with_steps
 from shiftaddvit_jax.train.devices import (
     check_batch_size,
     create_mesh,
-    place_batch,
     place_state,
     state_shardings,
 )
-from shiftaddvit_jax.train.evaluate import evaluate
 from shiftaddvit_jax.train.signals import stop_signals
-from shiftaddvit_jax.train.start import Start, begin, open_teacher, resume, with_files_read
-from shiftaddvit_jax.train.step import (
-    Recipe,
-    initial_state,
-    learning_rate,
-    make_optimizer,
-    make_recipe,
-    train_step,
-)
+from shiftaddvit_jax.train.start import with_files_read
+from shiftaddvit_jax.train.step import initial_state
 from shiftaddvit_jax.train.summary import write_summary
 from shiftaddvit_jax.train.workdir import (
     AVERAGE,
@@ -75,71 +47,6 @@ from shiftaddvit_jax.train.writers import open_writers
 logger = logging.getLogger(__name__)
 
 AHEAD = 2  # steps that the device may have before it
-
-
-@dataclass(frozen=True)
-class Run:
-    """What stays the same from step to step.
-
-    Attributes:
-      config: with nothing left open.
-      dataset: what is trained and evaluated on.
-      model: what is trained, as it is saved and evaluated.
-      computed: the same, as training computes it.
-      preprocessing: the pixels that it expects.
-      optimizer: the optimizer.
-      recipe: what a step does with a batch.
-      teacher: what is distilled from; None without.
-      mesh: the devices.
-    """
-
-    config: ml_collections.ConfigDict
-    dataset: Dataset
-    model: nn.Module
-    computed: nn.Module
-    preprocessing: Preprocessing
-    optimizer: optax.GradientTransformation
-    recipe: Recipe
-    teacher: Source | None
-    mesh: Mesh
-
-    @property
-    def step_arguments(self) -> tuple:
-        """The first arguments of `train_step`, the same for every step."""
-        teacher = (self.teacher.model, self.teacher.variables) if self.teacher else (None, None)
-        return (self.computed, self.optimizer, self.recipe, self.mesh, *teacher)
-
-    @property
-    def schedule(self) -> optax.Schedule:
-        """The learning rate by step."""
-        return learning_rate(self.config, steps_per_epoch(self.config, self.dataset))
-
-    def batches(self, first: int, whole: bool = False) -> Generator[dict[str, np.ndarray]]:
-        """Batches from number ``first`` on, endless: ``whole``, or this process's rows of them."""
-        settings = self.config.data
-        hosts = {} if whole else {"host": jax.process_index(), "hosts": jax.process_count()}
-        return train_iterator(
-            self.dataset.train,
-            preprocessing=self.preprocessing,
-            batch_size=settings.batch_size,
-            augment=_augmentation(self.config),
-            seed=self.config.seed,
-            first_batch=first,
-            repeats=settings.repeats,
-            workers=settings.workers,
-            **hosts,
-        )
-
-    def evaluate(self, variables: PyTree) -> dict[str, Any]:
-        """`evaluate` on the test set."""
-        size = self.config.data.batch_size
-        mesh = self.mesh if self.mesh.size > 1 else None
-        return evaluate(self.model, variables, self.dataset.test, size, self.preprocessing, mesh)
-
-    def is_mixed(self, step: int) -> bool:
-        """Whether images of a step are mixed: up to the epoch that the config names."""
-        off = self.config.mixing.off_epoch
-        return not off or step * self.config.data.batch_size < off * len(self.dataset.train)
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -176,9 +83,10 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     mesh = create_mesh(config.devices.model)
     check_batch_size(mesh, config.data.batch_size, config.train.accumulate)
     found, checkpoints = read_run(workdir), Checkpoints(workdir)
-    dataset = load_dataset(config.data.source, config.data.path)
-    data = describe_data(dataset)
-    logger.info("%s", data_summary(data))
+    task: Any = views if config.data.source == SCENE else classification
+    dataset = task.load(config)
+    data = task.describe(dataset)
+    logger.info("%s", task.summary(data))
     config = with_steps(config, len(dataset.train))
     if found is not None:
         config = filled(filled(config, found.config), DEFAULTS)
@@ -186,11 +94,12 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         finished = finished_model(workdir, config.train.steps)
         if finished is not None:
             logger.info("finished: %s is trained, and evaluated again", workdir / MODEL)
-            return _evaluated_again(config, dataset, finished, workdir)
+            score = partial(task.score_again, config, dataset)
+            return _evaluated_again(config, score, finished, workdir)
 
     began = found.began if found is not None else None
-    start = resume(config, began) if began else begin(config, dataset.class_names)
-    run = make_run(start, dataset, mesh)
+    start = task.resume(config, began) if began else task.begin(config, dataset)
+    run = task.make_run(start, dataset, mesh)
     shapes = jax.eval_shape(
         partial(initial_state, optimizer=run.optimizer, recipe=run.recipe),
         variable_shapes(run.model) if start.variables is None else start.variables,
@@ -204,12 +113,12 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
                 "choose another workdir"
             )
         if start.variables is None:
-            start = begin(config, dataset.class_names)
-            run = make_run(start, dataset, mesh)
+            start = task.begin(config, dataset)
+            run = task.make_run(start, dataset, mesh)
     claim(workdir, run.config, {"data": data, **start.describe()})
     if state is None:
         state = place_state(
-            mesh, initial_state(_with_hashes(run, start.variables), run.optimizer, run.recipe)
+            mesh, initial_state(run.first_variables(start.variables), run.optimizer, run.recipe)
         )
     if step:
         logger.info("resuming at step %d of %d", step, run.config.train.steps)
@@ -218,57 +127,14 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     return _finish(run, state, history, best, totals, workdir)
 
 
-def make_run(start: Start, dataset: Dataset, mesh: Mesh) -> Run:
-    """The run that ``start`` begins.
-
-    Raises:
-      ValueError: a teacher that cannot teach this.
-    """
-    config = start.config
-    return Run(
-        config,
-        dataset,
-        start.model,
-        compute_as(start.model, dtype=config.train.dtype or None, remat=config.train.remat),
-        start.preprocessing,
-        make_optimizer(config, steps_per_epoch(config, dataset)),
-        make_recipe(config),
-        open_teacher(config, start, dataset.class_names),
-        mesh,
-    )
-
-
-def steps_per_epoch(config: ml_collections.ConfigDict, dataset: Dataset) -> int:
-    """Steps after which every image has been drawn once; the last may have images of the next epoch."""
-    return math.ceil(len(dataset.train) / config.data.batch_size)
-
-
-def _augmentation(config):
-    if config.data.augmentation != "crop_flip":
-        return AUGMENTATIONS[config.data.augmentation]
-    names = ("interpolation", "flip", "policy", "color_jitter")
-    settings = {name: config.augment[name] for name in names}
-    return Augmentation(scale=tuple(config.augment.scale), ratio=tuple(config.augment.ratio), **settings)
-
-
-def _with_hashes(run, variables):
-    """``variables`` with hashes learned from the first batch, whole in every process, where there are any."""
-    if "hash" not in variables:
-        return variables
-    with closing(run.batches(0, whole=True)) as batches:
-        images = jnp.asarray(next(batches)["image"])
-    learned = learn_hashes(run.model, variables, images, jax.random.key(run.config.seed))
-    return {**variables, "hash": learned["hash"]}
-
-
 def _train(run, state, step, checkpoints, workdir):
     """The state after the last step, what was logged, and what the steps of this call took."""
     settings, config = run.config.train, run.config
     key = jax.random.key(config.seed)
-    schedule, step_arguments = run.schedule, run.step_arguments
+    schedule = run.schedule
     history = read_metrics(workdir, step)
-    best = Best(workdir, settings.keep_best)
-    pending, pace = [], _Pace(config.data.batch_size)
+    best = Best(workdir, settings.keep_best, run.scores[0])
+    pending, pace = [], _Pace(config.data.batch_size, run.unit)
     names = settings.writers if jax.process_index() == 0 else ()
     with (
         closing(run.batches(step)) as batches,
@@ -280,17 +146,8 @@ def _train(run, state, step, checkpoints, workdir):
         while step < settings.steps:
             with pace.waiting():
                 batch = next(batches)
-            state, metrics = train_step(
-                *step_arguments,
-                state,
-                place_batch(run.mesh, batch),
-                key,
-                np.int32(step),
-                run.is_mixed(step),
-            )
+            state, metrics = run.take_step(state, batch, key, step)
             step += 1
-            if settings.redraw_every and step % settings.redraw_every == 0:
-                state = _with_redrawn_features(run, state, jax.random.fold_in(key, step))
             pending.append(metrics)
             if len(pending) > AHEAD:
                 jax.block_until_ready(pending[-1 - AHEAD])
@@ -314,11 +171,11 @@ def _train(run, state, step, checkpoints, workdir):
                     f"{which}_{name}": score
                     for which, found in scored
                     if found is not None
-                    for name, score in _scores(found).items()
+                    for name, score in _scores(run, found).items()
                 }
             history.append(entry)
             writers.write(step, {name: value for name, value in entry.items() if name != "step"})
-            note = _note(entry)
+            note = _note(run, entry)
             bar.update(task, note=note)
             if bar.disable and due["log"]:
                 logger.info("step %d of %d: %s", step, settings.steps, note)
@@ -344,21 +201,13 @@ def _evaluated(run, state, best, step):
     if state.averaged is not None:
         average = run.evaluate(state.averaged)
         variables, score = state.averaged, average
-    best.offer(step, score["top1"], run.model, variables, _about(run, step))
+    best.offer(step, score[run.scores[0]], run.model, variables, run.about(step))
     return found, average
 
 
-def _scores(found):
+def _scores(run, found):
     """What of an evaluation is logged and compared."""
-    return {name: found[name] for name in ("top1", "top5", "loss")}
-
-
-def _about(run, steps):
-    return {
-        "class_names": run.dataset.class_names,
-        "preprocessing": dataclasses.asdict(run.preprocessing),
-        "steps": steps,
-    }
+    return {name: found[name] for name in run.scores}
 
 
 def _finish(run, state, history, best, totals, workdir):
@@ -366,42 +215,31 @@ def _finish(run, state, history, best, totals, workdir):
     steps = run.config.train.steps
     metrics, average = _evaluated(run, state, best, steps)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    about = _about(run, steps)
+    about, first = run.about(steps), run.scores[0]
     if average is not None:
-        save_whole_model(workdir / AVERAGE, run.model, state.averaged, {**about, "top1": average["top1"]})
+        save_whole_model(workdir / AVERAGE, run.model, state.averaged, {**about, first: average[first]})
         metrics["average"] = average
     _write_summary(run, metrics, parameters, best, totals, workdir)
-    save_whole_model(workdir / MODEL, run.model, state.variables, {**about, "top1": metrics["top1"]})
+    save_whole_model(workdir / MODEL, run.model, state.variables, {**about, first: metrics[first]})
     return {**metrics, "parameters": parameters, "history": history}
 
 
-def _evaluated_again(config, dataset, finished, workdir):
+def _evaluated_again(config, score, finished, workdir):
     """The result of a run that is done, by its files."""
     model, variables, about = finished
-
-    def scored(variables):
-        preprocessing = Preprocessing.from_dict(about["preprocessing"])
-        return evaluate(model, variables, dataset.test, config.data.batch_size, preprocessing)
-
-    metrics = scored(variables)
+    metrics = score(model, variables, about)
     if (workdir / AVERAGE).exists():
-        metrics["average"] = scored(load_model(workdir / AVERAGE)[1])
+        metrics["average"] = score(model, load_model(workdir / AVERAGE)[1], about)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     history = read_metrics(workdir, config.train.steps)
     return {**metrics, "parameters": parameters, "history": history}
 
 
-def _with_redrawn_features(run, state, key):
-    variables = redraw_features(run.model, state.variables, key)
-    constants = {name: value for name, value in variables.items() if name != "params"}
-    return dataclasses.replace(state, constants=place_state(run.mesh, constants))
-
-
-def _note(entry):
+def _note(run, entry):
     parts = [f"loss {entry['loss']:.3f}"]
     if entry["balance_loss"]:
         parts.append(f"balance {entry['balance_loss']:.3f}")
-    parts += [f"accuracy {entry['accuracy']:.1%}", f"{entry['images_per_second']:.0f} images/s"]
+    parts += [run.progress(entry), f"{entry[f'{run.unit}_per_second']:.0f} {run.unit}/s"]
     if entry["input_wait"] > 0.05:
         parts.append(f"waits for input {entry['input_wait']:.0%}")
     return "  ".join(parts)
@@ -410,8 +248,8 @@ def _note(entry):
 class _Pace:
     """How fast steps are, and how much of their time goes by waiting for batches."""
 
-    def __init__(self, batch_size):
-        self.batch_size = batch_size
+    def __init__(self, batch_size, unit):
+        self.batch_size, self.unit = batch_size, unit
         self.steps, self.seconds, self.waited = 0, 0.0, 0.0  # of all intervals before
         self.restart()
 
@@ -429,17 +267,17 @@ class _Pace:
         self.steps, self.seconds = self.steps + steps, self.seconds + seconds
         self.waited += self._waited
         return {
-            "images_per_second": steps * self.batch_size / seconds,
+            f"{self.unit}_per_second": steps * self.batch_size / seconds,
             "input_wait": self._waited / seconds,
         }
 
     def totals(self):
         if not self.steps:
             return {}
-        images = self.steps * self.batch_size
+        seen = self.steps * self.batch_size
         return {
             "seconds": self.seconds,
-            "images_per_second": images / self.seconds,
+            f"{self.unit}_per_second": seen / self.seconds,
             "input_wait": self.waited / self.seconds,
         }
 
@@ -460,17 +298,17 @@ def _mean_metrics(pending, step):
 def _write_summary(run, metrics, parameters, best, totals, workdir):
     """Write ``summary.json``: what `shiftaddvit compare` shows."""
     steps, config = run.config.train.steps, run.config
-    images = steps * config.data.batch_size
+    seen = steps * config.data.batch_size
     average, first = metrics.get("average"), best.first()
     summary = {
         "config": flat(config),
         "steps": steps,
-        "images": images,
-        "epochs": images / len(run.dataset.train),
+        run.unit: seen,
+        "epochs": seen / len(run.dataset.train),
         **totals,
         "parameters": parameters,
-        "final": _scores(metrics),
-        **({"ema": _scores(average)} if average else {}),
+        "final": _scores(run, metrics),
+        **({"ema": _scores(run, average)} if average else {}),
         **({"best": first} if first else {}),
         "shift_share": metrics["shift_share"],
         "class_names": list(run.dataset.class_names),

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from shiftaddvit_jax.data import load_dataset
+from shiftaddvit_jax.train.classification import make_run
 from shiftaddvit_jax.train.config import check_config, with_steps
 from shiftaddvit_jax.train.devices import check_batch_size, create_mesh, place_batch, place_state
-from shiftaddvit_jax.train.loop import make_run
 from shiftaddvit_jax.train.start import begin, with_files_read
 from shiftaddvit_jax.train.step import initial_state, train_step, warmup_steps
 

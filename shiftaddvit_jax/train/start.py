@@ -42,19 +42,19 @@ class Start:
       config: with nothing left open.
       model: what is trained.
       variables: its own before the first step; None where they are in the run's checkpoints.
-      preprocessing: the pixels that it expects.
+      preprocessing: the pixels that it expects; None of a model that renders views.
     """
 
     config: ml_collections.ConfigDict
     model: nn.Module
     variables: PyTree
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
 
     def describe(self) -> dict[str, Any]:
         """What `resume` needs of it, in types that JSON can hold."""
         return {
             "model": model_arguments(self.model),
-            "preprocessing": dataclasses.asdict(self.preprocessing),
+            "preprocessing": {} if self.preprocessing is None else dataclasses.asdict(self.preprocessing),
         }
 
 
@@ -70,7 +70,8 @@ def begin(config: ml_collections.ConfigDict, class_names: tuple[str, ...]) -> St
         model = _model(config, class_names)
         return Start(config, model, init_variables(model, key), model_preprocessing(model))
     teacher = _open(config.init_from, "init_from", config.model.name)
-    config = filled(filled(config, _settings(teacher.model)), DEFAULTS)
+    settings = {**model_settings(teacher.model), "data.image_size": teacher.model.image_size}
+    config = filled(filled(config, settings), DEFAULTS)
     model, variables = _with_head(teacher, config, class_names, key)
     asked = _model(config, class_names)
     for field in ("variant", "num_classes", "image_size"):
@@ -179,7 +180,7 @@ def _model(config, class_names):
     return create_model(**settings, num_classes=len(class_names), image_size=config.data.image_size)
 
 
-def _settings(model):
+def model_settings(model: nn.Module) -> dict[str, Any]:
     """What a config leaves open, by its keys, as ``model`` has it."""
     primitives = (
         "weight_bits",
@@ -192,7 +193,6 @@ def _settings(model):
     )
     return {
         "model.name": model.variant,
-        "data.image_size": model.image_size,
         **{f"model.{kinds}": ",".join(getattr(model, kinds)) for kinds in KINDS},
         **{f"model.{name}": getattr(model.primitives, name) for name in primitives},
     }

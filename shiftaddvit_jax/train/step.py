@@ -213,14 +213,25 @@ def train_step(
         (loss, metrics), gradient = _in_parts(
             gradient_of, recipe.accumulate, mesh, state.params, parts, model_key
         )
+    return next_state(optimizer, recipe, mesh, state, gradient, step), {"loss": loss, **metrics}
+
+
+def next_state(
+    optimizer: optax.GradientTransformation,
+    recipe: Recipe,
+    mesh: Mesh,
+    state: TrainState,
+    gradient: PyTree,
+    step: Int[Array, ""] | int,
+) -> TrainState:
+    """The state after a step of ``optimizer`` along ``gradient``, as placed as before; for a jitted step."""
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, updates)
     average = state.average
     if average is not None:
         average = update_ema(average, params, ema_decay(step + 1, recipe.ema_decay, warmup=recipe.ema_warmup))
     state = dataclasses.replace(state, params=params, opt_state=opt_state, average=average)
-    state = jax.lax.with_sharding_constraint(state, state_shardings(mesh, state))
-    return state, {"loss": loss, **metrics}
+    return jax.lax.with_sharding_constraint(state, state_shardings(mesh, state))
 
 
 def _loss(model, recipe, teacher, teacher_variables, constants, params, images, targets, labels, key):
@@ -241,18 +252,19 @@ def _loss(model, recipe, teacher, teacher_variables, constants, params, images, 
         weight = recipe.distillation_weight
         task = (1 - weight) * labelled + weight * taught
         metrics = {"distillation_loss": taught}
-    routing = mutated.get("routing", {})
+    balance, shares = balance_loss(recipe, mutated.get("routing", {}))
+    accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
+    metrics |= {"task_loss": labelled, "balance_loss": balance, "accuracy": accuracy, **shares}
+    return task + recipe.balance_weight * balance, metrics
+
+
+def balance_loss(recipe: Recipe, routing: PyTree) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The latency-aware loss of a ``"routing"`` collection, and each layer's ``shift_share/LAYER``."""
     latencies: Any = recipe.latencies
     if all(isinstance(entry, tuple) for entry in latencies):
         latencies = dict(latencies)
-    balance = routing_loss(routing, latencies)
-    metrics |= {
-        "task_loss": labelled,
-        "balance_loss": balance,
-        "accuracy": jnp.mean(jnp.argmax(logits, -1) == labels),
-        **{f"shift_share/{name}": share for name, share in shift_shares(routing).items()},
-    }
-    return task + recipe.balance_weight * balance, metrics
+    shares = {f"shift_share/{name}": share for name, share in shift_shares(routing).items()}
+    return routing_loss(routing, latencies), shares
 
 
 def _in_parts(gradient_of, count, mesh, params, batch, key):

@@ -289,37 +289,37 @@ class Checkpoints:
 
 
 class Best:
-    """The models of a run that scored best on the test set, each in a folder named after its step.
+    """The models of a run with the highest score on the test set, each in a folder named after its step.
 
     In a run of several processes, all call its methods, and the first one writes.
     """
 
-    def __init__(self, workdir: Path, keep: int) -> None:
-        self.folder, self.keep = workdir / BEST, keep
+    def __init__(self, workdir: Path, keep: int, score: str) -> None:
+        self.folder, self.keep, self.score = workdir / BEST, keep, score
 
-    def offer(self, step: int, top1: float, model: nn.Module, variables: PyTree, about: Mapping) -> None:
+    def offer(self, step: int, value: float, model: nn.Module, variables: PyTree, about: Mapping) -> None:
         """Save a model that is among the best, remove those no longer; ties go to the earlier."""
         kept = [entry for entry in self._entries() if entry[1] != step]
-        ranked = sorted([*kept, (-top1, step)])
-        if (-top1, step) in ranked[: self.keep]:
-            save_whole_model(self.folder / str(step), model, variables, {**about, "top1": top1})
+        ranked = sorted([*kept, (-value, step)])
+        if (-value, step) in ranked[: self.keep]:
+            save_whole_model(self.folder / str(step), model, variables, {**about, self.score: value})
         if jax.process_index() == 0:
             for _, old in kept:
                 if old not in [step for _, step in ranked[: self.keep]]:
                     shutil.rmtree(self.folder / str(old), ignore_errors=True)
 
     def first(self) -> dict[str, Any] | None:
-        """``step``, ``top1`` and ``path`` of the best, its path in the workdir; None without any."""
+        """The best one's ``step``, score (by its name) and ``path`` in the workdir; None without any."""
         for negative, step in sorted(self._entries()):
-            return {"step": step, "top1": -negative, "path": f"{BEST}/{step}"}
+            return {"step": step, self.score: -negative, "path": f"{BEST}/{step}"}
         return None
 
     def _entries(self):
-        """Their top-1, negative, and step."""
+        """Their scores, negative, and steps."""
         found = []
         for folder in self.folder.iterdir() if self.folder.is_dir() else ():
             try:
-                found.append((-float(read_object(folder / "model.json")["top1"]), int(folder.name)))
+                found.append((-float(read_object(folder / "model.json")[self.score]), int(folder.name)))
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # not whole, or not ours
         return found

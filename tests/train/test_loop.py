@@ -17,7 +17,7 @@ from shiftaddvit_jax.data import load_dataset, preprocess
 from shiftaddvit_jax.data.sources import Examples
 from shiftaddvit_jax.models import Preprocessing
 from shiftaddvit_jax.models.kinds import parse_kinds
-from shiftaddvit_jax.train import default_config, evaluate, loop, train_and_evaluate
+from shiftaddvit_jax.train import classification, default_config, evaluate, train_and_evaluate
 from shiftaddvit_jax.train.config import RANGES, check_config
 from shiftaddvit_jax.train.start import begin, open_teacher
 from shiftaddvit_jax.train.step import learning_rate, make_optimizer
@@ -121,7 +121,7 @@ def test_a_longer_run_goes_on_and_a_shorter_one_says_how(run, tmp_path, caplog):
 
 def test_sigterm_saves_the_step_and_the_same_call_goes_on(run, tmp_path, monkeypatch, capsys):
     config, workdir, metrics = run
-    step, calls = loop.train_step, []
+    step, calls = classification.train_step, []
 
     def terminated(*arguments):
         calls.append(1)
@@ -129,7 +129,7 @@ def test_sigterm_saves_the_step_and_the_same_call_goes_on(run, tmp_path, monkeyp
             os.kill(os.getpid(), signal.SIGTERM)
         return step(*arguments)
 
-    monkeypatch.setattr(loop, "train_step", terminated)
+    monkeypatch.setattr(classification, "train_step", terminated)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Stopped, match="stopped by SIGTERM at step 3 of 4, which is saved; the same command"):
         train_and_evaluate(config, tmp_path / "run")

@@ -288,7 +288,7 @@ def test_a_disk_that_has_no_room_for_a_step_is_said_with_both_numbers(workdir, m
 def test_the_models_that_score_best_are_kept(tmp_path):
     model = sav.create_model("pvt_v2_nano", num_classes=2)
     variables = sav.init_variables(model, jax.random.key(0))
-    best = Best(tmp_path, keep=2)
+    best = Best(tmp_path, keep=2, score="top1")
     for step, top1 in ((10, 0.5), (20, 0.7), (30, 0.4), (40, 0.7), (50, 0.6)):
         best.offer(step, top1, model, variables, {"class_names": ["ant", "bee"]})
     assert sorted(path.name for path in (tmp_path / "best").iterdir()) == ["20", "40"]

@@ -1,0 +1,176 @@
+"""The commands of novel view synthesis: a demo, training on a scene, scores and videos."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from shiftaddvit_jax.cli.arguments import Commands, add_command
+from shiftaddvit_jax.optional import require
+
+
+def add_nvs(commands: Commands) -> None:
+    """Add ``nvs`` and its own commands."""
+    command = add_command(
+        commands, "nvs", None, "Novel views of a scene from photographs: demo, train, eval, render."
+    )
+    inner = command.add_subparsers(dest="nvs_command", required=True, metavar="COMMAND")
+    shown = add_command(
+        inner, "demo", demo, "On an analytic scene: train GNT-nano, reparameterize it, compare (minutes)."
+    )
+    shown.add_argument("--workdir", default="runs/views", metavar="DIR", help="default: %(default)s")
+    _add_scene(shown, default="analytic")
+    shown.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+
+    trained = add_command(
+        inner, "train", train, "Train a model on a scene; run again to resume, see also `shiftaddvit train`."
+    )
+    _add_scene(trained, required=True)
+    trained.add_argument("--workdir", required=True, metavar="DIR", help="where the run goes, and goes on")
+    trained.add_argument("--model", metavar="NAME", help="gnt, gnt_single or gnt_nano (the default)")
+    trained.add_argument(
+        "--init-from", default="", metavar="CHECKPOINT", help="what to begin with and reparameterize"
+    )
+    for name in ("attention", "mlp", "projections"):
+        trained.add_argument(f"--{name}", default="", metavar="KIND", help="default: the checkpoint's")
+    trained.add_argument("--steps", type=int, default=800, metavar="N", help="default: %(default)s")
+    trained.add_argument("--rays", type=int, default=256, metavar="N", help="a step (default: %(default)s)")
+    trained.add_argument("--learning-rate", type=float, metavar="X", help="default: 0.005; finetuning 0.002")
+    trained.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+
+    scored = add_command(inner, "eval", evaluate, "PSNR, SSIM and FLIP on a scene's held-out views.")
+    _add_model(scored)
+    scored.add_argument("--json", action="store_true", help="print JSON")
+
+    made = add_command(inner, "render", render, "A video along a path of cameras, or its frames.")
+    _add_model(made)
+    made.add_argument(
+        "--path",
+        default="spiral",
+        metavar="PATH",
+        help="spiral, circle, or a JSON file (default: %(default)s)",
+    )
+    made.add_argument("--frames", type=int, default=60, metavar="N", help="default: %(default)s")
+    made.add_argument(
+        "--output", required=True, metavar="FILE", help="a name in .mp4 or .gif, or a folder for PNGs"
+    )
+
+
+def _add_scene(command, **settings):
+    command.add_argument(
+        "--scene",
+        metavar="DIR",
+        help="a folder of LLFF, with transforms.json, or with a sparse model of COLMAP; or analytic",
+        **settings,
+    )
+    command.add_argument(
+        "--longest-side",
+        type=int,
+        metavar="N",
+        help="reduce photographs to so many pixels",
+    )
+
+
+def _add_model(command):
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help="a trained model's folder, or its run's")
+    _add_scene(command, required=True)
+    command.add_argument("--points", type=int, metavar="N", help="depths of a ray; default: as in training")
+    command.add_argument(
+        "--chunk", type=int, default=1024, metavar="N", help="rays at a time (default: %(default)s)"
+    )
+    command.add_argument("--near", type=float, metavar="X", help="least depth, where no file says it")
+    command.add_argument("--far", type=float, metavar="X", help="largest depth, likewise")
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    """Train, reparameterize and compare on a scene."""
+    require("train,plot,views", "the demo")
+    from shiftaddvit_jax.views_demo import print_report, run_views_demo
+
+    workdir = Path(arguments.workdir).absolute()
+    scene = _scene_name(arguments.scene)
+    report = run_views_demo(workdir, scene=scene, longest_side=arguments.longest_side, seed=arguments.seed)
+    print_report(report, workdir)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train on a scene."""
+    from shiftaddvit_jax.train import default_config, train_and_evaluate
+
+    config = default_config()
+    config.seed, config.init_from = arguments.seed, arguments.init_from
+    config.data.source, config.data.path = "scene", _scene_name(arguments.scene)
+    config.data.image_size, config.data.batch_size = arguments.longest_side, arguments.rays
+    config.model.name = arguments.model or ("" if arguments.init_from else "gnt_nano")
+    for name in ("attention", "mlp", "projections"):
+        config.model[name] = getattr(arguments, name)
+    config.train.steps, config.train.warmup_steps = arguments.steps, min(50, arguments.steps // 2)
+    config.train.learning_rate = arguments.learning_rate or (2e-3 if arguments.init_from else 5e-3)
+    config.train.weight_decay = 0.0
+    metrics = train_and_evaluate(config, arguments.workdir)
+    print(f"PSNR {metrics['psnr']:.2f} dB on held-out views; the model is in {arguments.workdir}/model")
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Scores of a checkpoint on a scene's held-out views."""
+    import numpy as np
+
+    from shiftaddvit_jax.novel_views import render_held_out, score_view
+
+    model, variables, scene = _open(arguments)
+    if not scene.held_out:
+        raise ValueError(f"the scene {arguments.scene} holds out no views")
+    settings = {"points": arguments.points, "chunk": arguments.chunk}
+    views = {
+        scene.names[index]: score_view(view.colours, scene.images[index] / 255)
+        for index, view in render_held_out(model, variables, scene, **settings)
+    }
+    means = {
+        name: float(np.mean([scores[name] for scores in views.values()])) for name in ("psnr", "ssim", "flip")
+    }
+    if arguments.json:
+        print(json.dumps({**means, "views": views}))
+        return
+    for name, scores in {**views, "mean": means}.items():
+        print(f"{name}: PSNR {scores['psnr']:.2f} dB, SSIM {scores['ssim']:.4f}, FLIP {scores['flip']:.4f}")
+
+
+def render(arguments: argparse.Namespace) -> None:
+    """Frames along a path."""
+    from shiftaddvit_jax.novel_views import circle_path, read_path, render_view, spiral_path
+    from shiftaddvit_jax.novel_views.video import check_output, write_frames
+
+    output = check_output(arguments.output)
+    model, variables, scene = _open(arguments)
+    if arguments.path in ("spiral", "circle"):
+        poses = {"spiral": spiral_path, "circle": circle_path}[arguments.path](scene, arguments.frames)
+    else:
+        poses = read_path(arguments.path)
+    settings = {"points": arguments.points, "chunk": arguments.chunk}
+    write_frames((render_view(model, variables, scene, pose, **settings).colours for pose in poses), output)
+    print(f"{len(poses)} frames in {output}")
+
+
+def _scene_name(name):
+    """A scene's name that means the same in any folder."""
+    return name if name.partition(":")[0] == "analytic" and not os.path.isdir(name) else os.path.abspath(name)
+
+
+def _open(arguments) -> tuple[Any, Any, Any]:
+    """A model, its variables, and the scene."""
+    from shiftaddvit_jax.checkpoints import load_model
+    from shiftaddvit_jax.checkpoints.source import our_folder
+    from shiftaddvit_jax.data.scenes import load_scene
+    from shiftaddvit_jax.models import list_models
+
+    folder = our_folder(arguments.checkpoint)
+    if folder is None:
+        raise ValueError(f"{arguments.checkpoint} is no checkpoint; train one with `shiftaddvit nvs train`")
+    model, variables, _ = load_model(folder)
+    if model.variant not in list_models("novel_views"):
+        raise ValueError(f"{arguments.checkpoint} holds a {model.variant}, which does not render views")
+    scene = load_scene(
+        arguments.scene, longest_side=arguments.longest_side, near=arguments.near, far=arguments.far
+    )
+    return model, variables, scene
