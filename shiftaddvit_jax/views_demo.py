@@ -107,7 +107,7 @@ def run_views_demo(
         metrics = train_and_evaluate(stage_config(workdir, name, **settings), workdir / name)
         logger.info("      PSNR %.2f dB on the held-out views", metrics["psnr"])
         model, variables, _ = load_model(workdir / name / "model")
-        rendered[name] = dict(render_held_out(model, variables, data))
+        rendered[name] = dict(render_held_out(model, variables, data, count_tokens=True))
         costs[name] = _costs(model, variables, metrics["shift_share"])
     rows = [*_without_a_model(data)]
     for name, found in rendered.items():
@@ -118,7 +118,7 @@ def run_views_demo(
     views = {
         data.names[index]: {
             "true": data.images[index] / 255,
-            "rendered": {name: found[index][:2] for name, found in rendered.items()},
+            "rendered": {name: found[index] for name, found in rendered.items()},
             "bounds": (data.near, data.far),
             "depth": None if data.depths is None else data.depths[index],
         }

@@ -14,6 +14,7 @@ from shiftaddvit_jax.cli import main
 from shiftaddvit_jax.data.scenes import load_scene
 from shiftaddvit_jax.models import init_variables
 from shiftaddvit_jax.novel_views import (
+    Rendered,
     circle_path,
     fit_plane,
     mean_of_views,
@@ -57,6 +58,19 @@ def test_a_view_does_not_depend_on_the_chunk(opened, scene):
     whole, parts = (render_view(*opened, scene, scene.poses[3], chunk=chunk) for chunk in (1024, 1000))
     np.testing.assert_allclose(parts.colours, whole.colours, atol=1e-6)
     np.testing.assert_allclose(parts.depth, whole.depth, rtol=1e-5)
+
+
+def test_shares_of_rays_are_those_of_layers(opened, scene):
+    """The mean over rays and MoE layers, either way."""
+    model, variables = sav.reparameterize(*opened, layers={"embed/fc1": "moe", "block1/mix/fc2": "moe"})
+    view = render_view(model, variables, scene, scene.poses[3], count_tokens=True)
+    shares = [tokens[1] / tokens.sum() for tokens in view.tokens.values()]
+    assert len(shares) == 2
+    assert view.shift_share.mean() == pytest.approx(np.mean(shares), abs=1e-6)
+
+
+def test_without_mixtures_there_are_no_shares(opened, scene):
+    assert render_view(*opened, scene, scene.poses[3], count_tokens=True).shift_share is None
 
 
 def test_depths_lie_in_the_scene(opened, scene):
@@ -225,7 +239,8 @@ def test_predict_says_that_a_renderer_is_no_classifier(checkpoint, capsys):
 
 def test_the_page_has_a_table_and_the_views(scene, tmp_path):
     view = scene.images[3] / 255
-    rendered = {"dense": (view, scene.depths[3]), "moe": (view, scene.depths[3])}
+    dense = Rendered(view, scene.depths[3], {}, None)
+    rendered = {"dense": dense, "moe": dense._replace(shift_share=np.full((SIDE, SIDE), 0.6))}
     shown = {
         "true": view,
         "rendered": rendered,

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from shiftaddvit_jax.data.scenes import Scene
-from shiftaddvit_jax.nn.moe import routing_layers
+from shiftaddvit_jax.nn.moe import EXPERTS, routing_layers
 from shiftaddvit_jax.ops.cameras import Rays, Views, pixel_directions, ray_depths
 from shiftaddvit_jax.progress import progress_bar
 
@@ -25,11 +25,14 @@ class Rendered(NamedTuple):
       colours: from 0 to 1.
       depth: the mean of a ray's depths, weighed as its first point attends to all in the last transformer.
       tokens: by MoE layer, how many tokens each expert computed; empty unless asked for.
+      shift_share: the share of a ray's tokens on shift experts, its mean over MoE layers; None of a model
+        without any, or unless asked for.
     """
 
     colours: Float[np.ndarray, "height width 3"]
     depth: Float[np.ndarray, "height width"]
     tokens: dict[str, np.ndarray]
+    shift_share: Float[np.ndarray, "height width"] | None
 
 
 def render_view(
@@ -94,7 +97,11 @@ def render_view(
     for part in parts:
         for name, value in part[2].items():
             tokens[name] = tokens.get(name, 0) + np.asarray(value, np.float64)
-    return Rendered(np.clip(colours, 0, 1).reshape(height, width, 3), depth.reshape(height, width), tokens)
+    share = None
+    if tokens:
+        share = np.concatenate([part[3] for part in parts])[:count].reshape(height, width)
+    colours = np.clip(colours, 0, 1).reshape(height, width, 3)
+    return Rendered(colours, depth.reshape(height, width), tokens, share)
 
 
 def render_held_out(
@@ -142,13 +149,16 @@ def _render_rays(model, points, count_tokens, variables, views, encoded, camera,
     near, far = bounds
     depths = ray_depths(near, far, len(pixels), points)
     rays = Rays(jnp.broadcast_to(pose[:3, 3], directions.shape), directions, depths)
-    seen = []
+    seen, shares = [], []
 
     def note(call, arguments, keywords, context):
         result = call(*arguments, **keywords)
-        path = context.module.path
-        if context.method_name == "__call__" and path[-1:] in (("qkv",), ("qk",)):
+        name = context.module.path[-1:]
+        if context.method_name == "__call__" and name in (("qkv",), ("qk",)):
             seen.append(result)
+        if context.method_name == "__call__" and name == ("router",):
+            shifted = jnp.argmax(result, axis=-1) == EXPERTS.index("shift")
+            shares.append(jnp.mean(shifted.reshape(len(pixels), -1), axis=1))
         return result
 
     with nn.intercept_methods(note):
@@ -156,7 +166,8 @@ def _render_rays(model, points, count_tokens, variables, views, encoded, camera,
         colours, state = model.apply(variables, rays, views, encoded, mutable=mutable)
     depth = jnp.sum(first_attention(seen[-1], model.num_heads, model.channels) * depths, axis=-1)
     layers = routing_layers(state.get("routing", {}))
-    return colours, depth, {name: layer["tokens"] for name, layer in layers.items()}
+    tokens = {name: layer["tokens"] for name, layer in layers.items()}
+    return colours, depth, tokens, jnp.mean(jnp.stack(shares), axis=0) if layers else None
 
 
 def first_attention(
