@@ -17,6 +17,7 @@ SHIPPED = (
     "digits.py",
     "fashion_mnist.py",
     "finetune_folder.py",
+    "novel_views.py",
     "finetune_folder.py:hf:OpenGVLab/pvt_v2_b2",
     *(f"{name}_imagenet.py:{stage}" for name in IMAGENET for stage in STAGES),
 )
