@@ -48,6 +48,8 @@ def stage_config(
     *,
     scene: str = "analytic",
     longest_side: int | None = None,
+    near: float | None = None,
+    far: float | None = None,
     seed: int = 0,
     steps_scale: float = 1.0,
 ) -> "ml_collections.ConfigDict":
@@ -59,6 +61,7 @@ def stage_config(
     config.model.update(kinds)
     config.data.source, config.data.path = "scene", scene
     config.data.image_size = longest_side
+    config.data.near, config.data.far = near or 0.0, far or 0.0
     config.data.batch_size = RAYS
     config.train.learning_rate, config.train.warmup_steps = 5e-3, 50
     config.train.weight_decay = 0.0
@@ -81,6 +84,8 @@ def run_views_demo(
     *,
     scene: str = "analytic",
     longest_side: int | None = None,
+    near: float | None = None,
+    far: float | None = None,
     seed: int = 0,
     steps_scale: float = 1.0,
 ) -> dict[str, Any]:
@@ -97,13 +102,14 @@ def run_views_demo(
     """
     workdir = Path(workdir).absolute()
     start = time.perf_counter()
-    data = load_scene(scene, longest_side=longest_side)
+    taken = {"longest_side": longest_side, "near": near, "far": far}
+    data = load_scene(scene, **taken)
     rendered: dict[str, dict[int, Any]] = {}
     costs: dict[str, dict[str, Any]] = {}
     for number, (name, teacher, _) in enumerate(STAGES, 1):
         origin = f", from {teacher}" if teacher else ""
         logger.info("[%d/%d] %s%s", number, len(STAGES), name, origin)
-        settings = {"scene": scene, "longest_side": longest_side, "seed": seed, "steps_scale": steps_scale}
+        settings = {"scene": scene, **taken, "seed": seed, "steps_scale": steps_scale}
         metrics = train_and_evaluate(stage_config(workdir, name, **settings), workdir / name)
         logger.info("      PSNR %.2f dB on the held-out views", metrics["psnr"])
         model, variables, _ = load_model(workdir / name / "model")

@@ -70,6 +70,8 @@ def _add_scene(command, **settings):
         metavar="N",
         help="reduce photographs to so many pixels",
     )
+    command.add_argument("--near", type=float, metavar="X", help="least depth, where no file says it")
+    command.add_argument("--far", type=float, metavar="X", help="largest depth, likewise")
 
 
 def _add_model(command):
@@ -79,8 +81,6 @@ def _add_model(command):
     command.add_argument(
         "--chunk", type=int, default=1024, metavar="N", help="rays at a time (default: %(default)s)"
     )
-    command.add_argument("--near", type=float, metavar="X", help="least depth, where no file says it")
-    command.add_argument("--far", type=float, metavar="X", help="largest depth, likewise")
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -89,8 +89,8 @@ def demo(arguments: argparse.Namespace) -> None:
     from shiftaddvit_jax.views_demo import print_report, run_views_demo
 
     workdir = Path(arguments.workdir).absolute()
-    scene = _scene_name(arguments.scene)
-    report = run_views_demo(workdir, scene=scene, longest_side=arguments.longest_side, seed=arguments.seed)
+    settings = {name: getattr(arguments, name) for name in ("longest_side", "near", "far", "seed")}
+    report = run_views_demo(workdir, scene=_scene_name(arguments.scene), **settings)
     print_report(report, workdir)
 
 
@@ -102,6 +102,7 @@ def train(arguments: argparse.Namespace) -> None:
     config.seed, config.init_from = arguments.seed, arguments.init_from
     config.data.source, config.data.path = "scene", _scene_name(arguments.scene)
     config.data.image_size, config.data.batch_size = arguments.longest_side, arguments.rays
+    config.data.near, config.data.far = arguments.near or 0.0, arguments.far or 0.0
     config.model.name = arguments.model or ("" if arguments.init_from else "gnt_nano")
     for name in ("attention", "mlp", "projections"):
         config.model[name] = getattr(arguments, name)

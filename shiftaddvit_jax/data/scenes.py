@@ -93,13 +93,14 @@ def load_scene(
         the others or turned by EXIF; poses of another number than photographs, or that are not finite or no
         rotations; cameras with distortion; no depths where nothing says them.
     """
-    name = str(source)
+    name, depths = str(source), _given_depths(near, far)
     if name.partition(":")[0] == ANALYTIC:
+        if depths is not None:
+            raise ValueError("the analytic scene knows its depths; leave out near and far")
         return _named_analytic(name, longest_side)
     folder = Path(source).expanduser()
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}; a scene is a folder, or {ANALYTIC}")
-    depths = _given_depths(near, far)
     if (folder / "poses_bounds.npy").is_file():
         found = _read_llff(folder, longest_side)
     elif (folder / "transforms.json").is_file() or (folder / "transforms_train.json").is_file():

@@ -89,6 +89,8 @@ def default_config() -> ml_collections.ConfigDict:
                 "augmentation": "affine",  # none, affine or crop_flip
                 "repeats": 1,  # draws of an image one after another: repeated augmentation
                 "workers": 0,  # processes that decode images; 0: threads of this one
+                "near": 0.0,  # depths of a scene whose files don't say them; 0: they do
+                "far": 0.0,
             },
             # What ``crop_flip`` does to each image, see `shiftaddvit_jax.data.Augmentation`; erasing is done
             # on the device, with any augmentation.
@@ -221,6 +223,8 @@ RANGES = {
     "data.batch_size": _COUNT,
     "data.repeats": _COUNT,
     "data.workers": Range(0, 1024, whole=True),
+    "data.near": _WEIGHT,
+    "data.far": _WEIGHT,
     "augment.flip": _SHARE,
     "augment.color_jitter": _WEIGHT,
     "augment.erase": _SHARE,
@@ -304,6 +308,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             check_choice(f"config.{name}", value, CHOICES[name])
     _check_latencies(config.train.latencies)
     _check_sequences(config)
+    if config.data.source != SCENE and (config.data.near or config.data.far):
+        raise ValueError("config.data.near and far are depths of a scene; leave them at 0.0")
     if config.train.clip_norm and config.train.clip_value:
         raise ValueError("config.train.clip_norm and clip_value are both set; set one of them to 0")
 

@@ -100,7 +100,13 @@ def load(config: ml_collections.ConfigDict) -> SceneData:
             )
     if not config.data.path:
         raise ValueError("config.data.path is empty; name the scene's folder, or analytic")
-    scene = load_scene(config.data.path, longest_side=config.data.image_size)
+    settings = config.data
+    scene = load_scene(
+        settings.path,
+        longest_side=settings.image_size,
+        near=settings.near or None,
+        far=settings.far or None,
+    )
     if not scene.held_out or not scene.training:
         raise ValueError(f"{config.data.path} has no views for training, or none held out")
     return SceneData(scene)

@@ -316,6 +316,11 @@ def test_a_folder_without_cameras_is_told(tmp_path):
         load_scene(tmp_path)
 
 
+def test_depths_of_the_analytic_scene_are_its_own():
+    with pytest.raises(ValueError, match="knows its depths"):
+        load_scene("analytic", near=1.0, far=2.0)
+
+
 def test_half_of_the_depths_is_told(tmp_path):
     with pytest.raises(ValueError, match="both near and far"):
         load_scene(tmp_path, near=1.0)

@@ -132,6 +132,8 @@ def test_a_mixture_starts_from_a_trained_model(runs, tmp_path):
         ({"train.remat": True}, r"config\.train\.remat is for classifiers"),
         ({"data.path": ""}, r"config\.data\.path is empty"),
         ({"data.path": "nowhere"}, "no folder nowhere"),
+        ({"data.near": 2.0, "data.far": 1.0}, "0 < near < far"),
+        ({"data.source": "digits", "data.near": 2.0}, "are depths of a scene"),
         ({"model.name": "pvt_v2_nano"}, "does not render views"),
         ({"init_from": "nowhere", "model.name": ""}, "is no checkpoint of this project"),
     ],
