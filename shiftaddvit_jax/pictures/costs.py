@@ -266,7 +266,7 @@ def plot_front(report: Mapping[str, Any], path: str | Path | None = None) -> Fig
       report: what ``shiftaddvit search --json`` writes.
       path: see `shiftaddvit_jax.pictures`.
     """
-    figure = Figure(figsize=(6, 4))
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.add_subplot()
     front = report["front"]
     axes.step(
@@ -277,16 +277,21 @@ def plot_front(report: Mapping[str, Any], path: str | Path | None = None) -> Fig
         color=COLORS[0],
         label="search",
     )
-    for color, name in zip(COLORS[1:], ("random", "greedy"), strict=False):
+    for color, style, name in zip(COLORS[1:], ("--", "-."), ("random", "greedy"), strict=False):
         points = [(point["budget"], point[name]) for point in front if point[name] is not None]
         if points:
-            axes.step(*zip(*points, strict=True), where="post", color=color, label=name)
+            axes.step(*zip(*points, strict=True), style, where="post", color=color, label=name)
     for choice, same in report["uniform"].items():
         axes.plot(same["cost"], same["measured"], "k^")
         axes.annotate(
             f"all {choice}", (same["cost"], same["measured"]), xytext=(4, 4), textcoords="offset points"
         )
-    axes.axvline(report["budget"], color="0.7", linestyle=":")
+    axes.axvline(report["budget"], color="0.7", linestyle=":", label="budget")
+    axes.margins(x=0.15, y=0.12)
+    positive = [point["measured"] for point in front if point["measured"] > 0]
+    if report["loss"] == "error" and positive:
+        # Errors span decades, and that of the dense model is 0.
+        axes.set_yscale("symlog", linthresh=min(positive))
     axes.set_xlabel(f"cost ({report['unit']})")
     axes.set_ylabel(
         "error (% of the logits' variance)" if report["loss"] == "error" else "cross-entropy (nats)"

@@ -4,7 +4,13 @@ from PIL import Image
 
 from shiftaddvit_jax.bench import Latency
 from shiftaddvit_jax.cli import main
-from shiftaddvit_jax.pictures import plot_confusions, plot_history, plot_latency, plot_routing_history
+from shiftaddvit_jax.pictures import (
+    plot_confusions,
+    plot_front,
+    plot_history,
+    plot_latency,
+    plot_routing_history,
+)
 from shiftaddvit_jax.pictures.costs import pareto_front
 
 
@@ -81,3 +87,23 @@ def test_what_cannot_be_drawn_is_refused(arguments, message, capsys):
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert message in error[0]
+
+
+def test_a_front_of_errors_over_decades_shows_all_of_them(tmp_path):
+    """On the picture, the least error that is not 0 stands above that of the dense model."""
+    points = [(2.0, 0.02), (4.0, 3e-4), (80.0, 0.0)]
+    front = [
+        {"budget": cost, "cost": cost, "measured": error, "random": None, "greedy": error}
+        for cost, error in points
+    ]
+    report = {
+        "front": front,
+        "uniform": {"shift": {"cost": 2.0, "measured": 0.02}, "dense": {"cost": 80.0, "measured": 0.0}},
+        "budget": 10.0,
+        "unit": "uJ",
+        "loss": "error",
+    }
+    (axes,) = plot_front(report, tmp_path / "front.png").axes
+    heights = axes.transData.transform([(cost, error) for cost, error in points])[:, 1]
+    assert heights[1] - heights[2] > 0.2 * (heights[0] - heights[2])
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["search", "greedy", "budget"]
