@@ -92,12 +92,7 @@ def reparameterize(
     Raises:
       ValueError: unknown kinds, or variables that are not the model's (with the names that differ).
     """
-    settings = {
-        "weight_terms": weight_terms,
-        "rotation": rotation,
-        "performer_features": performer_features,
-    }
-    student = _student(model, attention, mlp, projections, layers, settings)
+    student = _student(model, attention, mlp, projections, layers, weight_terms, rotation, performer_features)
     derived, report = _derive(model, variables, student)
     if report.made:
         derived |= init_named(student, report.made, jax.random.key(0) if key is None else key)
@@ -120,12 +115,7 @@ def reparameterization_report(
     layers: Mapping[str, str] | None = None,
 ) -> Report:
     """What `reparameterize` would inherit, make and drop."""
-    settings = {
-        "weight_terms": weight_terms,
-        "rotation": rotation,
-        "performer_features": performer_features,
-    }
-    student = _student(model, attention, mlp, projections, layers, settings)
+    student = _student(model, attention, mlp, projections, layers, weight_terms, rotation, performer_features)
     return _derive(model, variables, student)[1]
 
 
@@ -175,7 +165,7 @@ def check_variables(model: nn.Module, variables: PyTree, shapes: PyTree | None =
         raise ValueError(f"{len(differences)} parameters differ from those of {model.variant}: {shown}")
 
 
-def _student(model, attention, mlp, projections, layers, settings):
+def _student(model, attention, mlp, projections, layers, weight_terms, rotation, performer_features):
     changes, stages = {}, len(model.attention)
     if attention is not None:
         known = model_family(model.variant).attention
@@ -184,6 +174,11 @@ def _student(model, attention, mlp, projections, layers, settings):
         changes["mlp"] = stage_kinds("mlp", mlp, LINEAR_KINDS, stages)
     if projections is not None:
         changes["projections"] = stage_kinds("projections", projections, LINEAR_KINDS, stages)
+    settings = {
+        "weight_terms": weight_terms,
+        "rotation": rotation,
+        "performer_features": performer_features,
+    }
     settings = {name: value for name, value in settings.items() if value is not None}
     if settings:
         primitives = dataclasses.replace(model.primitives, **settings)

@@ -97,8 +97,8 @@ def run_views_demo(
     Returns:
       The report: ``rows``, each with ``name``, ``psnr`` (dB), ``ssim`` and ``flip``, means over the held-out
       views, and of models ``macs``, ``shifts``, ``adds`` and ``energy_mj`` (by energy model), of one ray
-      without the photographs' features, and ``shift_share``; ``feature_macs``, of one photograph; ``seed``,
-      ``scene`` and ``seconds``.
+      without the photographs' features, and ``shift_share``; ``seed``, ``scene`` and
+      ``seconds``.
     """
     workdir = Path(workdir).absolute()
     start = time.perf_counter()

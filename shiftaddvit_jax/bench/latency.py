@@ -275,9 +275,8 @@ def _linear_shapes(model, variables, batch):
             shapes.setdefault(name, (math.prod(tokens), inputs, result.shape[-1]))
         return result
 
-    images = jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.float32)
     with nn.intercept_methods(note):
-        jax.eval_shape(on_xla(model).apply, variables, images)
+        jax.eval_shape(on_xla(model).apply, variables, *example_inputs(model, batch))
     return shapes
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
-from shiftaddvit_jax.checkpoints.layouts import Layout, import_parameter
+from shiftaddvit_jax.checkpoints.layouts import Layout, import_parameter, within
 from shiftaddvit_jax.checkpoints.pretrained import check_tensors, expected_tensors
 from shiftaddvit_jax.checkpoints.weights import read_tensors
 from shiftaddvit_jax.models.gnt import GeneralizableNerfTransformer
@@ -20,7 +20,6 @@ from shiftaddvit_jax.models.variables import variable_shapes
 # The entries of a training checkpoint (https://github.com/VITA-Group/GNT, gnt/model.py).
 ENTRIES = ("net_coarse", "feature_net")
 
-_VIEW, _RAY, _IMAGES = "net_coarse.view_crosstrans.{b}", "net_coarse.view_selftrans.{b}", "feature_net"
 _BLOCK = {"norm1": "attn_norm", "norm2": "ff_norm", "mlp/fc1": "ff.fc1", "mlp/fc2": "ff.fc2"}
 _VIEW_BLOCK = _BLOCK | {
     "attn/q": "attn.q_fc",
@@ -41,31 +40,26 @@ _LAYER = {
     "shortcut/conv": "downsample.0",
     "shortcut_norm": "downsample.1",
 }
+_ENCODER = {
+    "conv1/conv": "conv1",
+    "norm1": "bn1",
+    "upconv{S}/conv/conv": "upconv{S}.conv.conv",
+    "upconv{S}/norm": "upconv{S}.conv.bn",
+    "iconv{S}/conv/conv": "iconv{S}.conv",
+    "iconv{S}/norm": "iconv{S}.bn",
+    "out": "out_conv",
+}
 _NAMES = {
     "embed/fc1": "net_coarse.rgbfeat_fc.0",
     "embed/fc2": "net_coarse.rgbfeat_fc.2",
-    **{f"block{{B}}/view/{ours}": f"{_VIEW}.{theirs}" for ours, theirs in _VIEW_BLOCK.items()},
+    **within("block{B}/view", "net_coarse.view_crosstrans.{b}", _VIEW_BLOCK),
     "block{B}/mix/fc1": "net_coarse.q_fcs.{b}.0",
     "block{B}/mix/fc2": "net_coarse.q_fcs.{b}.2",
-    **{
-        f"block{{B}}/ray/{ours}": tuple(
-            f"{_RAY}.{name}" for name in ((theirs,) if isinstance(theirs, str) else theirs)
-        )
-        for ours, theirs in _RAY_BLOCK.items()
-    },
+    **within("block{B}/ray", "net_coarse.view_selftrans.{b}", _RAY_BLOCK),
     "norm": "net_coarse.norm",
     "head": "net_coarse.rgb_fc",
-    "image_features/conv1/conv": f"{_IMAGES}.conv1",
-    "image_features/norm1": f"{_IMAGES}.bn1",
-    **{
-        f"image_features/layer{{S}}_{{B}}/{ours}": f"{_IMAGES}.layer{{S}}.{{b}}.{theirs}"
-        for ours, theirs in _LAYER.items()
-    },
-    "image_features/upconv{S}/conv/conv": f"{_IMAGES}.upconv{{S}}.conv.conv",
-    "image_features/upconv{S}/norm": f"{_IMAGES}.upconv{{S}}.conv.bn",
-    "image_features/iconv{S}/conv/conv": f"{_IMAGES}.iconv{{S}}.conv",
-    "image_features/iconv{S}/norm": f"{_IMAGES}.iconv{{S}}.bn",
-    "image_features/out": f"{_IMAGES}.out_conv",
+    **within("image_features", "feature_net", _ENCODER),
+    **within("image_features/layer{S}_{B}", "feature_net.layer{S}.{b}", _LAYER),
 }
 _WITHOUT_BIAS = ("q_fc.bias", "k_fc.bias", "v_fc.bias")
 LAYOUT = Layout("GNT", GeneralizableNerfTransformer, "net_coarse.rgbfeat_fc.0.weight", _NAMES)
@@ -104,9 +98,7 @@ def load_gnt(model: nn.Module, file: str | Path) -> PyTree:
             tensors.setdefault(name, np.zeros(expected[name], np.float32))
     check_tensors(tensors, shapes, expected, (), LAYOUT, file, model)
     params = {
-        name: jnp.asarray(
-            import_parameter(name, shape, [tensors[key] for key in LAYOUT.tensors(name)], LAYOUT)
-        )
+        name: import_parameter(name, shape, [tensors[key] for key in LAYOUT.tensors(name)], LAYOUT)
         for name, shape in shapes.items()
     }
     return {"params": jax.tree.map(jnp.asarray, unflatten_dict(params, sep="/"))}

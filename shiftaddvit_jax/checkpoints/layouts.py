@@ -83,7 +83,7 @@ def import_parameter(
     return value.reshape(shape)
 
 
-def _within(ours: str, theirs: str, names: Names, separator: str = ".") -> Names:
+def within(ours: str, theirs: str, names: Names, separator: str = ".") -> Names:
     """``names`` inside our module ``ours`` and their module ``theirs``."""
     return {
         f"{ours}/{name}": tuple(
@@ -117,7 +117,7 @@ def _transformers_vit(source: str, prefix: str, blocks: str, block: Names, **hea
         "cls_token": f"{prefix}.embeddings.cls_token",
         "pos_embed": f"{prefix}.embeddings.position_embeddings",
         "patch_embed": f"{prefix}.embeddings.patch_embeddings.projection",
-        **_within("block{B}", f"{prefix}.{blocks}.{{b}}", block),
+        **within("block{B}", f"{prefix}.{blocks}.{{b}}", block),
         "norm": f"{prefix}.layernorm",
         **heads,
     }
@@ -144,7 +144,7 @@ _TRANSFORMERS_PVT_BLOCK = {
     "mlp/fc2": "mlp.dense2",
 }
 _TRANSFORMERS_PVT = {
-    **_within(
+    **within(
         "stage{S}",
         "pvt.encoder.patch_embeddings.{s}",
         {
@@ -154,7 +154,7 @@ _TRANSFORMERS_PVT = {
             "cls_token": "cls_token",
         },
     ),
-    **_within("stage{S}/block{B}", "pvt.encoder.block.{s}.{b}", _TRANSFORMERS_PVT_BLOCK),
+    **within("stage{S}/block{B}", "pvt.encoder.block.{s}.{b}", _TRANSFORMERS_PVT_BLOCK),
     "norm": "pvt.encoder.layer_norm",
     "head": "classifier",
 }
@@ -173,7 +173,7 @@ _TRANSFORMERS_PVT_V2_BLOCK = {
     "mlp/fc2": "mlp.dense2",
 }
 _TRANSFORMERS_PVT_V2 = {
-    **_within(
+    **within(
         "stage{S}",
         "pvt_v2.encoder.layers.{s}",
         {
@@ -182,7 +182,7 @@ _TRANSFORMERS_PVT_V2 = {
             "norm": "layer_norm",
         },
     ),
-    **_within("stage{S}/block{B}", "pvt_v2.encoder.layers.{s}.blocks.{b}", _TRANSFORMERS_PVT_V2_BLOCK),
+    **within("stage{S}/block{B}", "pvt_v2.encoder.layers.{s}.blocks.{b}", _TRANSFORMERS_PVT_V2_BLOCK),
     "head": "classifier",
 }
 
@@ -197,14 +197,14 @@ _AUTHORS_PVT = {
     "stage{S}/patch_embed/norm": "patch_embed{S}.norm",
     "stage{S}/pos_embed": "pos_embed{S}",
     "stage{S}/cls_token": "cls_token",
-    **_within("stage{S}/block{B}", "block{S}.{b}", _BLOCK),
+    **within("stage{S}/block{B}", "block{S}.{b}", _BLOCK),
     "norm": "norm",
     "head": "head",
 }
 _AUTHORS_PVT_V2 = {
     "stage{S}/patch_embed/proj": "patch_embed{S}.proj",
     "stage{S}/patch_embed/norm": "patch_embed{S}.norm",
-    **_within("stage{S}/block{B}", "block{S}.{b}", _BLOCK | {"mlp/dwconv": "mlp.dwconv.dwconv"}),
+    **within("stage{S}/block{B}", "block{S}.{b}", _BLOCK | {"mlp/dwconv": "mlp.dwconv.dwconv"}),
     "stage{S}/norm": "norm{S}",
     "head": "head",
 }
@@ -213,7 +213,7 @@ _TIMM_PVT_V2 = {
     "stage1/patch_embed/norm": "patch_embed.norm",
     "stage{S}/patch_embed/proj": "stages.{s}.downsample.proj",
     "stage{S}/patch_embed/norm": "stages.{s}.downsample.norm",
-    **_within("stage{S}/block{B}", "stages.{s}.blocks.{b}", _BLOCK | {"mlp/dwconv": "mlp.dwconv"}),
+    **within("stage{S}/block{B}", "stages.{s}.blocks.{b}", _BLOCK | {"mlp/dwconv": "mlp.dwconv"}),
     "stage{S}/norm": "stages.{s}.norm",
     "head": "head",
 }
@@ -222,7 +222,7 @@ _TIMM_VIT = {
     "dist_token": "dist_token",
     "pos_embed": "pos_embed",
     "patch_embed": "patch_embed.proj",
-    **_within("block{B}", "blocks.{b}", _BLOCK),
+    **within("block{B}", "blocks.{b}", _BLOCK),
     "norm": "norm",
     "head": "head",
     "head_dist": "head_dist",
@@ -242,7 +242,7 @@ _GOOGLE_VIT = {
     "cls_token": "cls",
     "pos_embed": "Transformer/posembed_input/pos_embedding",
     "patch_embed": "embedding",
-    **_within("block{B}", "Transformer/encoderblock_{b}", _GOOGLE_VIT_BLOCK, "/"),
+    **within("block{B}", "Transformer/encoderblock_{b}", _GOOGLE_VIT_BLOCK, "/"),
     "norm": "Transformer/encoder_norm",
     "head": "head",
 }

@@ -35,13 +35,7 @@ def add_convert(commands: Commands) -> None:
     )
     add_source(command)
     add_source_settings(command)
-    command.add_argument(
-        "--images",
-        required=True,
-        metavar="DIR_OR_DATA",
-        help=f"a folder of images, or the training images of a data source: {', '.join(SOURCES)}",
-    )
-    command.add_argument("--path", default="", metavar="DIR", help="where the data source's images lie")
+    add_examples(command)
     command.add_argument(
         "--count", type=int, default=256, metavar="N", help="images to take, evenly (default: %(default)s)"
     )
@@ -161,6 +155,17 @@ def convert(arguments: argparse.Namespace) -> None:
     print("Energy: products of one image on an accelerator in 45 nm CMOS, activations in int8.")
     print(f"written to {arguments.output}: {len(layers)} layers, {len(images)} images, {seconds:.0f} s")
     print(f"Next: {program()} pack --checkpoint {arguments.output} --output {arguments.output}-packed")
+
+
+def add_examples(command: argparse.ArgumentParser) -> None:
+    """Add the images that `open_examples` opens."""
+    command.add_argument(
+        "--images",
+        required=True,
+        metavar="DIR_OR_DATA",
+        help=f"a folder of images, or the training images of a data source: {', '.join(SOURCES)}",
+    )
+    command.add_argument("--path", default="", metavar="DIR", help="where the data source's images lie")
 
 
 def open_examples(images: str, path: str) -> "Examples":

@@ -14,7 +14,7 @@ from shiftaddvit_jax.cli.arguments import (
     check_folders,
     source_settings,
 )
-from shiftaddvit_jax.cli.convert import open_examples, read_evenly
+from shiftaddvit_jax.cli.convert import add_examples, open_examples, read_evenly
 from shiftaddvit_jax.command import print_table, program
 from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.names import GROUPS, LAYER_CHOICES, LOSSES, SOURCES
@@ -34,13 +34,7 @@ def add_search(commands: Commands) -> None:
     )
     add_source(command)
     add_source_settings(command)
-    command.add_argument(
-        "--images",
-        required=True,
-        metavar="DIR_OR_DATA",
-        help=f"a folder of images, or the training images of a data source: {', '.join(SOURCES)}",
-    )
-    command.add_argument("--path", default="", metavar="DIR", help="where the data source's images lie")
+    add_examples(command)
     command.add_argument(
         "--count",
         type=int,

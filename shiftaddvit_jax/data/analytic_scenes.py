@@ -11,9 +11,8 @@ from jaxtyping import Float
 Points = Float[np.ndarray, "rays 3"]
 Depths = Float[np.ndarray, "rays"]
 Place = Sequence[float] | Float[np.ndarray, "3"]
-LIGHT = np.array([-0.4, -0.8, -0.45]) / np.linalg.norm(
-    [-0.4, -0.8, -0.45]
-)  # towards the light; y points down
+# Towards the light; y points down.
+LIGHT = np.array([-0.4, -0.8, -0.45]) / np.linalg.norm([-0.4, -0.8, -0.45])
 
 
 class Hit(NamedTuple):
@@ -183,15 +182,24 @@ def _photographs():
 
 def _read_mirrored(texture, points):
     """Bilinear; the texture goes on mirrored beyond its borders."""
-    height, width = texture.shape[:2]
+    size = np.array([texture.shape[1] - 1, texture.shape[0] - 1])
+    return bilinear(texture, np.abs((points + size) % (2 * size) - size))
+
+
+def bilinear(
+    image: Float[np.ndarray, "height width channels"], points: Float[np.ndarray, "points 2"]
+) -> Float[np.ndarray, "points channels"]:
+    """The image at points (x, y) in pixels, from pixels' centres; beyond its border, the nearest pixel."""
+    height, width = image.shape[:2]
     size = np.array([width - 1, height - 1])
-    points = np.abs((points + size) % (2 * size) - size)
-    first = np.minimum(points.astype(int), size - 1)
+    points = np.clip(points, 0, size)
+    first = np.minimum(points.astype(int), np.maximum(size - 1, 0))
     right, down = (points - first).T[..., None]
     x, y = first.T
-    above = texture[y, x] * (1 - right) + texture[y, x + 1] * right
-    below = texture[y + 1, x] * (1 - right) + texture[y + 1, x + 1] * right
-    return above * (1 - down) + below * down
+    beside, below = np.minimum(x + 1, width - 1), np.minimum(y + 1, height - 1)
+    top = image[y, x] * (1 - right) + image[y, beside] * right
+    bottom = image[below, x] * (1 - right) + image[below, beside] * right
+    return top * (1 - down) + bottom * down
 
 
 def look_at(position: Place, target: Place, down: Place = (0, 1, 0)) -> Float[np.ndarray, "4 4"]:

@@ -11,8 +11,6 @@ from shiftaddvit_jax.nn.mlp import ReluMlp
 from shiftaddvit_jax.nn.norm import make_layer_norm
 from shiftaddvit_jax.nn.primitives import Primitives
 
-Points = Float[Array, "rays points channels"]
-
 
 class ViewAttention(nn.Module):
     """Each point's sum over views, weighed channel by channel.

@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
+from shiftaddvit_jax.data.analytic_scenes import bilinear
 from shiftaddvit_jax.data.scenes import Scene
 from shiftaddvit_jax.novel_views.render import choose_sources
 
@@ -50,7 +51,7 @@ def warp_by_depth(scene: Scene, index: int, views: int) -> View:
     total, weights = np.zeros((height * width, 3)), np.zeros((height * width, 1))
     for rank, source in enumerate(choose_sources(scene, scene.poses[index], views, index)):
         colours, pixels, depths = _warp(scene, index, scene.depths[index].ravel(), source)
-        there = _bilinear(scene.depths[source][..., None], pixels)[:, 0]
+        there = bilinear(scene.depths[source][..., None], pixels)[:, 0]
         inside = np.all((pixels >= 0) & (pixels <= [width - 1, height - 1]), axis=1)
         seen = inside & (depths <= (1 + AGREE) * there)
         # Where none sees the point, the nearest photograph has the last word.
@@ -70,18 +71,4 @@ def _warp(scene, index, depths, source):
     points = pose[:3, 3] + depths[:, None] * directions
     seen = (points - other[:3, 3]) @ other[:3, :3] @ scene.intrinsics[source].T
     places = seen[:, :2] / np.maximum(seen[:, 2:], 1e-8)
-    return _bilinear(scene.images[source] / 255, places), places, seen[:, 2]
-
-
-def _bilinear(image, points):
-    """The image at points in pixels; beyond its border, the nearest pixel."""
-    height, width = image.shape[:2]
-    size = np.array([width - 1, height - 1])
-    points = np.clip(points, 0, size)
-    first = np.minimum(points.astype(int), np.maximum(size - 1, 0))
-    right, down = (points - first).T[..., None]
-    x, y = first.T
-    beside, below = np.minimum(x + 1, width - 1), np.minimum(y + 1, height - 1)
-    top = image[y, x] * (1 - right) + image[y, beside] * right
-    bottom = image[below, x] * (1 - right) + image[below, beside] * right
-    return top * (1 - down) + bottom * down
+    return bilinear(scene.images[source] / 255, places), places, seen[:, 2]

@@ -19,13 +19,12 @@ from shiftaddvit_jax.search.baselines import run_at_random, run_greedily
 from shiftaddvit_jax.search.costs import Costs
 from shiftaddvit_jax.search.design import Design
 from shiftaddvit_jax.search.effects import Effects, estimate_effects
-from shiftaddvit_jax.search.knapsack import cheapest_within
+from shiftaddvit_jax.search.knapsack import SLACK, cheapest_within
 from shiftaddvit_jax.search.supernet import make_supernet
 
 BATCH = 64  # images at a time
 STEPS = 8  # budgets of the front from the least to the greatest cost, beside those that are asked for
 FINETUNING_RATE = 1e-4  # of Adam's first step; it falls to 0
-SLACK = 1e-9  # of a budget, which sums of costs in another order may exceed
 Levels = Int[np.ndarray, "factors"]
 Run = Callable[[Levels], Float[np.ndarray, "batch classes"]]
 Loss = Callable[[Float[Array | np.ndarray, "batch classes"]], Float[Array, ""]]

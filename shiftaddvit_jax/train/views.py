@@ -194,7 +194,7 @@ class ViewsRun:
 
     Attributes:
       config: with nothing left open.
-      data: the scene.
+      dataset: the scene.
       model: what is trained, as it is saved and evaluated.
       computed: the same, as training computes it.
       optimizer: the optimizer.
@@ -206,17 +206,12 @@ class ViewsRun:
     unit: ClassVar[str] = "rays"
 
     config: ml_collections.ConfigDict
-    data: SceneData
+    dataset: SceneData
     model: nn.Module
     computed: nn.Module
     optimizer: optax.GradientTransformation
     recipe: Recipe
     mesh: Mesh
-
-    @property
-    def dataset(self) -> SceneData:
-        """The scene, by the name that it has in every task's run."""
-        return self.data
 
     @property
     def schedule(self) -> optax.Schedule:
@@ -226,7 +221,7 @@ class ViewsRun:
     @cached_property
     def arrays(self) -> "SceneArrays":
         """The scene on the devices."""
-        scene = self.data.scene
+        scene = self.dataset.scene
         bounds = np.array([scene.near, scene.far])
         cameras = (array.astype(np.float32) for array in (scene.intrinsics, scene.poses, bounds))
         whole = NamedSharding(self.mesh, PartitionSpec())
@@ -237,7 +232,7 @@ class ViewsRun:
 
         A step's rays are drawn on the devices, which hold the photographs.
         """
-        scene, count = self.data.scene, self.model.views
+        scene, count = self.dataset.scene, self.model.views
         step = first
         while True:
             draw = np.random.default_rng([self.config.seed, step])
@@ -270,7 +265,7 @@ class ViewsRun:
 
     def evaluate(self, variables: PyTree) -> dict[str, Any]:
         """`score_held_out`."""
-        return score_held_out(self.model, variables, self.data.scene)
+        return score_held_out(self.model, variables, self.dataset.scene)
 
     def about(self, steps: int) -> dict[str, Any]:
         """What is saved beside the model after so many steps."""
