@@ -14,12 +14,13 @@ import numpy as np
 
 from shiftaddvit_jax.checkpoints.source import open_source
 from shiftaddvit_jax.cli.convert import open_examples, read_evenly
+from shiftaddvit_jax.models.inspect import outputs_of
 from shiftaddvit_jax.models.variables import linear_layers
 from shiftaddvit_jax.search import energy_costs, group_layers, make_design, make_loss, make_run
 from shiftaddvit_jax.search.baselines import run_at_random, run_greedily
 from shiftaddvit_jax.search.effects import Effects, estimate_effects
 from shiftaddvit_jax.search.knapsack import cheapest_within
-from shiftaddvit_jax.search.run import logits_of
+from shiftaddvit_jax.search.run import BATCH
 
 FACTORS, CHOICES, SEEDS = 10, ("dense", "shift"), 20
 SHARES = (0.2, 0.35, 0.5, 0.65, 0.8)  # of the way from the cheapest to the dearest configuration: the budgets
@@ -39,7 +40,7 @@ def run_all(arguments):
     return {
         "costs": costs.of(groups, CHOICES),
         "logits": np.stack(every),
-        "dense": logits_of(model, variables, images[1::2]),
+        "dense": outputs_of(model, variables, images[1::2], BATCH),
         "labels": labels[1::2],
     }
 

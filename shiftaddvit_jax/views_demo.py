@@ -23,15 +23,15 @@ from shiftaddvit_jax.novel_views import (
     warp_by_plane,
 )
 from shiftaddvit_jax.pictures.views import write_views_page
-from shiftaddvit_jax.train import default_config, train_and_evaluate
+from shiftaddvit_jax.train import train_and_evaluate
+from shiftaddvit_jax.train.views import scene_config
 
 if TYPE_CHECKING:
     import ml_collections
 
 logger = logging.getLogger(__name__)
 
-DENSE_STEPS, FINETUNE_STEPS = 800, 300
-RAYS = 256  # a step
+FINETUNE_STEPS, FINETUNE_WARMUP = 300, 20
 # Each stage's name, the stage that its model starts from, and its changes to the config's model.
 STAGES = (
     ("dense", None, {}),
@@ -55,25 +55,18 @@ def stage_config(
 ) -> "ml_collections.ConfigDict":
     """The config of one of the demo's stages; ``steps_scale`` shortens or lengthens its training."""
     teacher, kinds = next((teacher, kinds) for name, teacher, kinds in STAGES if name == stage)
-    config = default_config()
+    config = scene_config(scene)
     config.seed = seed
-    config.model.name = "gnt_nano"
     config.model.update(kinds)
-    config.data.source, config.data.path = "scene", scene
     config.data.image_size = longest_side
     config.data.near, config.data.far = near or 0.0, far or 0.0
-    config.data.batch_size = RAYS
-    config.train.learning_rate, config.train.warmup_steps = 5e-3, 50
-    config.train.weight_decay = 0.0
-    steps = DENSE_STEPS
     if teacher is not None:
         config.init_from = str(workdir / teacher / "model")
-        config.train.learning_rate, config.train.warmup_steps = 5e-3, 20
-        steps = FINETUNE_STEPS
+        config.train.steps, config.train.warmup_steps = FINETUNE_STEPS, FINETUNE_WARMUP
     if "moe" in kinds.values():
         # Routers begin undecided, and in a few hundred steps must learn to be sure.
         config.train.rates = (("*/router/*", 10.0),)
-    config.train.steps = max(1, round(steps * steps_scale))
+    config.train.steps = max(1, round(config.train.steps * steps_scale))
     config.train.evaluate_every = config.train.steps
     config.train.checkpoint_every = 100
     return config

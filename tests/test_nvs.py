@@ -6,20 +6,27 @@ import json
 import jax
 import numpy as np
 import pytest
+import torch
+from flax.traverse_util import flatten_dict
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 import shiftaddvit_jax as sav
 from shiftaddvit_jax.checkpoints import load_model, save_model
 from shiftaddvit_jax.cli import main
 from shiftaddvit_jax.data.scenes import load_scene
 from shiftaddvit_jax.models import init_variables
+from shiftaddvit_jax.models.inspect import outputs_of
+from shiftaddvit_jax.models.variables import linear_layers
 from shiftaddvit_jax.novel_views import (
     Rendered,
     circle_path,
     fit_plane,
+    load_lpips,
     mean_of_views,
     read_path,
     render_view,
+    sample_rays,
     score_view,
     spiral_path,
     warp_by_depth,
@@ -71,6 +78,118 @@ def test_shares_of_rays_are_those_of_layers(opened, scene):
 
 def test_without_mixtures_there_are_no_shares(opened, scene):
     assert render_view(*opened, scene, scene.poses[3], count_tokens=True).shift_share is None
+
+
+@pytest.fixture(scope="module")
+def converted(checkpoint, tmp_path_factory):
+    """What `nvs convert` makes of the checkpoint."""
+    folder = tmp_path_factory.mktemp("converted") / "model"
+    kinds = ("--mlp", "shift", "--projections", "shift", "--rays", "64")
+    main(["nvs", "convert", str(checkpoint), *SCENE, *kinds, "--output", str(folder)])
+    return load_model(folder)[:2]
+
+
+def test_converted_models_have_shifts_alone(converted):
+    model, variables = converted
+    assert set(model.mlp + model.projections) == {"shift"}
+    leaves = flatten_dict(variables["params"], sep="/")
+    kernels = [np.abs(leaves[f"{path}/kernel"]) for path in linear_layers(model)]
+    assert all((np.frexp(kernel)[0] == 0.5).all() for kernel in kernels)
+
+
+def test_a_conversion_comes_nearer_than_rounding(opened, converted, scene):
+    """On other rays than those it was fitted to."""
+    samples = sample_rays(*opened, scene, 64, seed=1)
+    rounded = sav.reparameterize(*opened, mlp="shift", projections="shift")
+    dense, by_fit, by_rounding = (outputs_of(*each, samples, 64) for each in (opened, converted, rounded))
+    assert np.mean(np.square(by_fit - dense)) < 0.3 * np.mean(np.square(by_rounding - dense))
+
+
+def test_samples_depend_on_their_seed(opened, scene):
+    samples, again, other = (sample_rays(*opened, scene, 20, seed=seed).tokens for seed in (0, 0, 1))
+    assert samples.shape == (20, 24, 4, 3 + 8)
+    np.testing.assert_array_equal(samples, again)
+    assert (samples != other).any()
+
+
+def test_rendering_samples_is_rendering_rays(opened, scene):
+    """The model of its own call, of which `look_up` and `render` are halves."""
+    model, variables = opened
+    rays, views, features = jax.tree.map(
+        lambda shape: np.random.default_rng(0).uniform(0.5, 2, shape.shape).astype(np.float32),
+        model.example_inputs(3),
+    )
+    samples = model.apply(variables, rays, views, features, method="look_up")
+    halves = model.apply(variables, samples, method="render")
+    np.testing.assert_allclose(halves, model.apply(variables, rays, views, features), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"budget": 1.0}, "take 'error'"),
+        ({"smoothing": 0.5}, "leave it at 0"),
+        ({"images": 0}, "_rays"),
+    ],
+)
+def test_a_conversion_of_other_things_is_refused(opened, scene, settings, says):
+    images = np.zeros((2, 32, 32, 3)) if "images" in settings else sample_rays(*opened, scene, 2)
+    settings = {name: value for name, value in settings.items() if name != "images"}
+    with pytest.raises(ValueError, match=says):
+        sav.calibrate(*opened, images, mlp="shift", **settings)
+
+
+@pytest.fixture(scope="module")
+def lpips_file(tmp_path_factory):
+    """Random weights by the names of the authors' module."""
+    draw = np.random.default_rng(0)
+    shapes = {
+        "net.slice1.0": (64, 3, 11, 11),
+        "net.slice2.3": (192, 64, 5, 5),
+        "net.slice3.6": (384, 192, 3, 3),
+        "net.slice4.8": (256, 384, 3, 3),
+        "net.slice5.10": (256, 256, 3, 3),
+    }
+    tensors = {}
+    for index, (name, shape) in enumerate(shapes.items()):
+        fan_in = np.prod(shape[1:])
+        tensors[f"{name}.weight"] = draw.normal(0, fan_in**-0.5, shape).astype(np.float32)
+        tensors[f"{name}.bias"] = draw.normal(0, 0.1, shape[0]).astype(np.float32)
+        tensors[f"lin{index}.model.1.weight"] = draw.uniform(0, 1, (1, shape[0], 1, 1)).astype(np.float32)
+    file = tmp_path_factory.mktemp("lpips") / "alex.safetensors"
+    save_file(tensors, file)
+    return file
+
+
+def test_lpips_is_that_of_torch(lpips_file):
+    """The authors' steps, in torch: scaled colours, AlexNet's five activations, weighed unit vectors."""
+    tensors = {name: torch.from_numpy(value) for name, value in load_file(lpips_file).items()}
+    views = np.random.default_rng(1).uniform(0, 1, (2, 33, 47, 3)).astype(np.float32)
+    x = torch.from_numpy(views).permute(0, 3, 1, 2) * 2 - 1
+    shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+    x = (x - shift[:, None, None]) / scale[:, None, None]
+    total = 0.0
+    places = ("slice1.0", "slice2.3", "slice3.6", "slice4.8", "slice5.10")
+    for index, (place, padding) in enumerate(zip(places, (2, 2, 1, 1, 1), strict=True)):
+        if index in (1, 2):
+            x = torch.nn.functional.max_pool2d(x, 3, 2)
+        weight, bias = tensors[f"net.{place}.weight"], tensors[f"net.{place}.bias"]
+        x = torch.relu(torch.nn.functional.conv2d(x, weight, bias, 4 if index == 0 else 1, padding))
+        unit = x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
+        weighed = (unit[:1] - unit[1:]).square() * tensors[f"lin{index}.model.1.weight"]
+        total += float(weighed.sum(1).mean())
+    assert load_lpips(lpips_file)(*views) == pytest.approx(total, rel=1e-4)
+
+
+def test_lpips_of_equal_views_is_0(lpips_file, scene):
+    view = scene.images[3] / 255
+    assert score_view(view, view, load_lpips(lpips_file))["lpips"] == 0
+
+
+def test_lpips_of_a_file_of_something_else_is_told(tmp_path):
+    save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"has no net\.slice1\.0\.weight; expected the state_dict"):
+        load_lpips(tmp_path / "other.safetensors")
 
 
 def test_depths_lie_in_the_scene(opened, scene):

@@ -6,7 +6,7 @@
 - ``versions`` of the installed packages that take part;
 - ``rounds`` and ``seconds_a_turn``: how it was measured, see `shiftaddvit_jax.bench.rounds`;
 - for a model: ``model``, the arguments of `create_model` for the ShiftAddViT; ``batch``; and ``shift_share``,
-  one number or one for each MoE layer, null without MoE layers;
+  one number or one for each MoE layer, null without MoE layers; ``unit``, ``"image"`` or ``"ray"``;
 - ``rows``, see `time_contestants`: ``name``, ``task``, ``start_s``, and either ``refused`` or ``runs``,
   ``median_ms``, ``p10_ms``, ``p90_ms``, ``reference`` and ``ratio``. A model's row adds ``precision``. A
   dense model's row adds ``logit_error``, the largest difference of its logits from JAX's over the largest of
@@ -14,7 +14,7 @@
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from shiftaddvit_jax.bench.kernels import KERNELS, kernel_contestants
 from shiftaddvit_jax.bench.rounds import Contestant, describe_machine, time_contestants
-from shiftaddvit_jax.bench.synthetic import balance_routers, random_images, random_variables
+from shiftaddvit_jax.bench.synthetic import balance_routers, random_examples, random_variables
 from shiftaddvit_jax.checkpoints import save_onnx, save_safetensors
 from shiftaddvit_jax.costs.counting import ShiftShare
 from shiftaddvit_jax.models import (
@@ -32,9 +32,9 @@ from shiftaddvit_jax.models import (
     model_arguments,
     model_row,
 )
+from shiftaddvit_jax.models.gnt import Samples
 from shiftaddvit_jax.models.pyramid import reductions
-from shiftaddvit_jax.models.registry import check_classifier
-from shiftaddvit_jax.models.variables import variable_shapes
+from shiftaddvit_jax.models.variables import example_batch, variable_shapes
 from shiftaddvit_jax.names import IMPLEMENTATIONS, SHIFT_SHARE
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.precision import Precision
@@ -69,14 +69,16 @@ def bench_model(
 ) -> dict[str, Any]:
     """Times of the ShiftAddViT, and of the dense models with ``msa`` and ``sra`` in JAX and in every peer.
 
+    A model that renders views is timed from the samples of rays on, see `Samples`.
+
     All models have random weights and see the same random images. The ShiftAddViT's routers share tokens out
     like trained ones, see `balance_routers`. Ratios are to the first of ``implementations`` that runs.
 
     Args:
-      name: one of `list_models`.
+      name: one of `list_models`, of any task.
       threads: how many each contestant uses.
       rounds: turns of each contestant.
-      batch: images at a time.
+      batch: images or rays at a time.
       image_size: side of the images in pixels; by default the model's own.
       attention: the ShiftAddViT's kind, see `create_model`.
       mlp: the same.
@@ -100,18 +102,19 @@ def bench_model(
     kinds = {"attention": attention, "mlp": mlp, "projections": projections}
     formats = {"activations": activations, "precision": precision}
     student = create_model(name, image_size=image_size, **formats, **kinds)
-    check_classifier(student, "this benchmark")
-    originals = _dense_models(name, student.image_size)
+    originals = _dense_models(name, image_size)
     for model in (student, *originals.values()):
         variable_shapes(model)  # refuses an image size that does not fit
     check_peers(peers, student)
 
-    shape = (batch, student.image_size, student.image_size, 3)
+    shapes = example_batch(student, batch)
+    shapes = shapes._asdict() if isinstance(shapes, Samples) else {"images": shapes}
+    sides = {name: shape.shape for name, shape in shapes.items()}
     students = {
         f"ShiftAddViT {implementation}": model_arguments(student) | {"implementation": implementation}
         for implementation in implementations
     }
-    biases = balance_routers(student, random_variables(student), random_images(shape), shift_share)
+    biases = balance_routers(student, random_variables(student), random_examples(sides), shift_share)
     tasks = {
         name: {"runtime": "jax", "model": model, "router_biases": biases} for name, model in students.items()
     }
@@ -121,7 +124,7 @@ def bench_model(
             dense |= _peer_tasks(kind, model, peers, batch, Path(folder))
             tasks |= {name: task | {"attention": kind} for name, task in dense.items()}
         contestants = [
-            Contestant(name, task | {"images": shape}, references=tuple(students))
+            Contestant(name, task | {"examples": sides}, references=tuple(students))
             for name, task in tasks.items()
         ]
         rows = time_contestants(contestants, threads, rounds, SECONDS_A_TURN)
@@ -129,10 +132,19 @@ def bench_model(
     about: dict[str, Any] = {
         "model": model_arguments(student),
         "batch": batch,
+        "unit": "image" if "images" in sides else "ray",
         "seconds_a_turn": SECONDS_A_TURN,
     }
     about["shift_share"] = shift_share if biases else None
     return _report(machine, rounds, rows) | about
+
+
+def subject_of(report: Mapping[str, Any]) -> str:
+    """What was timed, in words: the model, and how many images of which size, or rays, at a time."""
+    model, batch = report["model"], report["batch"]
+    if report.get("unit") == "ray":
+        return f"{model['name']}, {batch} rays"
+    return f"{model['name']}, {batch} x {model['image_size']} x {model['image_size']}"
 
 
 def bench_kernels(*, threads: int, rounds: int) -> dict[str, Any]:

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from shiftaddvit_jax.costs.counting import ShiftShare, layer_shift_share
-from shiftaddvit_jax.models.inspect import square_grid
+from shiftaddvit_jax.models.gnt import Samples
+from shiftaddvit_jax.models.inspect import Examples, run, square_grid
 from shiftaddvit_jax.models.variables import HEADS, variable_shapes
 from shiftaddvit_jax.nn.moe import EXPERTS
 from shiftaddvit_jax.progress import progress_bar
@@ -40,6 +41,14 @@ DARK_AND_BRIGHT = (-2.0, 2.5)  # of `natural_images`
 def random_images(shape: Sequence[int]) -> Float[np.ndarray, "batch height width 3"]:
     """The normally distributed images that every contestant sees."""
     return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def random_examples(shapes: Mapping[str, Sequence[int]]) -> Examples:
+    """The images, or samples of rays, that every contestant sees, from shapes by their names."""
+    if "images" in shapes:
+        return random_images(shapes["images"])
+    drawn: dict[str, Any] = {name: random_images(shape) for name, shape in shapes.items()}
+    return Samples(**drawn | {"visible": drawn["visible"] > -1})
 
 
 def random_variables(model: nn.Module) -> PyTree:
@@ -154,13 +163,14 @@ def natural_images(count: int, size: int, seed: int) -> Float[np.ndarray, "count
 def balance_routers(
     model: nn.Module,
     variables: PyTree,
-    images: Float[Array | np.ndarray, "batch height width 3"],
+    images: Examples,
     shift_share: ShiftShare,
 ) -> dict[str, float]:
     """What to add to each router's bias for the shift expert, so that it gets ``shift_share`` of the tokens.
 
     An untrained router's share is chance, while the balancing loss aims at the share for which both experts
-    take the same time. A share counts a layer's tokens over all ``images`` and is met to the nearest token.
+    take the same time. A share counts a layer's tokens over all ``images``, or samples of rays, and is met to
+    the nearest token.
 
     Returns:
       Biases by the router's name, as in ``"stage1/block1/mlp/fc1/router"``; none without MoE layers.
@@ -192,7 +202,7 @@ def balance_routers(
             return logits.at[:, SHIFT].add(bias)
 
         with nn.intercept_methods(balance):
-            model.apply(variables, images)
+            run(model, variables, images)
         return found
 
     with progress_bar() as bar:  # XLA compiles for some seconds

@@ -12,8 +12,8 @@ It reads requests and writes replies. Both are JSON objects, one a line:
 If anything else goes wrong, the reply is ``{"failed": message}``.
 
 A task's ``runtime`` is ``"jax"``, ``"onnxruntime"``, ``"openvino"``, ``"torch"`` or ``"kernel"``. The
-function ``load_RUNTIME`` says what else the task holds. Every model's task has the shape of its ``images``,
-[batch, height, width, 3], and a dense model's task its ``attention``.
+function ``load_RUNTIME`` says what else the task holds. Every model's task has the shapes of its ``examples``
+by their names, such as ``images``, [batch, height, width, 3], and a dense model's task its ``attention``.
 """
 
 import json
@@ -28,12 +28,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
 from shiftaddvit_jax.bench.kernels import KERNELS
 from shiftaddvit_jax.bench.rounds import Run, time_runs
-from shiftaddvit_jax.bench.synthetic import random_images, random_variables, with_router_biases
+from shiftaddvit_jax.bench.synthetic import random_examples, random_variables, with_router_biases
 from shiftaddvit_jax.models import create_model
+from shiftaddvit_jax.models.gnt import Samples
+from shiftaddvit_jax.models.inspect import run
 from shiftaddvit_jax.pack import pack
 
 Loaded = tuple[list[Run], dict[str, Any]]  # ways to run the contestant, and facts about it
@@ -58,11 +59,11 @@ def load_jax(task: dict[str, Any], threads: int) -> Loaded:
     variables = with_router_biases(random_variables(original), task.get("router_biases", {}))
     if task["model"]["implementation"] in ("tvm", "tvm_shift"):
         variables = pack(original, variables)
-    images = jax.numpy.asarray(random_images(task["images"]))
-    forward = jax.jit(partial(model.apply, variables)).lower(images).compile()
+    examples = jax.tree.map(jax.numpy.asarray, random_examples(task["examples"]))
+    forward = jax.jit(partial(run, model, variables)).lower(examples).compile()
     versions = _versions("jax", "jaxlib", "apache-tvm")
     about = {"versions": versions, "precision": model.primitives.precision}
-    return [lambda: forward(images).block_until_ready()], about
+    return [lambda: forward(examples).block_until_ready()], about
 
 
 def load_onnxruntime(task: dict[str, Any], threads: int) -> Loaded:
@@ -72,14 +73,14 @@ def load_onnxruntime(task: dict[str, Any], threads: int) -> Loaded:
     """
     import onnxruntime
 
-    images = _channels_first(task)
+    inputs = _inputs(task)
 
     def make(spinning):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         session = onnxruntime.InferenceSession(task["file"], options, providers=["CPUExecutionProvider"])
-        return lambda: session.run(None, {"images": images})[0]
+        return lambda: session.run(None, inputs)[0]
 
     about = {"versions": _versions("onnxruntime"), "precision": "float32"}
     return [make(spinning=True), make(spinning=False)], about
@@ -97,9 +98,9 @@ def load_openvino(task: dict[str, Any], threads: int) -> Loaded:
     precision = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(precision, precision)
     if task["precision"] == "default" and precision == "float32":
         raise ValueError("float32 is its default on this machine")
-    request, images = compiled.create_infer_request(), _channels_first(task)
+    request, inputs = compiled.create_infer_request(), _inputs(task)
     about = {"versions": _versions("openvino"), "precision": precision}
-    return [lambda: request.infer({0: images}, share_inputs=True)[0]], about
+    return [lambda: request.infer(inputs, share_inputs=True)[0]], about
 
 
 def load_torch(task: dict[str, Any], threads: int) -> Loaded:
@@ -111,7 +112,7 @@ def load_torch(task: dict[str, Any], threads: int) -> Loaded:
     torch.set_num_threads(threads)
     model = PvtV2ForImageClassification(PvtV2Config(**task["config"])).eval()
     model.load_state_dict(load_file(task["weights"]))
-    images = torch.from_numpy(_channels_first(task))
+    images = torch.from_numpy(_inputs(task)["images"])
 
     @torch.inference_mode()
     def run():
@@ -141,8 +142,12 @@ def _compute_in_the_asking_thread():
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-def _channels_first(task) -> Float[np.ndarray, "batch 3 height width"]:
-    return np.ascontiguousarray(random_images(task["images"]).transpose(0, 3, 1, 2))
+def _inputs(task) -> dict[str, np.ndarray]:
+    """The examples by name, images with channels first."""
+    examples = random_examples(task["examples"])
+    if isinstance(examples, Samples):
+        return {name: np.asarray(value) for name, value in examples._asdict().items()}
+    return {"images": np.ascontiguousarray(np.asarray(examples).transpose(0, 3, 1, 2))}
 
 
 def _versions(*packages):
@@ -168,7 +173,7 @@ def main() -> None:
             output = loaded[-1][0]()
         except ValueError as error:
             return {"refused": " ".join(str(error).split())}
-        if "images" in task:
+        if "examples" in task:
             about["logits"] = np.asarray(output, np.float64).ravel().tolist()
         return {"start_s": time.perf_counter() - start, **about}
 

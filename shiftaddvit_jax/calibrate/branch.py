@@ -1,4 +1,4 @@
-"""The branches of a block: what their linear layers are, take and put out, batch by batch."""
+"""The branches of a model: what their linear layers are, take and put out, batch by batch."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -8,65 +8,92 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
+from shiftaddvit_jax.models.inspect import Examples, count_of, module_variables, on_xla, run, take
 from shiftaddvit_jax.models.variables import LINEAR_LAYERS
-from shiftaddvit_jax.nn import Block, MoEDense, ShiftDense
+from shiftaddvit_jax.nn import Block, MoEDense, ReluBlock, ShiftDense
 from shiftaddvit_jax.nn.linear import precision_of
 
-BATCH = 16  # images at a time
+BATCH = 16  # images or rays at a time
 # The methods of a block that are ``x`` plus a branch, and the last layer of each.
 SUMS = {"add_attention": "proj", "add_mlp": "fc2"}
+MLPS = ("embed", "mix")  # GNT's, before and between its blocks
 
 Path = tuple[str, ...]
-Tokens = Float[Array | np.ndarray, "batch tokens channels"]
+Tokens = tuple[Shaped[Array | np.ndarray, "batch ..."], ...]
 
 
-class Sum(NamedTuple):
-    """``x`` plus a branch of a block, on a grid of tokens."""
+class Branch(NamedTuple):
+    """A method of a module that puts tokens through linear layers: ``x`` plus a block's branch, or an MLP.
 
-    block: Block
+    Attributes:
+      module: without dropout and stochastic depth.
+      method: the method's name.
+      rest: what the method takes after tokens and other arrays, such as the grid.
+    """
+
+    module: nn.Module
     method: str
-    grid: tuple[int, int]
+    rest: tuple[Any, ...]
 
-    def apply(self, variables: PyTree, x: Tokens) -> Any:
-        """The sum."""
-        return self.block.apply(variables, x, self.grid, method=self.method)
+    def apply(self, variables: PyTree, tokens: Tokens) -> Any:
+        """What comes out."""
+        return self.module.apply(variables, *tokens, *self.rest, method=self.method)
 
-    def run(self, variables: PyTree, x: Tokens) -> Float[np.ndarray, "batch tokens channels"]:
-        """The sum, batch by batch."""
-        return np.concatenate([_apply(self, variables, x[batch]) for batch in batches(len(x))])
+    def run(self, variables: PyTree, tokens: Tokens) -> Float[np.ndarray, "batch ..."]:
+        """The same, batch by batch."""
+        parts = [_apply(self, variables, take(tokens, batch)) for batch in batches(tokens)]
+        return np.concatenate(parts)
 
 
-def visiting_sums(visit: Callable[[str, Sum, np.ndarray], np.ndarray]) -> Callable:
-    """An interceptor of methods, by which a block's sums are what ``visit`` makes of them.
+def visiting_branches(visit: Callable[[str, Branch, Tokens], Any]) -> Callable:
+    """An interceptor of methods, by which a branch's output is what ``visit`` makes of it.
 
-    ``visit`` takes the block's path, the sum without dropout and stochastic depth, and its tokens.
+    ``visit`` takes the module's path, the branch and its arrays.
     """
 
     def intercept(call, arguments, keywords, context):
-        block = context.module
-        if context.method_name not in SUMS or not isinstance(block, Block) or not block.path:
+        module, method = context.module, context.method_name
+        is_sum = method in SUMS and isinstance(module, Block | ReluBlock)
+        is_mlp = method == "__call__" and module.path[-1:] in [(name,) for name in MLPS]
+        if not module.path or not (is_sum or is_mlp):
             return call(*arguments, **keywords)
-        tokens, grid = arguments
-        alone = block.clone(parent=None, name=None, dropout=0.0, drop_path=0.0)
-        return visit("/".join(block.path), Sum(alone, context.method_name, grid), np.asarray(tokens))
+        still: dict[str, Any] = {name: 0.0 for name in ("dropout", "drop_path") if hasattr(module, name)}
+        arrays = tuple(argument for argument in arguments if hasattr(argument, "shape"))
+        rest = tuple(argument for argument in arguments if not hasattr(argument, "shape"))
+        branch = Branch(module.clone(parent=None, name=None, **still), method, rest)
+        return visit("/".join(module.path), branch, arrays)
 
     return intercept
 
 
+def find_branches(model: nn.Module, variables: PyTree, examples: Examples) -> dict[tuple[str, str], Branch]:
+    """The branches of ``model`` by their modules' paths and their methods."""
+    found = {}
+
+    def visit(name, branch, tokens):
+        found[name, branch.method] = branch
+        # A sum has the shape of its tokens.
+        return tokens[0] if branch.method in SUMS else branch.apply(module_variables(name, variables), tokens)
+
+    with nn.intercept_methods(visiting_branches(visit)):
+        jax.eval_shape(partial(run, on_xla(model)), variables, take(examples, slice(1)))
+    return found
+
+
 @partial(jax.jit, static_argnums=0)
-def _apply(sum_, variables, x):
-    return sum_.apply(variables, x)
+def _apply(branch, variables, tokens):
+    return branch.apply(variables, tokens)
 
 
-def batches(count: int) -> list[slice]:
-    """Slices of at most `BATCH` images."""
-    return [slice(first, first + BATCH) for first in range(0, count, BATCH)]
+def batches(examples: PyTree) -> list[slice]:
+    """Slices of at most `BATCH` of the examples."""
+    return [slice(first, first + BATCH) for first in range(0, count_of(examples), BATCH)]
 
 
-def _calls(sum_, variables, x, look: Callable[[nn.Module, Array, Array], Any]) -> list:
-    """What ``look`` says, unless None, of each call of a module in a sum: of the module, input and output."""
+def _calls(branch, variables, tokens, look: Callable[[nn.Module, Array, Array], Any]) -> list:
+    """What ``look`` says, unless None, of each call of a module in a branch: of module, input and output."""
     seen = []
 
     def note(call, arguments, keywords, context):
@@ -76,20 +103,20 @@ def _calls(sum_, variables, x, look: Callable[[nn.Module, Array, Array], Any]) -
         return y
 
     with nn.intercept_methods(note):
-        sum_.apply(variables, x)
+        branch.apply(variables, tokens)
     return seen
 
 
-def linear_modules(sum_: Sum, variables: PyTree, x: Tokens) -> dict[Path, nn.Module]:
-    """A sum's linear layers by their paths in the block, in the order of their calls."""
+def linear_modules(branch: Branch, variables: PyTree, tokens: Tokens) -> dict[Path, nn.Module]:
+    """A branch's linear layers by their paths in its module, in the order of their calls."""
     found = {}
 
     def look(module, x, y):
         *_, parent, name = ("", "", *module.path)
-        if name in LINEAR_LAYERS.get(parent, ()):
+        if name in LINEAR_LAYERS.get(parent or "mlp", ()):  # an MLP's own layers have no parent here
             found[module.path] = module.clone(parent=None)
 
-    jax.eval_shape(lambda: _calls(sum_, variables, x, look))
+    jax.eval_shape(lambda: _calls(branch, variables, take(tokens, slice(1)), look))
     return found
 
 
@@ -103,22 +130,22 @@ def choice_of(module: nn.Module) -> str:
 
 
 class Place(NamedTuple):
-    """A layer in a dense model's sum and in that of the model that it becomes.
+    """A layer in a dense model's branch and in that of the model that it becomes.
 
     Attributes:
-      teacher: the dense model's sum.
-      learner: the new model's sum.
-      path: the layer's path in the block.
+      teacher: the dense model's branch.
+      learner: the new model's.
+      path: the layer's path in the branch's module.
     """
 
-    teacher: Sum
-    learner: Sum
+    teacher: Branch
+    learner: Branch
     path: Path
 
     @property
     def is_last(self) -> bool:
         """Whether the layer's output is added to the new model's tokens."""
-        return self.path[-1] == SUMS[self.learner.method]
+        return self.path[-1] == SUMS.get(self.learner.method)
 
     def pairs(
         self, variables: tuple[PyTree, PyTree], tokens: tuple[Tokens, Tokens]
@@ -128,8 +155,8 @@ class Place(NamedTuple):
         That is what the dense layer puts out; for the last layer of a branch, also what the new model's
         tokens lack.
         """
-        for batch in batches(len(tokens[0])):
-            yield _signals(self, variables, (tokens[0][batch], tokens[1][batch]))[:2]
+        for batch in batches(tokens):
+            yield _signals(self, variables, take(tokens, batch))[:2]
 
     def noise(
         self, variables: tuple[PyTree, PyTree], tokens: tuple[Tokens, Tokens]
@@ -137,8 +164,8 @@ class Place(NamedTuple):
         """The mean square of what is missing from each output of the new layer, as it computes it."""
         sums: Any = 0.0
         count = 0
-        for batch in batches(len(tokens[0])):
-            _, wanted, found = _signals(self, variables, (tokens[0][batch], tokens[1][batch]))
+        for batch in batches(tokens):
+            _, wanted, found = _signals(self, variables, take(tokens, batch))
             sums = sums + np.asarray(jnp.sum(jnp.square(wanted - found), axis=0), np.float64)
             count += len(wanted)
         return sums / count
@@ -153,5 +180,5 @@ def _signals(place, variables, tokens):
     ((inputs, found),) = _calls(place.learner, variables[1], tokens[1], look)
     inputs, outputs, found = (z.astype(jnp.float32) for z in (inputs, outputs, found))
     if place.is_last:
-        outputs += (tokens[0] - tokens[1]).astype(jnp.float32).reshape(outputs.shape)
+        outputs += (tokens[0][0] - tokens[1][0]).astype(jnp.float32).reshape(outputs.shape)
     return inputs, outputs, found

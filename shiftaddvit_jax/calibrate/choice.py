@@ -17,10 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from shiftaddvit_jax.calibrate.branch import Place, batches, linear_modules, visiting_sums
+from shiftaddvit_jax.calibrate.branch import BATCH, Place, batches, linear_modules, visiting_branches
 from shiftaddvit_jax.calibrate.fit import add_moments, fit_dense, fit_layer
 from shiftaddvit_jax.calibrate.routing import fit_mixture
-from shiftaddvit_jax.models.inspect import Images, module_variables, on_xla, watch
+from shiftaddvit_jax.models.inspect import (
+    Examples,
+    count_of,
+    module_variables,
+    on_xla,
+    outputs_of,
+    run,
+    take,
+    watch,
+)
 from shiftaddvit_jax.names import LAYER_CHOICES, PROXIES
 from shiftaddvit_jax.nn import Primitives
 from shiftaddvit_jax.progress import progress_bar
@@ -99,7 +108,7 @@ def energy(choice: str, products: float, primitives: Primitives, share: float) -
 def choose_layers(
     model: nn.Module,
     variables: PyTree,
-    images: Images,
+    images: Examples,
     shares: Mapping[str, float],
     budget: Budget,
     convert: Callable[[dict[str, str]], Converted],
@@ -125,12 +134,12 @@ def choose_layers(
             "a budget is for layers that may become shift layers: give mlp='shift' or projections='shift'"
         )
     candidates = _candidates(model, variables, images, shares)
-    dense = _logits(model, variables, images)
+    dense = outputs_of(model, variables, images, BATCH)
     target, attempt = np.inf, 0
     while True:
         chosen = cheapest(candidates, target)
         student, converted, report = convert({path: found.choice for path, found in chosen.items()})
-        spent = budget.spent(dense, _logits(student, converted, images))
+        spent = budget.spent(dense, outputs_of(student, converted, images, BATCH))
         predicted, attempt = sum(found.error for found in chosen.values()), attempt + 1
         logger.info("attempt %d costs %.2f of %.2f points of %s", attempt, spent, budget.points, budget.proxy)
         smallest = sum(min(found.error for found in options) for options in candidates.values())
@@ -171,7 +180,7 @@ def cheapest(candidates: Mapping[str, list[Candidate]], error: float) -> dict[st
 def fit_choices(
     model: nn.Module,
     variables: PyTree,
-    images: Images,
+    images: Examples,
     shares: Mapping[str, float],
     choices: Collection[str] = tuple(LAYER_CHOICES),
 ) -> dict[str, dict[str, dict[str, Any]]]:
@@ -188,9 +197,9 @@ def fit_choices(
       choices: what each layer may be. What is dense keeps its parameters.
     """
 
-    def fits(teacher, path, own, x, share):
+    def fits(teacher, path, own, tokens, share):
         place = Place(teacher, teacher, path)
-        pairs = partial(place.pairs, (own, own), (x, x))
+        pairs = partial(place.pairs, (own, own), (tokens, tokens))
         layer = module_variables("/".join(path), own)["params"]
         fitted = _fits(pairs, add_moments(pairs()), layer["kernel"], model.primitives, share, choices)
         kept = {choice: dict(layer) for choice in ("dense", "dense_int8") if choice in choices}
@@ -202,30 +211,30 @@ def fit_choices(
 def _by_layer(model, variables, images, shares, description, look):
     """What ``look`` finds of each layer in one forward pass of the dense model, by the layer's path.
 
-    It gets a block's sum, the layer's path in it, the block's variables and tokens, and the layer's share.
+    It gets a branch, the layer's path in it, the branch's variables and tokens, and the layer's share.
     """
     found: dict[str, Any] = {}
 
-    def visit(name, teacher, x):
+    def visit(name, teacher, tokens):
         own = module_variables(name, variables)
-        for path in linear_modules(teacher, own, x[:1]):
+        for path in linear_modules(teacher, own, tokens):
             full = "/".join((name, *path))
             if full in shares:
                 bar.update(task, note=full)
-                found[full] = look(teacher, path, own, x, shares[full])
+                found[full] = look(teacher, path, own, tokens, shares[full])
                 bar.advance(task)
-        return teacher.run(own, x)
+        return teacher.run(own, tokens)
 
     with progress_bar() as bar:
         task = bar.add_task(description, total=len(shares), note="")
-        with nn.intercept_methods(visiting_sums(visit)):
-            on_xla(model).apply(variables, images)
+        with nn.intercept_methods(visiting_branches(visit)):
+            run(on_xla(model), variables, images)
     return found
 
 
 def _candidates(model, variables, images, shares):
     """For each layer what it may become, from one forward pass of the dense model."""
-    slopes = _squared_slopes(model, variables, images[:PROBED_IMAGES], shares)
+    slopes = _squared_slopes(model, variables, take(images, slice(PROBED_IMAGES)), shares)
     noises = _by_layer(model, variables, images, shares, "measuring choices", _noises)
     return {
         path: [
@@ -240,19 +249,19 @@ def _candidates(model, variables, images, shares):
     }
 
 
-def _noises(teacher, path, variables, x, share):
+def _noises(teacher, path, variables, tokens, share):
     """What is missing from each output of a layer in mean square, by choice; and products an image."""
-    both, tokens = (variables, variables), (x, x)
+    both, twice = (variables, variables), (tokens, tokens)
     place = Place(teacher, teacher, path)
-    pairs = partial(place.pairs, both, tokens)
-    moments, primitives = add_moments(pairs()), teacher.block.primitives
+    pairs = partial(place.pairs, both, twice)
+    moments, primitives = add_moments(pairs()), teacher.module.primitives
     kernel = module_variables("/".join(path), variables)["params"]["kernel"]
     fits = _fits(pairs, moments, kernel, primitives, share, LAYER_CHOICES)
     chosen = primitives.choosing({"/".join(path): "dense_int8"})
-    whole = Place(teacher, teacher._replace(block=teacher.block.clone(primitives=chosen)), path)
+    whole = Place(teacher, teacher._replace(module=teacher.module.clone(primitives=chosen)), path)
     by_choice = {choice: noise for choice, (_, noise) in fits.items()}
-    by_choice["dense_int8"] = whole.noise(both, tokens)
-    return by_choice, float(moments.count) / len(x) * np.size(kernel)
+    by_choice["dense_int8"] = whole.noise(both, twice)
+    return by_choice, float(moments.count) / count_of(tokens) * np.size(kernel)
 
 
 def _fits(pairs, moments, kernel, primitives, share, choices):
@@ -288,7 +297,7 @@ def _squared_slopes(model, variables, images, paths) -> dict[str, Float[np.ndarr
             return y + by[name] if context.method_name == "__call__" and name in by else y
 
         with nn.intercept_methods(move):
-            return model.apply(variables, images)
+            return run(model, variables, images)
 
     def look(module, method, arguments, y):
         return y if method == "__call__" and "/".join(module.path) in paths else None
@@ -313,13 +322,8 @@ def _squared_slopes(model, variables, images, paths) -> dict[str, Float[np.ndarr
         )
 
     sums: Any = None
-    for index, batch in enumerate(batches(len(images))):
-        found = squares(images[batch], jax.random.key(index))
+    for index, batch in enumerate(batches(images)):
+        found = squares(take(images, batch), jax.random.key(index))
         found = jax.tree.map(lambda total: np.asarray(total, np.float64), found)
         sums = found if sums is None else jax.tree.map(np.add, sums, found)
-    return {name: total / len(images) for name, total in sums.items()}
-
-
-def _logits(model, variables, images) -> Float[np.ndarray, "batch classes"]:
-    apply = jax.jit(on_xla(model).apply)
-    return np.concatenate([np.asarray(apply(variables, images[batch])) for batch in batches(len(images))])
+    return {name: total / count_of(images) for name, total in sums.items()}

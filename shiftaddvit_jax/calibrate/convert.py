@@ -12,14 +12,22 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
-from shiftaddvit_jax.calibrate.branch import Path, Place, choice_of, linear_modules, visiting_sums
+from shiftaddvit_jax.calibrate.branch import (
+    Path,
+    Place,
+    choice_of,
+    find_branches,
+    linear_modules,
+    visiting_branches,
+)
 from shiftaddvit_jax.calibrate.choice import Budget, Proxy, choose_layers, energy
 from shiftaddvit_jax.calibrate.fit import add_moments, decibels, fit_dense, fit_layer
 from shiftaddvit_jax.calibrate.routing import fit_mixture
 from shiftaddvit_jax.calibrate.smoothing import smooth
-from shiftaddvit_jax.models.inspect import Images, module_variables, on_xla
+from shiftaddvit_jax.models.gnt import Samples
+from shiftaddvit_jax.models.inspect import Examples, count_of, module_variables, on_xla, run, take
 from shiftaddvit_jax.models.kinds import stage_kinds
-from shiftaddvit_jax.models.registry import check_classifier
+from shiftaddvit_jax.models.registry import model_task
 from shiftaddvit_jax.models.variables import linear_layers, stage_of
 from shiftaddvit_jax.names import LINEAR_KINDS
 from shiftaddvit_jax.nn.kernels import is_packed
@@ -60,7 +68,7 @@ class CalibratedLayer(NamedTuple):
 def calibrate(
     model: nn.Module,
     variables: PyTree,
-    images: Images,
+    images: Examples,
     *,
     attention: str | Sequence[str] | None = None,
     mlp: str | Sequence[str] | None = None,
@@ -90,7 +98,8 @@ def calibrate(
     Args:
       model: from `create_model`, with dense linear layers.
       variables: its variables, not packed.
-      images: float32 [batch, size, size, 3], the model's inputs; a few hundred, without labels.
+      images: float32 [batch, size, size, 3], the model's inputs; a few hundred, without labels. For a model
+        that renders views, what `shiftaddvit_jax.novel_views.sample_rays` draws.
       attention: as in `reparameterize`. Hashes are learned from the images, and the attention's last layer is
         fitted to what the old attention put out; what else is new is drawn at random.
       mlp: ``"shift"``, ``"moe"`` or ``"dense"`` for the MLPs' linear layers: one kind, or one a stage; by
@@ -133,7 +142,7 @@ def calibrate(
 def calibrate_with_report(
     model: nn.Module,
     variables: PyTree,
-    images: Images,
+    images: Examples,
     *,
     attention: str | Sequence[str] | None = None,
     mlp: str | Sequence[str] | None = None,
@@ -151,9 +160,10 @@ def calibrate_with_report(
     kinds: dict[str, Any] = _kinds(model, mlp, projections)
     if attention is None and not layers and set(kinds["mlp"] + kinds["projections"]) == {"dense"}:
         raise ValueError("nothing to calibrate: give mlp='shift', projections='shift' or both")
-    _check_pixels(model, images)
-
-    if smoothing:
+    _check_examples(model, images)
+    if isinstance(images, Samples):
+        _check_for_views(budget, proxy, smoothing)
+    elif smoothing:
         variables = smooth(model, variables, images, smoothing)
 
     def convert(layers):
@@ -166,7 +176,8 @@ def calibrate_with_report(
             layers=layers,
             **kinds,
         )
-        rounded = learn_hashes(student, rounded, jnp.asarray(images[:HASHED_IMAGES]), jax.random.key(0))
+        if not isinstance(images, Samples):  # no attention along rays learns hashes
+            rounded = learn_hashes(student, rounded, jnp.asarray(images[:HASHED_IMAGES]), jax.random.key(0))
         return _convert(model, variables, images, student, rounded, latencies)
 
     if budget is None:
@@ -174,7 +185,7 @@ def calibrate_with_report(
     candidates = [
         path
         for path in linear_layers(model)
-        if kinds["mlp" if path.split("/")[-2] == "mlp" else "projections"][stage_of(("", *path.split("/")))]
+        if kinds["projections" if path.split("/")[-2] == "attn" else "mlp"][stage_of(("", *path.split("/")))]
         == "shift"
     ]
     shares = {path: shift_share(latencies, path) for path in candidates}
@@ -193,22 +204,18 @@ def calibrate_with_report(
 def _convert(model, variables, images, student, rounded, latencies):
     """The student with its layers fitted, its variables and the report."""
     fitted, report, few = {}, [], []
+    learners, count = find_branches(student, rounded, images), count_of(images)
 
     def convert(name, teacher, both):
-        tokens = dense, _ = tuple(np.split(both, 2))
-        alone, stage = teacher.block, stage_of(("params", *name.split("/")))
-        changed = alone.clone(
-            attention=student.attention[stage],
-            mlp=student.mlp[stage],
-            projections=student.projections[stage],
-            primitives=on_xla(student).primitives.inside(name),
-        )
-        learner = teacher._replace(block=changed)
+        both = jax.tree.map(np.asarray, both)
+        tokens = dense, own = take(both, slice(count)), take(both, slice(count, None))
+        learner = learners[name, teacher.method]
         old, new = module_variables(name, variables), module_variables(name, rounded)
-        modules = linear_modules(teacher, old, dense[:1])
-        for path, module in linear_modules(learner, new, dense[:1]).items():
+        modules = linear_modules(teacher, old, dense)
+        renewed = len({getattr(branch.module, "attention", None) for branch in (teacher, learner)}) > 1
+        for path, module in linear_modules(learner, new, dense).items():
             choice = choice_of(module)
-            refit = path[-1] == "proj" and changed.attention != alone.attention
+            refit = path[-1] == "proj" and renewed
             if path not in modules or (choice == "dense" and not refit):
                 continue
             full = "/".join((name, *path))
@@ -222,14 +229,14 @@ def _convert(model, variables, images, student, rounded, latencies):
             flat = flatten_dict(fit)
             fitted.update({("params", *full.split("/"), *leaf): value for leaf, value in flat.items()})
         bar.advance(task, len(modules))
-        return np.concatenate([teacher.run(old, tokens[0]), learner.run(new, tokens[1])])
+        return np.concatenate([teacher.run(old, dense), learner.run(new, own)])
 
     # One forward pass of all images converts each branch when its input arrives. The first half of the batch
     # is the dense model's, the second half the new model's.
     with progress_bar() as bar:
         task = bar.add_task("calibrating", total=len(linear_layers(model)), note="")
-        with nn.intercept_methods(visiting_sums(convert)):
-            on_xla(model).apply(variables, np.concatenate([images, images]))
+        with nn.intercept_methods(visiting_branches(convert)):
+            run(on_xla(model), variables, jax.tree.map(lambda leaf: np.concatenate([leaf, leaf]), images))
     if few:
         logger.warning(
             "%d layers, such as %s, have no more tokens than inputs, which damping makes up for; give more",
@@ -271,9 +278,9 @@ def _fit(
         after = variables[0], _with_layer(variables[1], place.path, fit)
         noises = [place.noise(variables, tokens), place.noise(after, tokens)]
     rounded, calibrated = (decibels(float(signal), float(np.sum(noise))) for noise in noises)
-    products = float(moments.count) / len(tokens[0]) * np.size(kernel)
+    products = float(moments.count) / count_of(tokens[0]) * np.size(kernel)
     report = CalibratedLayer(
-        name, choice, rounded, calibrated, energy(choice, products, place.learner.block.primitives, share)
+        name, choice, rounded, calibrated, energy(choice, products, place.learner.module.primitives, share)
     )
     return fit, report, bool(moments.count <= len(moments.inputs))
 
@@ -309,7 +316,6 @@ def _kinds(model, mlp, projections):
 
 def check_dense(model: nn.Module, variables: PyTree) -> None:
     """Raise a ``ValueError`` unless all linear layers are dense, and weights finite and not packed."""
-    check_classifier(model, "a conversion without training")
     if is_packed(variables["params"]):
         raise ValueError("the variables are packed; expected a dense model's as they were trained")
     for name in ("mlp", "projections"):
@@ -330,14 +336,27 @@ def check_dense(model: nn.Module, variables: PyTree) -> None:
             raise ValueError(f"{name} has numbers that are not finite; expected trained weights")
 
 
-def _check_pixels(model, images):
-    check_images(images)
-    if not len(images):
-        raise ValueError("there are no images to calibrate on; give a few hundred")
-    if images.shape[1:3] != (model.image_size,) * 2:
+def _check_examples(model, images):
+    views = model_task(model) == "novel_views"
+    what, have = ("rays", "samples") if views else ("images", "pixels")
+    if views != isinstance(images, Samples):
+        wanted = "samples of rays, see sample_rays" if views else "images"
+        raise ValueError(f"{model.variant} is fitted to {wanted}; got {type(images).__name__}")
+    if not views:
+        check_images(images)
+    if not count_of(images):
+        raise ValueError(f"there are no {what} to calibrate on; give a few hundred")
+    if not views and images.shape[1:3] != (model.image_size,) * 2:
         raise ValueError(
             f"images must be {model.image_size} x {model.image_size} pixels for {model.variant}, got "
             f"{images.shape[1]} x {images.shape[2]}"
         )
-    if not np.isfinite(images).all():
-        raise ValueError("images have pixels that are not finite; expected numbers")
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(images)):
+        raise ValueError(f"{what} have {have} that are not finite; expected numbers")
+
+
+def _check_for_views(budget, proxy, smoothing):
+    if budget is not None and proxy != "error":
+        raise ValueError(f"proxy {proxy!r} compares classes; for a model that renders views take 'error'")
+    if smoothing:
+        raise ValueError("smoothing is for classifiers; leave it at 0 for a model that renders views")

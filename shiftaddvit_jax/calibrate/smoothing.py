@@ -76,5 +76,5 @@ def _largest_outputs(model, variables, images) -> dict[str, Float[np.ndarray, "c
         return None
 
     largest = watch(on_xla(model), look)
-    found = [largest(variables, images[batch]) for batch in batches(len(images))]
+    found = [largest(variables, images[batch]) for batch in batches(images)]
     return {norm: np.max([np.asarray(each[norm][0]) for each in found], axis=0) for norm in found[0]}

@@ -40,7 +40,9 @@ def add_bench(commands: Commands) -> None:
         choices=IMPLEMENTATIONS,
         help="may be repeated; default: tvm and xla",
     )
-    command.add_argument("--batch", type=int, default=1, metavar="N", help="images at a time (default: 1)")
+    command.add_argument(
+        "--batch", type=int, default=1, metavar="N", help="images or rays at a time (default: 1)"
+    )
     command.add_argument(
         "--peers",
         default="",
@@ -114,17 +116,19 @@ def bench(arguments: argparse.Namespace) -> None:
 def _print_bench(report):
     from rich.table import Table
 
+    from shiftaddvit_jax.bench.models import subject_of
+
     kernels = "model" not in report
     if kernels:
         title, unit, scale, digits = "Kernels; ratios are to XLA's dense float32", "µs", 1e3, 1
     else:
-        size, references = report["model"]["image_size"], [row.get("reference") for row in report["rows"]]
-        title = f"{report['model']['name']}, {report['batch']} x {size} x {size}"
-        title += f"; ratios are to {next(filter(None, references), 'none')}"
+        references = [row.get("reference") for row in report["rows"]]
+        title = f"{subject_of(report)}; ratios are to {next(filter(None, references), 'none')}"
         unit, scale, digits = "ms", 1, 2
     table = Table(title=title)
     table.add_column("contestant", no_wrap=True)
-    for column in (f"median ({unit})", f"10 to 90 % ({unit})", "ratio", "Gop/s" if kernels else "numbers"):
+    last = ("Gop/s",) if kernels else (f"{report.get('unit', 'image')}s/s", "numbers")
+    for column in (f"median ({unit})", f"10 to 90 % ({unit})", "ratio", *last):
         table.add_column(column, justify="right", no_wrap=True)
     refused = {}
     for row in report["rows"]:
@@ -133,8 +137,11 @@ def _print_bench(report):
             continue
         median, low, high = (f"{scale * row[key]:,.{digits}f}" for key in ("median_ms", "p10_ms", "p90_ms"))
         share = f"{row['ratio']:.2f}" if "ratio" in row else ""
-        numbers = f"{row['giga_operations_a_second']:,.0f}" if kernels else row["precision"]
-        table.add_row(row["name"], median, f"{low} to {high}", share, numbers)
+        if kernels:
+            rates = (f"{row['giga_operations_a_second']:,.0f}",)
+        else:
+            rates = (f"{1e3 * report['batch'] / row['median_ms']:,.3g}", row["precision"])
+        table.add_row(row["name"], median, f"{low} to {high}", share, *rates)
     print_table(table)
     for message, names in refused.items():
         print(f"not run: {shorten(names)}: {message}")

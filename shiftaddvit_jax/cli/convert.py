@@ -18,9 +18,13 @@ from shiftaddvit_jax.files import read_latencies, read_layers
 from shiftaddvit_jax.names import ATTENTION_KINDS, PRECISIONS, PROXIES, ROTATIONS, SOURCES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import flax.linen as nn
     import numpy as np
     from jaxtyping import Float, Int
 
+    from shiftaddvit_jax.calibrate import CalibratedLayer
     from shiftaddvit_jax.data import Examples
     from shiftaddvit_jax.models import Preprocessing
 
@@ -39,6 +43,19 @@ def add_convert(commands: Commands) -> None:
     command.add_argument(
         "--count", type=int, default=256, metavar="N", help="images to take, evenly (default: %(default)s)"
     )
+    add_conversion(command)
+    command.add_argument(
+        "--smoothing",
+        type=float,
+        default=0.0,
+        metavar="STRENGTH",
+        help="0 to 1: move outlier channels into weights, for activations in int8; SmoothQuant's is 0.5",
+    )
+    command.add_argument("--output", required=True, metavar="DIR", help="where the new checkpoint goes")
+
+
+def add_conversion(command: argparse.ArgumentParser) -> None:
+    """Add what layers become, which `conversion_settings` reads."""
     per_stage = "one kind, or one a stage separated by commas:"
     command.add_argument(
         "--mlp", default="shift", metavar="KIND", help=f"{per_stage} shift, moe, dense (default: %(default)s)"
@@ -93,26 +110,13 @@ def add_convert(commands: Commands) -> None:
         metavar="FILE",
         help="of `measure-latency --json FILE`, by which mixtures share out tokens; default: the paper's 6:4",
     )
-    command.add_argument(
-        "--smoothing",
-        type=float,
-        default=0.0,
-        metavar="STRENGTH",
-        help="0 to 1: move outlier channels into weights, for activations in int8; SmoothQuant's is 0.5",
-    )
-    command.add_argument("--output", required=True, metavar="DIR", help="where the new checkpoint goes")
 
 
 def convert(arguments: argparse.Namespace) -> None:
     """A shift model of a dense one, and a table of how near its layers come."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     from shiftaddvit_jax.calibrate import calibrate_with_report
     from shiftaddvit_jax.checkpoints import save_model
     from shiftaddvit_jax.checkpoints.source import describe_source, open_source
-    from shiftaddvit_jax.models.kinds import parse_kinds
 
     if arguments.count < 1:
         raise ValueError(f"--count must be at least 1, got {arguments.count}")
@@ -121,28 +125,48 @@ def convert(arguments: argparse.Namespace) -> None:
         print(f"note: {note}")
     examples = open_examples(arguments.images, arguments.path)
     images, _ = read_evenly(examples, arguments.count, source.preprocessing)
-    names = ("attention", "mlp", "projections")
-    settings: dict[str, Any] = {
-        name: parse_kinds(getattr(arguments, name)) for name in names if getattr(arguments, name)
-    }
-    numbers = ("weight_terms", "rotation", "budget", "proxy", "smoothing")
-    settings |= {name: getattr(arguments, name) for name in numbers}
-    if arguments.latencies:
-        settings["latencies"] = read_latencies(arguments.latencies)
-    if arguments.layers:
-        if arguments.budget is not None:
-            raise ValueError("--layers says what each layer becomes; leave out --budget")
-        settings |= {"mlp": "dense", "projections": "dense", "layers": read_layers(arguments.layers)}
-    dense = source.model
-    if arguments.precision:
-        primitives = dataclasses.replace(dense.primitives, precision=arguments.precision)
-        dense = dense.clone(primitives=primitives)
+    dense, settings = conversion_settings(source.model, arguments)
+    settings["smoothing"] = arguments.smoothing
     start = time.perf_counter()
     model, variables, layers = calibrate_with_report(dense, source.variables, images, **settings)
     seconds = time.perf_counter() - start
     about = describe_source(source)
     about.pop("top1", None)  # the dense model's
     save_model(arguments.output, model, variables, about)
+    print_layers(layers, "image")
+    print(f"written to {arguments.output}: {len(layers)} layers, {len(images)} images, {seconds:.0f} s")
+    print(f"Next: {program()} pack --checkpoint {arguments.output} --output {arguments.output}-packed")
+
+
+def conversion_settings(
+    model: "nn.Module", arguments: argparse.Namespace
+) -> "tuple[nn.Module, dict[str, Any]]":
+    """The dense model to convert, and arguments of `calibrate`, from options that `add_conversion` added."""
+    from shiftaddvit_jax.models.kinds import parse_kinds
+
+    names = ("attention", "mlp", "projections")
+    settings: dict[str, Any] = {
+        name: parse_kinds(getattr(arguments, name)) for name in names if getattr(arguments, name)
+    }
+    settings |= {name: getattr(arguments, name) for name in ("weight_terms", "rotation", "budget", "proxy")}
+    if arguments.latencies:
+        settings["latencies"] = read_latencies(arguments.latencies)
+    if arguments.layers:
+        if arguments.budget is not None:
+            raise ValueError("--layers says what each layer becomes; leave out --budget")
+        settings |= {"mlp": "dense", "projections": "dense", "layers": read_layers(arguments.layers)}
+    if arguments.precision:
+        primitives = dataclasses.replace(model.primitives, precision=arguments.precision)
+        model = model.clone(primitives=primitives)
+    return model, settings
+
+
+def print_layers(layers: "Sequence[CalibratedLayer]", unit: str) -> None:
+    """A table of how near layers come, with their energy for one ``unit``."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=box.SIMPLE)
     table.add_column("layer")
     table.add_column("is now")
@@ -152,9 +176,7 @@ def convert(arguments: argparse.Namespace) -> None:
         numbers = f"{layer.rounded:.1f}", f"{layer.calibrated:.1f}", f"{layer.energy:.3g}"
         table.add_row(Text(layer.name), layer.choice, *numbers)
     print_table(table)
-    print("Energy: products of one image on an accelerator in 45 nm CMOS, activations in int8.")
-    print(f"written to {arguments.output}: {len(layers)} layers, {len(images)} images, {seconds:.0f} s")
-    print(f"Next: {program()} pack --checkpoint {arguments.output} --output {arguments.output}-packed")
+    print(f"Energy: products of one {unit} on an accelerator in 45 nm CMOS, activations in int8.")
 
 
 def add_examples(command: argparse.ArgumentParser) -> None:

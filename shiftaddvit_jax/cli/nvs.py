@@ -3,17 +3,20 @@
 import argparse
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 from shiftaddvit_jax.cli.arguments import Commands, add_command
+from shiftaddvit_jax.cli.convert import add_conversion, conversion_settings, print_layers
+from shiftaddvit_jax.command import program
 from shiftaddvit_jax.optional import require
 
 
 def add_nvs(commands: Commands) -> None:
     """Add ``nvs`` and its own commands."""
     command = add_command(
-        commands, "nvs", None, "Novel views of a scene from photographs: demo, train, eval, render."
+        commands, "nvs", None, "Novel views of a scene from photographs: demo, train, convert, eval, render."
     )
     inner = command.add_subparsers(dest="nvs_command", required=True, metavar="COMMAND")
     shown = add_command(
@@ -39,8 +42,20 @@ def add_nvs(commands: Commands) -> None:
     trained.add_argument("--learning-rate", type=float, metavar="X", help="default: 0.005; finetuning 0.002")
     trained.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
 
+    converted = add_command(
+        inner, "convert", convert, "A dense model's layers as shift layers, fitted to rays without training."
+    )
+    converted.add_argument("checkpoint", metavar="CHECKPOINT", help="a dense model's folder, or its run's")
+    _add_scene(converted, required=True)
+    converted.add_argument("--rays", type=int, default=512, metavar="N", help="default: %(default)s")
+    add_conversion(converted)
+    converted.add_argument("--output", required=True, metavar="DIR", help="where the new checkpoint goes")
+
     scored = add_command(inner, "eval", evaluate, "PSNR, SSIM and FLIP on a scene's held-out views.")
     _add_model(scored)
+    scored.add_argument(
+        "--lpips", metavar="FILE", help="score LPIPS, too, by the state_dict of lpips.LPIPS(net='alex')"
+    )
     scored.add_argument("--json", action="store_true", help="print JSON")
 
     made = add_command(inner, "render", render, "A video along a path of cameras, or its frames.")
@@ -96,45 +111,65 @@ def demo(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace) -> None:
     """Train on a scene."""
-    from shiftaddvit_jax.train import default_config, train_and_evaluate
+    from shiftaddvit_jax.train import train_and_evaluate
+    from shiftaddvit_jax.train.views import scene_config
 
-    config = default_config()
+    config = scene_config(_scene_name(arguments.scene))
     config.seed, config.init_from = arguments.seed, arguments.init_from
-    config.data.source, config.data.path = "scene", _scene_name(arguments.scene)
     config.data.image_size, config.data.batch_size = arguments.longest_side, arguments.rays
     config.data.near, config.data.far = arguments.near or 0.0, arguments.far or 0.0
-    config.model.name = arguments.model or ("" if arguments.init_from else "gnt_nano")
+    if arguments.model or arguments.init_from:
+        config.model.name = arguments.model or ""
     for name in ("attention", "mlp", "projections"):
         config.model[name] = getattr(arguments, name)
     config.train.steps, config.train.warmup_steps = arguments.steps, min(50, arguments.steps // 2)
-    config.train.learning_rate = arguments.learning_rate or (2e-3 if arguments.init_from else 5e-3)
-    config.train.weight_decay = 0.0
+    if arguments.learning_rate or arguments.init_from:
+        config.train.learning_rate = arguments.learning_rate or 2e-3
     metrics = train_and_evaluate(config, arguments.workdir)
     print(f"PSNR {metrics['psnr']:.2f} dB on held-out views; the model is in {arguments.workdir}/model")
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    """A shift model of a dense one, and a table of how near its layers come."""
+    from shiftaddvit_jax.calibrate import calibrate_with_report
+    from shiftaddvit_jax.checkpoints import save_model
+    from shiftaddvit_jax.novel_views import sample_rays
+
+    model, variables, scene = _open(arguments)
+    dense, settings = conversion_settings(model, arguments)
+    start = time.perf_counter()
+    samples = sample_rays(dense, variables, scene, arguments.rays)
+    converted, fitted, layers = calibrate_with_report(dense, variables, samples, **settings)
+    save_model(arguments.output, converted, fitted, {"scene": _scene_name(arguments.scene)})
+    print_layers(layers, "ray")
+    seconds = time.perf_counter() - start
+    print(f"written to {arguments.output}: {len(layers)} layers, {arguments.rays} rays, {seconds:.0f} s")
+    print(f"Next: {program()} nvs eval {arguments.output} --scene {arguments.scene}")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Scores of a checkpoint on a scene's held-out views."""
     import numpy as np
 
-    from shiftaddvit_jax.novel_views import render_held_out, score_view
+    from shiftaddvit_jax.novel_views import load_lpips, render_held_out, score_view
 
+    lpips = load_lpips(arguments.lpips) if arguments.lpips else None
     model, variables, scene = _open(arguments)
     if not scene.held_out:
         raise ValueError(f"the scene {arguments.scene} holds out no views")
     settings = {"points": arguments.points, "chunk": arguments.chunk}
     views = {
-        scene.names[index]: score_view(view.colours, scene.images[index] / 255)
+        scene.names[index]: score_view(view.colours, scene.images[index] / 255, lpips)
         for index, view in render_held_out(model, variables, scene, **settings)
     }
-    means = {
-        name: float(np.mean([scores[name] for scores in views.values()])) for name in ("psnr", "ssim", "flip")
-    }
+    names = next(iter(views.values()))
+    means = {name: float(np.mean([scores[name] for scores in views.values()])) for name in names}
     if arguments.json:
         print(json.dumps({**means, "views": views}))
         return
     for name, scores in {**views, "mean": means}.items():
-        print(f"{name}: PSNR {scores['psnr']:.2f} dB, SSIM {scores['ssim']:.4f}, FLIP {scores['flip']:.4f}")
+        others = [f"{score.upper()} {value:.4f}" for score, value in scores.items() if score != "psnr"]
+        print(", ".join([f"{name}: PSNR {scores['psnr']:.2f} dB", *others]))
 
 
 def render(arguments: argparse.Namespace) -> None:

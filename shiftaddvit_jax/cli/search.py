@@ -110,6 +110,7 @@ def search_choices(arguments: argparse.Namespace) -> None:
     """The front of loss against cost, and the best configurations within a budget."""
     from shiftaddvit_jax.calibrate.convert import check_dense
     from shiftaddvit_jax.checkpoints.source import open_source
+    from shiftaddvit_jax.models.inspect import outputs_of
     from shiftaddvit_jax.models.variables import linear_layers
     from shiftaddvit_jax.search import (
         energy_costs,
@@ -122,7 +123,7 @@ def search_choices(arguments: argparse.Namespace) -> None:
         read_costs,
         search,
     )
-    from shiftaddvit_jax.search.run import logits_of
+    from shiftaddvit_jax.search.run import BATCH
     from shiftaddvit_jax.validation import check_choice
 
     for name, least in (("count", 1), ("finetune_steps", 0), ("confirm", 0)):
@@ -167,7 +168,7 @@ def search_choices(arguments: argparse.Namespace) -> None:
     calibration, measured = images[::2], images[1::2]
     classes = labels[1::2] if arguments.loss == "cross_entropy" else None
     run = make_run(model, variables, groups, choices, costs, calibration, measured, arguments.finetune_steps)
-    loss = make_loss(logits_of(model, variables, measured), classes)
+    loss = make_loss(outputs_of(model, variables, measured, BATCH), classes)
     found = search(run, loss, groups, choices, costs, budget, design, arguments.baselines)
     confirmed = _confirm(found, source, costs, budget, calibration, measured, loss, arguments.confirm)
     report = _report(found, costs, budget, arguments.loss, confirmed)
@@ -185,7 +186,8 @@ def search_choices(arguments: argparse.Namespace) -> None:
 def _confirm(found, source, costs, budget, calibration, images, loss, count):
     """The best trials within the budget, each with the loss of its whole conversion."""
     from shiftaddvit_jax.calibrate import calibrate
-    from shiftaddvit_jax.search.run import logits_of
+    from shiftaddvit_jax.models.inspect import outputs_of
+    from shiftaddvit_jax.search.run import BATCH
 
     confirmed = []
     for trial in found.best(budget, count):
@@ -193,7 +195,7 @@ def _confirm(found, source, costs, budget, calibration, images, loss, count):
         pair = source.model, source.variables
         if set(layers.values()) != {"dense"}:
             pair = calibrate(*pair, calibration, layers=layers, latencies=costs.latencies())
-        confirmed.append((trial, float(loss(logits_of(*pair, images)))))
+        confirmed.append((trial, float(loss(outputs_of(*pair, images, BATCH)))))
     return sorted(confirmed, key=lambda pair: pair[1])
 
 

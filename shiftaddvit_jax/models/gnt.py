@@ -1,12 +1,12 @@
 """GNT (Varma et al., arXiv 2207.13298): novel views of a scene from photographs, by two transformers."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from shiftaddvit_jax.models.resunet import ResUNet
 from shiftaddvit_jax.nn import Primitives, make_layer_norm, make_linear
@@ -21,6 +21,22 @@ ATTENTION_KINDS = ("msa", "linear", "hamming_linear", "hamming_quadratic", "bina
 # Kernels as small as ViT's would take thousands of steps to grow.
 KERNEL_INIT = nn.initializers.lecun_uniform()
 OCTAVES = 10  # of the encodings of positions and directions
+
+
+class Samples(NamedTuple):
+    """What photographs show of the points of rays.
+
+    Attributes:
+      tokens: a point's colour and features in each view.
+      differences: between the directions of ray and view, see `direction_differences`.
+      visible: whether the view shows the point.
+      encodings: of the points' positions and of the rays' directions.
+    """
+
+    tokens: Float[Array, "rays points views _inputs"]
+    differences: Float[Array, "rays points views 4"]
+    visible: Bool[Array, "rays points views"]
+    encodings: Float[Array, "rays points _encodings"]
 
 
 class GeneralizableNerfTransformer(nn.Module):
@@ -106,18 +122,31 @@ class GeneralizableNerfTransformer(nn.Module):
           image_features: the photographs' features, where `encode` has made them already.
           train: whether there is dropout and routers' noise.
         """
+        return self.render(self.look_up(rays, views, image_features), train)
+
+    def look_up(
+        self,
+        rays: Rays,
+        views: Views,
+        image_features: Float[Array, "views _rows _columns features"] | None = None,
+    ) -> Samples:
+        """What the photographs show of each ray's points; arguments as in a call."""
         if image_features is None or self.is_initializing():
             made = self.encode(views.images)
             image_features = made if image_features is None else image_features
         tokens, differences, visible = self._look_up(rays, views, image_features)
-        tokens = self.embed(tokens, train)
-        x = jnp.max(tokens, axis=2)
         points = encode_positions(rays.points)
         directions = rays.directions / jnp.linalg.norm(rays.directions, axis=-1, keepdims=True)
         directions = jnp.broadcast_to(encode_positions(directions)[:, None], points.shape)
         encodings = jnp.concatenate([points, directions], axis=-1).astype(tokens.dtype)
+        return Samples(tokens, differences, visible, encodings)
+
+    def render(self, samples: Samples, train: bool = False) -> Float[Array, "rays 3"]:
+        """The colours of rays that `look_up` sampled; each ray's depends on its own samples alone."""
+        tokens = self.embed(samples.tokens, train)
+        x = jnp.max(tokens, axis=2)
         for block in self.blocks:
-            x = block(x, tokens, differences, visible, encodings, train)
+            x = block(x, tokens, samples.differences, samples.visible, samples.encodings, train)
         return self.head(jnp.mean(self.norm(x), axis=1)).astype(jnp.float32)
 
     def encode(

@@ -4,23 +4,61 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
+from shiftaddvit_jax.models.gnt import Samples
 from shiftaddvit_jax.nn.moe import EXPERTS
 
 Look = Callable[[nn.Module, str, tuple[Any, ...], Any], PyTree | None]
 Images = Float[Array | np.ndarray, "batch height width 3"]
+Examples = Images | Samples
 
 
 def on_xla(model: nn.Module) -> nn.Module:
     """``model`` without kernels: a kernel computes a whole branch and calls no module in it."""
     return model.clone(primitives=dataclasses.replace(model.primitives, implementation="xla"))
+
+
+def run(model: nn.Module, variables: PyTree, examples: Examples) -> Any:
+    """What ``model`` makes of ``examples``: logits of images, colours of rays' samples."""
+    return model.apply(variables, examples, method="render" if isinstance(examples, Samples) else None)
+
+
+def outputs_of(
+    model: nn.Module, variables: PyTree, examples: Examples, size: int
+) -> Float[np.ndarray, "batch _"]:
+    """What ``model`` makes of ``examples`` on XLA, in batches of one ``size``."""
+    apply = jax.jit(partial(run, on_xla(model)))
+    return in_batches(partial(apply, variables), examples, size)
+
+
+def in_batches(
+    apply: Callable[[Any], Float[Array, "rows _outputs"]], examples: Examples, size: int
+) -> Float[np.ndarray, "batch _outputs"]:
+    """What ``apply`` makes of examples, in batches of one size: the last example fills the last one up."""
+    count, found = count_of(examples), []
+    size = min(size, count)
+    for first in range(0, count, size):
+        at = np.minimum(np.arange(first, first + size), count - 1)
+        found.append(np.asarray(apply(take(examples, at)))[: count - first])
+    return np.concatenate(found)
+
+
+def count_of(examples: PyTree) -> int:
+    """The number of rows of arrays."""
+    return len(jax.tree.leaves(examples)[0])
+
+
+def take(examples: PyTree, rows: slice | Int[np.ndarray, "rows"]) -> Any:
+    """Some rows of arrays."""
+    return jax.tree.map(lambda leaf: leaf[rows], examples)
 
 
 def features(
@@ -68,7 +106,7 @@ def watch(model: nn.Module, look: Look) -> Any:
             return result
 
         with nn.intercept_methods(note):
-            model.apply(variables, images)
+            run(model, variables, images)
         return seen
 
     return forward

@@ -34,6 +34,14 @@ def example_inputs(model: nn.Module, batch: int = 1) -> tuple[PyTree, ...]:
     return (jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.float32),)
 
 
+def example_batch(model: nn.Module, batch: int = 1) -> Any:
+    """The shapes and dtypes of ``batch`` examples: images, or what `look_up` finds of rays."""
+    inputs = example_inputs(model, batch)
+    if not hasattr(model, "look_up"):
+        return inputs[0]
+    return jax.eval_shape(partial(model.apply, {}, method="look_up"), *inputs)
+
+
 def init_function(model: nn.Module) -> Callable[[PRNGKeyArray], PyTree]:
     """The function from a random key to ``model``'s variables, at the model's own image size."""
 

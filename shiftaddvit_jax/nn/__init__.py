@@ -9,6 +9,7 @@ from shiftaddvit_jax.nn.moe import MoEDense, latency_aware_loss, load_probabilit
 from shiftaddvit_jax.nn.norm import make_layer_norm
 from shiftaddvit_jax.nn.primitives import Primitives
 from shiftaddvit_jax.nn.shift import ShiftDense
+from shiftaddvit_jax.nn.view_attention import ReluBlock
 
 __all__ = [
     "ATTENTION_KINDS",
@@ -20,6 +21,7 @@ __all__ = [
     "Mlp",
     "MoEDense",
     "Primitives",
+    "ReluBlock",
     "ShiftDense",
     "latency_aware_loss",
     "load_probabilities",

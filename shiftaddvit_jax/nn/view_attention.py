@@ -1,5 +1,7 @@
 """GNT's transformers (arXiv 2207.13298): one over the views of a point, one over the points of a ray."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -63,78 +65,87 @@ class ViewAttention(nn.Module):
         return drop(linear("proj")(jnp.sum((values + position) * weights, axis=2), train))
 
 
-class ViewBlock(nn.Module):
-    """``x + view_attention(norm(x))``, then ``x + mlp(norm(x))``.
+class ReluBlock(nn.Module):
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``, with a ReLU in an MLP four times as wide inside.
 
     Attributes:
+      channels: of ``x``.
       mlp: kind of the MLPs' linear layers.
-      projections: kind of the attention's other linear layers.
-      dropout: rate in attention and MLP.
-      layer_norm_eps: epsilon of every LayerNorm; by default 1e-6.
-      primitives: how shifts are computed.
-    """
-
-    mlp: str = "dense"
-    projections: str = "dense"
-    dropout: float = 0.0
-    layer_norm_eps: float | None = None
-    primitives: Primitives = Primitives()
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "rays points channels"],
-        features: Float[Array, "rays points views channels"],
-        differences: Float[Array, "rays points views 4"],
-        visible: Bool[Array, "rays points views"],
-        train: bool = False,
-    ) -> Float[Array, "rays points channels"]:
-        """Both sums; ``train`` turns on dropout and the routers' noise."""
-        attention = ViewAttention(
-            self.mlp, self.projections, self.dropout, self.primitives.inside("attn"), name="attn"
-        )
-        norm1 = make_layer_norm(self.layer_norm_eps, self.primitives, name="norm1")
-        x = x + attention(norm1(x), features, differences, visible, train)
-        return _add_mlp(self, x, train)
-
-
-class RayBlock(nn.Module):
-    """``x + attention(norm(x))`` along each ray, then ``x + mlp(norm(x))``.
-
-    Attributes:
-      num_heads: attention heads.
-      attention: kind of attention, see `make_attention`.
-      mlp: kind of the MLP's linear layers.
       projections: kind of the attention's linear layers.
       dropout: rate in attention and MLP.
       layer_norm_eps: epsilon of every LayerNorm; by default 1e-6.
       primitives: how shifts and additions are computed.
     """
 
-    num_heads: int
-    attention: str = "msa"
+    channels: int
     mlp: str = "dense"
     projections: str = "dense"
     dropout: float = 0.0
     layer_norm_eps: float | None = None
     primitives: Primitives = Primitives()
 
-    @nn.compact
+    def setup(self) -> None:
+        """The layers by their names."""
+        self.norm1 = make_layer_norm(self.layer_norm_eps, self.primitives)
+        self.attn = self.make_attention(self.primitives.inside("attn"))
+        self.norm2 = make_layer_norm(self.layer_norm_eps, self.primitives)
+        inside, wide = self.primitives.inside("mlp"), 4 * self.channels
+        self.ffn = ReluMlp(wide, self.channels, self.mlp, self.dropout, inside, name="mlp")
+
+    @nn.nowrap
+    def make_attention(self, primitives: Primitives) -> nn.Module:
+        """The block's attention."""
+        raise NotImplementedError
+
     def __call__(
+        self, x: Float[Array, "rays points channels"], *context: Any, train: bool = False
+    ) -> Float[Array, "rays points channels"]:
+        """Both sums; attention takes ``context``, and ``train`` turns on dropout and the routers' noise."""
+        return self.add_mlp(self.add_attention(x, *context, train=train), train=train)
+
+    def add_attention(
+        self, x: Float[Array, "rays points channels"], *context: Any, train: bool = False
+    ) -> Float[Array, "rays points channels"]:
+        """``x + attention(norm(x))``."""
+        return x + self.attn(self.norm1(x), *context, train)
+
+    def add_mlp(
         self, x: Float[Array, "rays points channels"], train: bool = False
     ) -> Float[Array, "rays points channels"]:
-        """Both sums; ``train`` turns on dropout and the routers' noise."""
-        attention = make_attention(
+        """``x + mlp(norm(x))``."""
+        return x + self.ffn(self.norm2(x), train)
+
+
+class ViewBlock(ReluBlock):
+    """A block of `ViewAttention`, whose context is the points' features, differences and visibility."""
+
+    @nn.nowrap
+    def make_attention(self, primitives: Primitives) -> nn.Module:
+        """The sum over views."""
+        return ViewAttention(self.mlp, self.projections, self.dropout, primitives)
+
+
+class RayBlock(ReluBlock):
+    """A block whose points attend to each other along each ray; its context is their grid.
+
+    Attributes:
+      num_heads: attention heads.
+      attention: kind of attention, see `make_attention`.
+    """
+
+    num_heads: int = 4
+    attention: str = "msa"
+
+    @nn.nowrap
+    def make_attention(self, primitives: Primitives) -> nn.Module:
+        """Attention along a ray."""
+        return make_attention(
             self.attention,
             num_heads=self.num_heads,
             projections=self.projections,
             dropout=self.dropout,
-            primitives=self.primitives.inside("attn"),
-            name="attn",
+            primitives=primitives,
         )
-        norm1 = make_layer_norm(self.layer_norm_eps, self.primitives, name="norm1")
-        x = x + attention(norm1(x), (1, x.shape[1]), train)
-        return _add_mlp(self, x, train)
 
 
 class ViewRayBlock(nn.Module):
@@ -174,6 +185,7 @@ class ViewRayBlock(nn.Module):
 
         def settings(name):
             return {
+                "channels": x.shape[-1],
                 "mlp": self.mlp,
                 "projections": self.projections,
                 "dropout": self.dropout,
@@ -182,19 +194,10 @@ class ViewRayBlock(nn.Module):
                 "name": name,
             }
 
-        x = ViewBlock(**settings("view"))(x, features, differences, visible, train)
+        x = ViewBlock(**settings("view"))(x, features, differences, visible, train=train)
         if self.mixes:
             inside, channels = self.primitives.inside("mix"), x.shape[-1]
             mix = ReluMlp(channels, channels, self.mlp, primitives=inside, name="mix")
             x = mix(jnp.concatenate([x, encodings], axis=-1), train)
-        return RayBlock(self.num_heads, self.attention, **settings("ray"))(x, train)
-
-
-def _add_mlp(block, x, train):
-    """``x + mlp(norm(x))`` with a block's settings; the MLP is four times as wide inside."""
-    norm2 = make_layer_norm(block.layer_norm_eps, block.primitives, name="norm2")
-    channels = x.shape[-1]
-    mlp = ReluMlp(
-        4 * channels, channels, block.mlp, block.dropout, block.primitives.inside("mlp"), name="mlp"
-    )
-    return x + mlp(norm2(x), train)
+        along = RayBlock(num_heads=self.num_heads, attention=self.attention, **settings("ray"))
+        return along(x, (1, x.shape[1]), train=train)

@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
+from shiftaddvit_jax.novel_views.perceptual import Lpips
 from shiftaddvit_jax.optional import require
 
 View = Float[np.ndarray, "height width 3"]
@@ -14,8 +15,8 @@ def peak_signal_to_noise(rendered: View, true: View) -> float:
     return float("inf") if error == 0 else -10 * float(np.log10(error))
 
 
-def score_view(rendered: View, true: View) -> dict[str, float]:
-    """``psnr`` (dB), ``ssim`` (1 for equal views) and ``flip`` (0 for equal views).
+def score_view(rendered: View, true: View, lpips: Lpips | None = None) -> dict[str, float]:
+    """``psnr`` (dB), ``ssim`` (1 for equal views), ``flip`` and, where it is given, ``lpips`` (0 for equal).
 
     SSIM is scikit-image's with Gaussian windows of deviation 1.5 (Wang et al., 2004); FLIP its authors' mean
     over the view, at 67 pixels a degree (Andersson et al., 2020).
@@ -45,4 +46,5 @@ def score_view(rendered: View, true: View) -> dict[str, float]:
     _, flip, _ = flip_evaluator.evaluate(
         np.ascontiguousarray(true, np.float32), np.ascontiguousarray(rendered, np.float32), "LDR"
     )
-    return {"psnr": peak_signal_to_noise(rendered, true), "ssim": float(similarity), "flip": float(flip)}
+    scores = {"psnr": peak_signal_to_noise(rendered, true), "ssim": float(similarity), "flip": float(flip)}
+    return scores if lpips is None else {**scores, "lpips": lpips(rendered, true)}

@@ -11,11 +11,13 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from shiftaddvit_jax.data.scenes import Scene
+from shiftaddvit_jax.models.gnt import Samples
 from shiftaddvit_jax.nn.moe import EXPERTS, routing_layers
 from shiftaddvit_jax.ops.cameras import Rays, Views, pixel_directions, ray_depths
 from shiftaddvit_jax.progress import progress_bar
 
 CHUNK = 1024  # rays at a time
+SAMPLED_VIEWS = 16  # whose rays a model is fitted to
 
 
 class Rendered(NamedTuple):
@@ -111,6 +113,45 @@ def render_held_out(
     for index in scene.held_out:
         camera, pose = scene.intrinsics[index], scene.poses[index]
         yield index, render_view(model, variables, scene, pose, intrinsics=camera, **settings)
+
+
+def sample_rays(model: nn.Module, variables: PyTree, scene: Scene, count: int, seed: int = 0) -> Samples:
+    """What ``count`` random rays of training views look like in the views nearest to them, for `calibrate`.
+
+    Each view of up to `SAMPLED_VIEWS`, drawn at random, has as many rays as the others, one at least.
+
+    Args:
+      model: such as ``create_model("gnt")``.
+      variables: its variables, which make the photographs' features.
+      scene: the photographs.
+      count: rays in all.
+      seed: of what is drawn.
+
+    Raises:
+      ValueError: fewer than one ray, or a scene with fewer than two training views.
+    """
+    if count < 1:
+        raise ValueError(f"the number of rays must be at least 1, got {count}")
+    draw = np.random.default_rng(seed)
+    targets = draw.permutation(scene.training)[: min(count, SAMPLED_VIEWS)]
+    height, width = scene.images.shape[1:3]
+    parts = []
+    for index, target in enumerate(targets):
+        own = (count + len(targets) - 1 - index) // len(targets)
+        at = draw.integers(height * width, size=own)
+        pixels = jnp.asarray(np.stack([at % width, at // width], axis=-1), jnp.float32)
+        pose = jnp.asarray(scene.poses[target], jnp.float32)
+        directions = pixel_directions(pixels, jnp.asarray(scene.intrinsics[target], jnp.float32), pose)
+        depths = ray_depths(jnp.float32(scene.near), jnp.float32(scene.far), own, model.points)
+        rays = Rays(jnp.broadcast_to(pose[:3, 3], directions.shape), directions, depths)
+        chosen = source_views(scene, choose_sources(scene, scene.poses[target], model.views, int(target)))
+        parts.append(jax.device_get(_look_up(model, variables, rays, chosen)))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+@partial(jax.jit, static_argnums=0)
+def _look_up(model, variables, rays, views):
+    return model.apply(variables, rays, views, method="look_up")
 
 
 def choose_sources(

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from shiftaddvit_jax.bench.latency import Latency
+from shiftaddvit_jax.bench.models import subject_of
 from shiftaddvit_jax.costs.report import group_modules
 from shiftaddvit_jax.nn.moe import EXPERTS
 from shiftaddvit_jax.pictures.style import COLORS, EXPERT_COLORS, save_figure
@@ -253,9 +254,8 @@ def plot_bench(report: Mapping[str, Any], path: str | Path | None = None) -> Fig
         panel.set_xlabel("time over that of XLA's dense float32")
         panel.set_title(f"kernels on {threads}")
     else:
-        size = report["model"]["image_size"]
         panel.set_xlabel("median time (ms), with the 10th and 90th percentiles")
-        panel.set_title(f"{report['model']['name']}, {report['batch']} x {size} x {size}, on {threads}")
+        panel.set_title(f"{subject_of(report)}, on {threads}")
     return save_figure(figure, path)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from shiftaddvit_jax.calibrate.choice import fit_choices
 from shiftaddvit_jax.calibrate.convert import check_dense, shift_share
-from shiftaddvit_jax.models.inspect import Images, on_xla
+from shiftaddvit_jax.models.inspect import Images, in_batches, outputs_of
+from shiftaddvit_jax.models.registry import check_classifier
 from shiftaddvit_jax.optional import require
 from shiftaddvit_jax.progress import progress_bar
 from shiftaddvit_jax.search.baselines import run_at_random, run_greedily
@@ -226,6 +227,7 @@ def make_run(
     Raises:
       ValueError: a model that is converted already, packed, or has weights that are not finite.
     """
+    check_classifier(model, "a search")
     check_dense(model, variables)
     latencies = costs.latencies()
     shares = {path: shift_share(latencies, path) for members in groups.values() for path in members}
@@ -240,7 +242,7 @@ def make_run(
     def run(levels):
         picks = levels[places].astype(np.int32)
         own, fitted = finetune(picks) if finetune else (variables, fits)
-        return in_batches(lambda batch: logits(own, fitted, picks, batch), images)
+        return in_batches(lambda batch: logits(own, fitted, picks, batch), images, BATCH)
 
     return run
 
@@ -259,30 +261,12 @@ def make_loss(
     )
 
 
-def logits_of(model: nn.Module, variables: PyTree, images: Images) -> Float[np.ndarray, "batch classes"]:
-    """A model's logits, batch by batch."""
-    apply = jax.jit(on_xla(model).apply)
-    return in_batches(lambda batch: apply(variables, batch), images)
-
-
-def in_batches(
-    apply: Callable[[Any], Float[Array, "rows classes"]], images: Images
-) -> Float[np.ndarray, "batch classes"]:
-    """What ``apply`` makes of the images, in batches of one size: the last image fills the last one up."""
-    size, found = min(BATCH, len(images)), []
-    for first in range(0, len(images), size):
-        batch = images[first : first + size]
-        filled = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
-        found.append(np.asarray(apply(filled))[: len(batch)])
-    return np.concatenate(found)
-
-
 def _finetuning(model, variables, fits, logits, images, steps):
     """A function of picks: variables and fits after steps of Adam, or as they were if that is nearer."""
     require("train", "finetuning in a search", "optax")
     import optax
 
-    wanted = logits_of(model, variables, images)
+    wanted = outputs_of(model, variables, images, BATCH)
     optimizer = optax.adam(optax.linear_schedule(FINETUNING_RATE, 0.0, steps))
     size = min(BATCH, len(images))
     start = jax.tree.map(jnp.asarray, (variables, fits))
@@ -297,7 +281,7 @@ def _finetuning(model, variables, fits, logits, images, steps):
 
     def finetune(picks):
         def error(tuned):
-            found = in_batches(lambda batch: logits(*tuned, picks, batch), images)
+            found = in_batches(lambda batch: logits(*tuned, picks, batch), images, BATCH)
             return float(np.mean(np.square(found - wanted)))
 
         tuned, state = start, optimizer.init(start)

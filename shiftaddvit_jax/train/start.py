@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import ml_collections
-from jaxtyping import PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from shiftaddvit_jax.checkpoints.source import Source, is_named, open_source, our_folder
 from shiftaddvit_jax.data.identity import class_difference
@@ -81,16 +81,24 @@ def begin(config: ml_collections.ConfigDict, class_names: tuple[str, ...]) -> St
                 f"asks for {getattr(asked, field)}"
             )
     _warn_of_changes_back(model, asked)
-    kept = {name: getattr(model.primitives, name) for name in ("dtype", "layers", *DRAWN)}
-    model = model.clone(
-        primitives=dataclasses.replace(asked.primitives, **kept),
-        dropout=asked.dropout,
-        drop_path=asked.drop_path,
-    )
-    drawn = {name: config.model[name] for name in DRAWN}
-    layers = dict(config.model.layers) or None
-    student, variables = reparameterize(model, variables, **_kinds(config), **drawn, layers=layers, key=key)
+    student, variables = as_asked(config, asked, model, variables, key)
     return Start(config, student, variables, teacher.preprocessing)
+
+
+def as_asked(
+    config: ml_collections.ConfigDict,
+    asked: nn.Module,
+    model: nn.Module,
+    variables: PyTree,
+    key: PRNGKeyArray,
+) -> tuple[nn.Module, PyTree]:
+    """``model``, reparameterized to the kinds and with the settings that ``asked`` has from the config."""
+    kept = {name: getattr(model.primitives, name) for name in ("dtype", "layers", *DRAWN)}
+    rates = {name: getattr(asked, name) for name in ("dropout", "drop_path") if hasattr(asked, name)}
+    model = model.clone(primitives=dataclasses.replace(asked.primitives, **kept), **rates)
+    drawn: dict[str, Any] = {name: config.model[name] for name in DRAWN}
+    layers = dict(config.model.layers) or None
+    return reparameterize(model, variables, **_kinds(config), **drawn, layers=layers, key=key)
 
 
 def resume(config: ml_collections.ConfigDict, began: Mapping[str, Any]) -> Start:
@@ -174,10 +182,16 @@ def _class_difference(teacher, class_names):
 
 def _model(config, class_names):
     """The model that the config describes, for the data's classes."""
+    settings = asked_settings(config)
+    return create_model(**settings, num_classes=len(class_names), image_size=config.data.image_size)
+
+
+def asked_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The arguments of `create_model` that the config has."""
     settings: dict[str, Any] = {**config.model.to_dict(), **_kinds(config)}
     del settings["new_head"]
     settings["layers"] = dict(settings["layers"])
-    return create_model(**settings, num_classes=len(class_names), image_size=config.data.image_size)
+    return settings
 
 
 def model_settings(model: nn.Module) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What a run of training is for novel views: its scene, how it begins, its steps and its scores."""
 
-import dataclasses
 import hashlib
 import logging
 from collections.abc import Generator, Mapping
@@ -21,16 +20,14 @@ from shiftaddvit_jax.checkpoints import load_model
 from shiftaddvit_jax.checkpoints.source import our_folder
 from shiftaddvit_jax.data.scenes import Scene, load_scene
 from shiftaddvit_jax.models import create_model, init_variables, list_models
-from shiftaddvit_jax.models.kinds import parse_kinds
 from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.novel_views.metrics import peak_signal_to_noise
 from shiftaddvit_jax.novel_views.render import render_held_out
 from shiftaddvit_jax.ops.cameras import Rays, Views, pixel_directions, ray_depths
-from shiftaddvit_jax.reparameterize import reparameterize
 from shiftaddvit_jax.train.compute import compute_as
 from shiftaddvit_jax.train.config import DEFAULTS, default_config, filled, flat
 from shiftaddvit_jax.train.devices import BATCH
-from shiftaddvit_jax.train.start import DRAWN, KINDS, Start, model_settings
+from shiftaddvit_jax.train.start import Start, as_asked, asked_settings, model_settings
 from shiftaddvit_jax.train.step import (
     Recipe,
     TrainState,
@@ -83,6 +80,17 @@ class SceneData:
         """The rays of all training views, by number."""
         height, width = self.scene.images.shape[1:3]
         return range(len(self.scene.training) * height * width)
+
+
+def scene_config(scene: str = "analytic") -> ml_collections.ConfigDict:
+    """A config of GNT-nano on a scene: Adam as GNT's, with a cosine instead of its halvings."""
+    config = default_config()
+    config.model.name = "gnt_nano"
+    config.data.source, config.data.path = "scene", scene
+    config.data.batch_size = 256  # rays
+    config.train.steps, config.train.warmup_steps = 800, 50
+    config.train.learning_rate, config.train.weight_decay = 5e-3, 0.0
+    return config
 
 
 def load(config: ml_collections.ConfigDict) -> SceneData:
@@ -158,11 +166,7 @@ def begin(config: ml_collections.ConfigDict, data: SceneData) -> Start:
         raise ValueError(
             f"the checkpoint {config.init_from} is a {model.variant}, but the config asks for {asked.variant}"
         )
-    kept = {name: getattr(model.primitives, name) for name in ("dtype", "layers", *DRAWN)}
-    model = model.clone(primitives=dataclasses.replace(asked.primitives, **kept), dropout=asked.dropout)
-    kinds: dict[str, Any] = {name: parse_kinds(config.model[name]) for name in KINDS}
-    kinds |= {name: config.model[name] for name in DRAWN} | {"layers": dict(config.model.layers) or None}
-    model, variables = reparameterize(model, variables, **kinds, key=key)
+    model, variables = as_asked(config, asked, model, variables, key)
     return Start(config, model, variables, None)
 
 
@@ -179,12 +183,8 @@ def _check_name(name):
 
 def _settings(config) -> dict[str, Any]:
     _check_name(config.model.name)
-    settings: dict[str, Any] = {
-        **config.model.to_dict(),
-        **{name: parse_kinds(config.model[name]) for name in KINDS},
-    }
-    del settings["new_head"], settings["drop_path"]
-    settings["layers"] = dict(settings["layers"])
+    settings = asked_settings(config)
+    del settings["drop_path"]
     return settings
 
 

@@ -89,7 +89,7 @@ def test_a_worker_is_stopped_but_while_it_answers_and_its_failures_are_reported(
                 pass
         assert len(worker.ask({"run": 0, "seconds": 0.0})["times_ms"]) == 3
         refused = worker.ask(
-            {"load": {"runtime": "jax", "model": {"name": "pvt_v9"}, "images": [1, 8, 8, 3]}}
+            {"load": {"runtime": "jax", "model": {"name": "pvt_v9"}, "examples": {"images": [1, 8, 8, 3]}}}
         )
         assert "unknown model" in refused["refused"]
         with pytest.raises(ValueError, match="failed: KeyError: 'nothing'"):
@@ -119,10 +119,17 @@ def test_dense_models_compete_in_every_peer(untimed):
     runtimes = ["JAX {}", "ONNX Runtime {}", "OpenVINO {}, float32", "OpenVINO {}, default", "PyTorch {}"]
     dense = [name.format(kind) for kind in ("msa", "sra") for name in runtimes]
     assert [contestant.name for contestant in untimed] == ["ShiftAddViT tvm", "ShiftAddViT xla", *dense]
-    assert {contestant.task["images"] for contestant in untimed} == {(2, 48, 48, 3)}
+    assert all(each.task["examples"] == {"images": (2, 48, 48, 3)} for each in untimed)
     assert untimed[0].task["model"]["implementation"] == "tvm"
     assert untimed[1].task["model"]["mlp"] == ("moe",) * 4
     assert untimed[-1].task["config"]["sr_ratios"] == (8, 4, 2, 1)
+
+
+def test_rays_are_timed_from_their_samples_on(untimed, capsys):
+    report = bench.bench_model("gnt_nano", threads=1, rounds=1, batch=5, mlp="dense", peers=["onnxruntime"])
+    assert [each.name for each in untimed[2:]] == ["JAX msa", "ONNX Runtime msa"]
+    assert untimed[0].task["examples"]["tokens"] == (5, 24, 4, 11)
+    assert bench.subject_of(report) == "gnt_nano, 5 rays"
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from shiftaddvit_jax.checkpoints.to_onnx import save
 from shiftaddvit_jax.checkpoints.to_onnx.nodes import Node
 from shiftaddvit_jax.checkpoints.to_onnx.trace import trace
 from shiftaddvit_jax.checkpoints.to_onnx.translations import translate
-from shiftaddvit_jax.models.variables import variable_shapes
+from shiftaddvit_jax.models.variables import example_batch, variable_shapes
 from shiftaddvit_jax.ops import two_powers_of_two
 
 onnx = pytest.importorskip("onnx")
@@ -41,6 +41,13 @@ def export(path, name, batch=None, packed=False, **arguments):
             variables = sav.pack(model, variables)
     sav.save_onnx(model, variables, path, batch=batch)
     return model, variables
+
+
+def product_with(codes):
+    """A file that multiplies 19 rows by a weight."""
+    images = Node("Input", (), (19, 19), {"dtype": np.dtype("float32")})
+    product = Node("MatMul", (images, codes), codes.shape)
+    return save._serialize(onnx, {"images": images}, "logits", product, "weight")
 
 
 def run_onnxruntime(path, images):
@@ -166,13 +173,36 @@ def test_codes_keep_a_weight_exactly(tmp_path, values):
     table = np.concatenate([[np.float32(0)], powers, -powers, [np.float32(2), np.float32(-2)]])[:values]
     weight = rng.permutation(np.resize(table, 19 * 27)).reshape(19, 27)
     codes = Node("Codes", (), weight.shape, value=weight)
-    images = Node("Input", (), (19, 19))
-    made = save._serialize(onnx, images, Node("MatMul", (images, codes), weight.shape), "weight")
+    made = product_with(codes)
     stored = [tensor for tensor in made.graph.initializer if list(tensor.dims) != [values]]
     assert all(np.prod(tensor.dims) <= 8 or tensor.data_type == onnx.TensorProto.UINT8 for tensor in stored)
     onnx.save(made, tmp_path / "weight.onnx")
     found = run_onnxruntime(tmp_path / "weight.onnx", np.eye(19, dtype=np.float32))
     np.testing.assert_array_equal(found, weight)
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"attention": "hamming_linear", "mlp": "moe", "projections": "shift"}]
+)
+def test_colours_of_rays_are_those_of_jax(tmp_path, arguments, batch):
+    model = sav.create_model("gnt_nano", implementation="xla", **arguments)
+    variables, rng = random_variables(model), np.random.default_rng(0)
+    samples = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), example_batch(model, 3)
+    )
+    samples = samples._replace(visible=samples.visible > 0)
+    sav.save_onnx(model, variables, tmp_path / "model.onnx", batch=batch)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (found,) = session.run(["colours"], samples._asdict())
+    np.testing.assert_allclose(found, model.apply(variables, samples, method="render"), atol=1e-5)
+
+
+def test_a_softmax_over_views_is_one_operator(tmp_path):
+    sav.save_onnx(model := sav.create_model("gnt_nano"), random_variables(model), tmp_path / "model.onnx")
+    kinds = collections.Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
+    assert kinds["Softmax"] == 4  # two over views, two along rays
+    assert not kinds["Exp"]
 
 
 def test_the_graph_has_the_operators_that_runtimes_fuse(tmp_path):
@@ -202,11 +232,7 @@ def test_numbers_of_two_powers_with_many_scales_are_kept_exactly(tmp_path):
         two_powers_of_two((rng.normal(size=(19, 27)) * 2.0 ** -np.arange(27)).astype(np.float32))
     )
     assert len(np.unique(weight)) > 256
-    codes, images = Node("Codes", (), weight.shape, value=weight), Node("Input", (), (19, 19))
-    onnx.save(
-        save._serialize(onnx, images, Node("MatMul", (images, codes), weight.shape), "weight"),
-        tmp_path / "weight.onnx",
-    )
+    onnx.save(product_with(Node("Codes", (), weight.shape, value=weight)), tmp_path / "weight.onnx")
     found = run_onnxruntime(tmp_path / "weight.onnx", np.eye(19, dtype=np.float32))
     np.testing.assert_array_equal(found, weight)
 
@@ -239,7 +265,7 @@ def test_other_dtypes_are_refused(tmp_path, arguments):
 def test_an_operation_that_is_not_translated_is_named(function, needs):
     graph = trace(function, jax.ShapeDtypeStruct((4, 8), jnp.float32))
     with pytest.raises(ValueError, match=f"{needs}, which is not translated to ONNX"):
-        translate(graph, Node("Input", (), (4, 8)))
+        translate(graph, [Node("Input", (), (4, 8))])
 
 
 def test_any_number_of_images_is_refused_where_they_influence_each_other(tmp_path):

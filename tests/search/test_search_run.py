@@ -9,9 +9,10 @@ import shiftaddvit_jax as sav
 from shiftaddvit_jax.calibrate.choice import MULTIPLY, SHIFT, fit_choices
 from shiftaddvit_jax.cli import main
 from shiftaddvit_jax.models import VisionTransformer
+from shiftaddvit_jax.models.inspect import outputs_of
 from shiftaddvit_jax.models.variables import linear_layers
 from shiftaddvit_jax.search import energy_costs, group_layers, make_design, make_loss, make_run, search
-from shiftaddvit_jax.search.run import logits_of
+from shiftaddvit_jax.search.run import BATCH
 from shiftaddvit_jax.search.supernet import make_supernet
 
 CHOICES = ("dense", "shift_two_terms", "moe", "shift")
@@ -86,7 +87,7 @@ def searched(vit):
     costs = energy_costs(model, variables, linear_layers(model))
     choices = ("dense", "shift")
     run = make_run(model, variables, groups, choices, costs, images[:20], images[20:])
-    loss = make_loss(logits_of(model, variables, images[20:]))
+    loss = make_loss(outputs_of(model, variables, images[20:], BATCH))
     table = costs.of(groups, choices)
     budget = 0.5 * float(table.sum(axis=0).sum())
     design = make_design(len(groups), len(choices), 16)
@@ -119,7 +120,7 @@ def test_finetuning_brings_a_configuration_nearer(vit):
     model, variables, images = vit
     groups = group_layers(linear_layers(model), "stage")
     costs = energy_costs(model, variables, linear_layers(model))
-    loss, levels = make_loss(logits_of(model, variables, images[:20])), np.array([1])
+    loss, levels = make_loss(outputs_of(model, variables, images[:20], BATCH)), np.array([1])
     before, after = (
         float(
             loss(

@@ -24,7 +24,7 @@ class Node:
     """
 
     operator: str
-    inputs: tuple["Node", ...]
+    inputs: tuple["Node", ...] = field(repr=False)  # a graph's would be exponentially long
     shape: tuple[int, ...]
     attributes: dict[str, Any] = field(default_factory=dict)
     value: np.ndarray | None = None

@@ -21,7 +21,9 @@ from shiftaddvit_jax.checkpoints.to_onnx.trace import trace
 from shiftaddvit_jax.checkpoints.to_onnx.translations import translate
 from shiftaddvit_jax.checkpoints.to_onnx.weights import look_up
 from shiftaddvit_jax.files import whole_file
-from shiftaddvit_jax.models.inspect import on_xla
+from shiftaddvit_jax.models.gnt import Samples
+from shiftaddvit_jax.models.inspect import on_xla, run
+from shiftaddvit_jax.models.variables import example_batch
 from shiftaddvit_jax.nn import MoEDense
 from shiftaddvit_jax.optional import require
 
@@ -33,8 +35,9 @@ def save_onnx(model: nn.Module, variables: PyTree, path: str | Path, *, batch: i
 
     The file's input is ``images``, float32 [batch, 3, image_size, image_size], channels first as in other
     runtimes; its output is ``logits``, float32 [batch, num_classes], or without a head what it would get.
-    With ``batch=None`` the file takes any number of images. It computes what the model does on XLA, with any
-    kind of attention and linear layer.
+    Of a model that renders views, the inputs are the fields of `Samples`, and the output ``colours``, float32
+    [batch, 3]. With ``batch=None`` the file takes any number of images or rays. It computes what the model
+    does on XLA, with any kind of attention and linear layer.
 
     The weights of shift layers are integers in the file: codes of at most 5 bits (8 if ``weight_bits`` is
     above 5, or a weight has two terms) and a table of each code's value, where Gather looks it up; or numbers
@@ -49,7 +52,7 @@ def save_onnx(model: nn.Module, variables: PyTree, path: str | Path, *, batch: i
       model: any of `create_model`, in float32.
       variables: its variables, packed or not.
       path: where the file goes.
-      batch: number of images in the input, None for any; a runtime may be faster with one number.
+      batch: number of images or rays in the input, None for any; a runtime may be faster with one number.
 
     Raises:
       ValueError: a model in another dtype, any number of images with the threshold "tensor", an operation
@@ -60,17 +63,23 @@ def save_onnx(model: nn.Module, variables: PyTree, path: str | Path, *, batch: i
     import onnx
 
     _check_settings(model, batch)
-    size, count = model.image_size, ANY_BATCH if batch is None else batch
-    shape = jax.ShapeDtypeStruct((count, size, size, 3), jnp.float32)
+    shapes = example_batch(model, ANY_BATCH if batch is None else batch)
     # With JAX arrays, the trace has the same equations as the traces to look for.
     variables = jax.tree.map(jnp.asarray, variables)
     with nn.intercept_methods(_compute_all):
-        graph = trace(functools.partial(on_xla(model).apply, variables), shape)
-    images = Node("Input", (), (count, 3, size, size))
-    logits = translate(graph, transpose(images, CHANNELS_LAST))
+        graph = trace(functools.partial(run, on_xla(model), variables), shapes)
+    if isinstance(shapes, Samples):
+        fields = shapes._asdict().items()
+        inputs = {name: Node("Input", (), shape.shape, {"dtype": shape.dtype}) for name, shape in fields}
+        name, output = "colours", translate(graph, list(inputs.values()))
+    else:
+        count, *sides, channels = shapes.shape
+        images = Node("Input", (), (count, channels, *sides), {"dtype": shapes.dtype})
+        inputs, name = {"images": images}, "logits"
+        output = translate(graph, [transpose(images, CHANNELS_LAST)])
     try:
         with whole_file(path) as temporary:
-            onnx.save_model(_serialize(onnx, images, logits, model.variant), str(temporary))
+            onnx.save_model(_serialize(onnx, inputs, name, output, model.variant), str(temporary))
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror}") from None
 
@@ -95,12 +104,12 @@ def _compute_all(call, arguments, keywords, context):
     return call(*arguments, **keywords)
 
 
-def _serialize(onnx, images: Node, logits: Node, name: str):
-    """The nodes on which ``logits`` depends as an ONNX model, each constant once."""
-    names = {images: "images"}
+def _serialize(onnx, inputs: dict[str, Node], output_name: str, output: Node, title: str):
+    """The nodes on which ``output`` depends as an ONNX model, each constant once."""
+    names = {node: name for name, node in inputs.items()}
     nodes, weights, known = [], [], {}
-    inputs_of = functools.cache(functools.partial(_stored_inputs, images))
-    stack = [logits]
+    inputs_of = functools.cache(functools.partial(_stored_inputs, next(iter(names))))
+    stack = [output]
     while stack:
         node = stack[-1]
         waiting = [other for other in inputs_of(node) if other not in names]
@@ -121,7 +130,7 @@ def _serialize(onnx, images: Node, logits: Node, name: str):
                 weights.append(onnx.numpy_helper.from_array(array, known[key]))
             names[node] = known[key]
             continue
-        names[node] = "logits" if node is logits else f"{node.operator.lower()}{len(nodes)}"
+        names[node] = output_name if node is output else f"{node.operator.lower()}{len(nodes)}"
         nodes.append(
             onnx.helper.make_node(
                 node.operator,
@@ -131,11 +140,13 @@ def _serialize(onnx, images: Node, logits: Node, name: str):
                 **{key: _attribute(onnx, value) for key, value in node.attributes.items()},
             )
         )
-    inputs, outputs = (
-        [onnx.helper.make_tensor_value_info(names[node], onnx.TensorProto.FLOAT, _sides(node))]
-        for node in (images, logits)
-    )
-    graph = onnx.helper.make_graph(nodes, name, inputs, outputs, weights)
+    kind = onnx.helper.np_dtype_to_tensor_dtype
+    described = [
+        onnx.helper.make_tensor_value_info(name, kind(node.attributes["dtype"]), _sides(node))
+        for name, node in inputs.items()
+    ]
+    made = onnx.helper.make_tensor_value_info(output_name, onnx.TensorProto.FLOAT, _sides(output))
+    graph = onnx.helper.make_graph(nodes, title, described, [made], weights)
     opsets = [onnx.helper.make_opsetid("", OPSET)]
     made = onnx.helper.make_model(
         graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="shiftaddvit_jax"
@@ -144,7 +155,7 @@ def _serialize(onnx, images: Node, logits: Node, name: str):
     return made
 
 
-def _stored_inputs(images, node):
+def _stored_inputs(first, node):
     """A node's inputs in the file, where codes are integers and shapes leave the number of images open."""
     if node.operator == "Codes":
         return (look_up(node.value),)
@@ -152,7 +163,7 @@ def _stored_inputs(images, node):
         x, shape = node.inputs
         return x, constant(np.where(shape.value % ANY_BATCH, shape.value, -1))
     if node.operator == "Expand" and node.shape[0] == ANY_BATCH:
-        batch = Node("Shape", (images,), (1,), {"start": 0, "end": 1})
+        batch = Node("Shape", (first,), (1,), {"start": 0, "end": 1})
         sides = Node("Concat", (batch, integers(node.shape[1:])), (len(node.shape),), {"axis": 0})
         return node.inputs[0], sides
     return node.inputs

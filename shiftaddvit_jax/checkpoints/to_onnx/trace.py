@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+from jaxtyping import PyTree
 
 from shiftaddvit_jax.models.variables import COMPILE_QUICKLY
 
@@ -28,7 +29,7 @@ class Expression:
     """
 
     primitive: str
-    inputs: tuple["Expression", ...] = ()
+    inputs: tuple["Expression", ...] = field(default=(), repr=False)  # a graph's would be exponentially long
     shape: tuple[int, ...] = ()
     params: dict[str, Any] = field(default_factory=dict)
     value: Any = None
@@ -44,8 +45,11 @@ DEPTHWISE, HADAMARD, MATSHIFT = "_depthwise_conv", "_hadamard", "_matshift"
 _KEPT_WHOLE = (DEPTHWISE, HADAMARD, MATSHIFT)
 
 
-def trace(function: Callable, *shapes: jax.ShapeDtypeStruct) -> list[Expression]:
-    """The function's equations in order, calls inlined: the inputs come first, the one output last."""
+def trace(function: Callable, *shapes: PyTree) -> list[Expression]:
+    """The function's equations in order, calls inlined: the inputs come first, the one output last.
+
+    ``shapes`` are those of its arguments, with dtypes.
+    """
     closed = jax.make_jaxpr(function)(*shapes)
     order = []
 

@@ -8,7 +8,7 @@ primitive.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -32,18 +32,18 @@ from shiftaddvit_jax.checkpoints.to_onnx.trace import DEPTHWISE, HADAMARD, MATSH
 from shiftaddvit_jax.ops import hadamard
 
 
-def translate(graph: list[Expression], images: Node) -> Node:
-    """The node that computes the last expression of ``graph`` from its input."""
+def translate(graph: list[Expression], inputs: Sequence[Node]) -> Node:
+    """The node that computes the last expression of ``graph`` from its inputs."""
     plan, needed = {}, {graph[-1]}
     for expression in reversed(graph):
         if expression in needed:
             plan[expression] = _lift(expression)
             needed |= set(plan[expression][0])
-    nodes = {graph[0]: images}
-    for expression in graph[1:]:
+    nodes = dict(zip(graph, inputs, strict=False))
+    for expression in graph[len(inputs) :]:
         if expression in plan:
-            inputs, build = plan[expression]
-            nodes[expression] = build(*(nodes[other] for other in inputs))
+            needs, build = plan[expression]
+            nodes[expression] = build(*(nodes[other] for other in needs))
     return nodes[graph[-1]]
 
 
@@ -70,8 +70,9 @@ def _trace_layer_norm(shape):
 
 
 @functools.cache
-def _trace_softmax(shape):
-    return trace(jax.nn.softmax, jax.ShapeDtypeStruct(shape, jnp.float32))
+def _trace_softmax(axis, shape):
+    softmax = functools.partial(jax.nn.softmax, axis=max(axis, -len(shape)))
+    return trace(softmax, jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
 @functools.cache
@@ -89,7 +90,14 @@ _PATTERNS = (
             "LayerNormalization", inputs, shape, {"axis": -1, "epsilon": captured["number"]}
         ),
     ),
-    ("div", _trace_softmax, lambda shape, captured, x: Node("Softmax", (x,), shape, {"axis": -1})),
+    *(
+        (
+            "div",
+            functools.partial(_trace_softmax, axis),
+            lambda shape, captured, x, axis=axis: Node("Softmax", (x,), shape, {"axis": axis}),
+        )
+        for axis in (-1, -2)  # over keys or classes; over the views of a point
+    ),
     ("mul", _trace_gelu, lambda shape, captured, x: Node("Gelu", (x,), shape)),
 )
 
