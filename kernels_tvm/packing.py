@@ -75,13 +75,12 @@ def write_tiles(codes: Any, negative: Any, bits: int, xp: ModuleType = np) -> An
 def read_tiles(tiles: Any, inputs: int, outputs: int, xp: ModuleType = np) -> tuple[Any, Any]:
     """The codes and signs that `write_tiles` laid out, each uint8 [inputs, outputs]."""
     halves = tiles[..., :SIGNS_OFFSET]
-    codes = xp.concatenate([halves & 15, halves >> 4], axis=-1)
-    if bits_of(tiles) == 4:
-        codes, negative = codes & 7, codes >> 3
-    else:
-        negative = xp.unpackbits(tiles[..., SIGNS_OFFSET:], axis=-1, bitorder="little")
-    codes, negative = (_from_tiles(part)[:inputs, :outputs] for part in (codes, negative))
-    return codes, negative
+    numbers, sign_bit = xp.concatenate([halves & 15, halves >> 4], axis=-1), 3
+    if bits_of(tiles) == 5:
+        sign_bit = 4
+        numbers |= xp.unpackbits(tiles[..., SIGNS_OFFSET:], axis=-1, bitorder="little") << sign_bit
+    numbers = _from_tiles(numbers)[:inputs, :outputs]
+    return numbers & (2**sign_bit - 1), numbers >> sign_bit
 
 
 def write_numbers(numbers: Any, xp: ModuleType = np) -> Any:

@@ -61,7 +61,7 @@ WRITERS = ("jsonl", "tensorboard", "wandb", "trackio")
 ENGINES = ("local", "ray")
 
 # Of what is compared, and how.
-PEERS = ("onnxruntime", "openvino", "torch")
+PEERS = ("onnxruntime", "onnxruntime-int8", "openvino", "openvino-int8", "torch")
 NUMBER_FORMATS = ("float32", "float16", "int32", "int8")
 PAPER_MODELS = ("pvt_tiny", "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "deit_tiny")
 

@@ -7,6 +7,7 @@
 - ``rounds`` and ``seconds_a_turn``: how it was measured, see `shiftaddvit_jax.bench.rounds`;
 - for a model: ``model``, the arguments of `create_model` for the ShiftAddViT; ``batch``; and ``shift_share``,
   one number or one for each MoE layer, null without MoE layers; ``unit``, ``"image"`` or ``"ray"``;
+  ``best_rivals``, see `best_rivals`;
 - ``rows``, see `time_contestants`: ``name``, ``task``, ``start_s``, and either ``refused`` or ``runs``,
   ``median_ms``, ``p10_ms``, ``p90_ms``, ``reference`` and ``ratio``. A model's row adds ``precision``. A
   dense model's row adds ``logit_error``, the largest difference of its logits from JAX's over the largest of
@@ -44,7 +45,9 @@ from shiftaddvit_jax.validation import check_choice
 # The packages that a peer needs.
 PEERS = {
     "onnxruntime": ("onnxruntime", "onnx"),
+    "onnxruntime-int8": ("onnxruntime", "onnx"),
     "openvino": ("openvino", "onnx"),
+    "openvino-int8": ("openvino", "nncf", "onnx"),
     "torch": ("torch", "transformers"),
 }
 SECONDS_A_TURN, SECONDS_A_KERNEL = 0.4, 0.1
@@ -136,6 +139,7 @@ def bench_model(
         "seconds_a_turn": SECONDS_A_TURN,
     }
     about["shift_share"] = shift_share if biases else None
+    about["best_rivals"] = best_rivals(rows)
     return _report(machine, rounds, rows) | about
 
 
@@ -145,6 +149,18 @@ def subject_of(report: Mapping[str, Any]) -> str:
     if report.get("unit") == "ray":
         return f"{model['name']}, {batch} rays"
     return f"{model['name']}, {batch} x {model['image_size']} x {model['image_size']}"
+
+
+def best_rivals(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each attention, the fastest row that is not JAX's, in any number format: ``name`` and ``ratio``."""
+    rivals: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        kind = row["task"].get("attention")
+        if kind is None or row["task"]["runtime"] == "jax" or "ratio" not in row:
+            continue
+        if kind not in rivals or row["ratio"] < rivals[kind]["ratio"]:
+            rivals[kind] = {"name": row["name"], "ratio": row["ratio"]}
+    return rivals
 
 
 def bench_kernels(*, threads: int, rounds: int) -> dict[str, Any]:
@@ -182,15 +198,21 @@ def _peer_tasks(kind, model, peers, batch, folder):
     """A worker's tasks for one dense model, by name; the model's weights are written into ``folder``."""
     variables = random_variables(model)
     file, weights = str(folder / f"{kind}.onnx"), str(folder / f"{kind}.safetensors")
-    if {"onnxruntime", "openvino"} & set(peers):
+    if set(peers) - {"torch"}:
         save_onnx(model, variables, file, batch=batch)
     tasks: dict[str, dict[str, Any]] = {}
     if "onnxruntime" in peers:
         tasks[f"ONNX Runtime {kind}"] = {"runtime": "onnxruntime", "file": file}
+    if "onnxruntime-int8" in peers:
+        for quantization in ("dynamic", "static"):
+            task = {"runtime": "onnxruntime", "file": file, "quantization": quantization}
+            tasks[f"ONNX Runtime {kind}, int8 {quantization}"] = task
     if "openvino" in peers:
         for precision in ("float32", "default"):
             task = {"runtime": "openvino", "file": file, "precision": precision}
             tasks[f"OpenVINO {kind}, {precision}"] = task
+    if "openvino-int8" in peers:
+        tasks[f"OpenVINO {kind}, int8"] = {"runtime": "openvino", "file": file, "precision": "int8"}
     if "torch" in peers:
         save_safetensors(model, variables, weights)
         config = {

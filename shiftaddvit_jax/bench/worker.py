@@ -30,10 +30,14 @@ import jax
 import numpy as np
 
 from shiftaddvit_jax.bench.kernels import KERNELS
+from shiftaddvit_jax.bench.quantized import (
+    quantize_for_onnxruntime,
+    quantize_for_openvino,
+    runtime_inputs,
+)
 from shiftaddvit_jax.bench.rounds import Run, time_runs
 from shiftaddvit_jax.bench.synthetic import random_examples, random_variables, with_router_biases
 from shiftaddvit_jax.models import create_model
-from shiftaddvit_jax.models.gnt import Samples
 from shiftaddvit_jax.models.inspect import run
 from shiftaddvit_jax.pack import pack
 
@@ -69,37 +73,48 @@ def load_jax(task: dict[str, Any], threads: int) -> Loaded:
 def load_onnxruntime(task: dict[str, Any], threads: int) -> Loaded:
     """``file`` is an ONNX file. It runs in two ways: threads that wait for work spin, or they sleep.
 
-    Spinning is some percent faster on idle cores, and far slower on cores that others use.
+    Spinning is some percent faster on idle cores, and far slower on cores that others use. ``quantization``,
+    if given, is ``"dynamic"`` or ``"static"``: then products are in int8.
     """
     import onnxruntime
 
-    inputs = _inputs(task)
+    inputs, file = _inputs(task), task["file"]
+    if "quantization" in task:
+        file = quantize_for_onnxruntime(file, task["quantization"], task["examples"])
 
     def make(spinning):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-        session = onnxruntime.InferenceSession(task["file"], options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         return lambda: session.run(None, inputs)[0]
 
-    about = {"versions": _versions("onnxruntime"), "precision": "float32"}
+    precision = "int8" if "quantization" in task else "float32"
+    about = {"versions": _versions("onnxruntime"), "precision": precision}
     return [make(spinning=True), make(spinning=False)], about
 
 
 def load_openvino(task: dict[str, Any], threads: int) -> Loaded:
-    """``file`` is an ONNX file, ``precision`` is ``"float32"`` or ``"default"``: OpenVINO's own choice."""
+    """``file`` is an ONNX file; ``precision`` is ``"float32"``, ``"int8"``, by NNCF, or ``"default"``.
+
+    By default OpenVINO chooses itself.
+    """
     import openvino
 
+    file, quantized = task["file"], task["precision"] == "int8"
+    if quantized:
+        file = quantize_for_openvino(file, task["examples"])
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     if task["precision"] == "float32":
         settings["INFERENCE_PRECISION_HINT"] = "f32"
-    compiled = openvino.Core().compile_model(task["file"], "CPU", settings)
+    compiled = openvino.Core().compile_model(file, "CPU", settings)
     precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     precision = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(precision, precision)
     if task["precision"] == "default" and precision == "float32":
         raise ValueError("float32 is its default on this machine")
     request, inputs = compiled.create_infer_request(), _inputs(task)
-    about = {"versions": _versions("openvino"), "precision": precision}
+    precision = "int8" if quantized else precision
+    about = {"versions": _versions("openvino", *["nncf"] * quantized), "precision": precision}
     return [lambda: request.infer(inputs, share_inputs=True)[0]], about
 
 
@@ -143,11 +158,7 @@ def _compute_in_the_asking_thread():
 
 
 def _inputs(task) -> dict[str, np.ndarray]:
-    """The examples by name, images with channels first."""
-    examples = random_examples(task["examples"])
-    if isinstance(examples, Samples):
-        return {name: np.asarray(value) for name, value in examples._asdict().items()}
-    return {"images": np.ascontiguousarray(np.asarray(examples).transpose(0, 3, 1, 2))}
+    return runtime_inputs(random_examples(task["examples"]))
 
 
 def _versions(*packages):

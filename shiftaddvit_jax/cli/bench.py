@@ -47,7 +47,7 @@ def add_bench(commands: Commands) -> None:
         "--peers",
         default="",
         metavar="NAMES",
-        help=f"other runtimes, separated by commas: {', '.join(PEERS)}",
+        help=f"other runtimes, separated by commas: {', '.join(PEERS)}; or all that have the model",
     )
     command.add_argument("--threads", type=int, metavar="N", help="default: as many as there are cores")
     command.add_argument(
@@ -98,7 +98,7 @@ def bench(arguments: argparse.Namespace) -> None:
             batch=arguments.batch,
             image_size=arguments.image_size,
             implementations=arguments.implementation or ("tvm", "xla"),
-            peers=[peer for peer in arguments.peers.split(",") if peer],
+            peers=_peers(arguments),
             **kinds,
             activations=arguments.activations,
             precision=arguments.precision,
@@ -111,6 +111,12 @@ def bench(arguments: argparse.Namespace) -> None:
         from shiftaddvit_jax.pictures import plot_bench
 
         plot_bench(report, arguments.plot)
+
+
+def _peers(arguments):
+    if arguments.peers == "all":
+        return [peer for peer in PEERS if peer != "torch" or arguments.model.startswith("pvt_v2")]
+    return [peer for peer in arguments.peers.split(",") if peer]
 
 
 def _print_bench(report):
@@ -143,6 +149,9 @@ def _print_bench(report):
             rates = (f"{1e3 * report['batch'] / row['median_ms']:,.3g}", row["precision"])
         table.add_row(row["name"], median, f"{low} to {high}", share, *rates)
     print_table(table)
+    for kind, rival in report.get("best_rivals", {}).items():
+        reference = next(row["reference"] for row in report["rows"] if row["name"] == rival["name"])
+        print(f"best rival with {kind}: {rival['name']}, {rival['ratio']:.2f} times as long as {reference}")
     for message, names in refused.items():
         print(f"not run: {shorten(names)}: {message}")
     if not kernels:

@@ -1,5 +1,6 @@
 """A linear layer whose weights are powers of two (DeepShift, arXiv 1905.13298)."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -19,9 +20,11 @@ from shiftaddvit_jax.ops import (
     power_of_two_weight,
     shift_product,
     shift_weight,
+    unpack_weight,
 )
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.implementation import Implementation, uses_tvm
+from shiftaddvit_jax.ops.matshift import prepare_weight, prepared_product
 from shiftaddvit_jax.ops.packing import has_packed_form
 from shiftaddvit_jax.validation import check_choice
 
@@ -111,6 +114,27 @@ class ShiftDense(nn.Module):
                 uses_tvm("a shift layer", implementation, unsupported=reason)
                 implementation = "xla"
             y = shift_product(x, weight, self.activations, implementation, self.weight_terms)
+        return self._add_bias(y, bias)
+
+    def on_xla(
+        self, inputs: int
+    ) -> Callable[[Float[Array, "*batch inputs"]], Float[Array, "*batch outputs"]]:
+        """The layer as a function of its ``inputs`` on XLA; the weight's numbers are made here, once."""
+        weight = self.weight()
+        bias = self.get_variable("params", "bias") if self.use_bias else None
+        if isinstance(weight, PackedWeight):
+            weight = jnp.asarray(unpack_weight(weight, inputs, self.features))
+        else:
+            weight = prepare_weight(weight, self.activations, self.weight_terms)
+
+        def apply(x):
+            x_, weight_, bias_ = promote_factors(x, weight, bias, dtype=self.dtype)
+            return self._add_bias(prepared_product(x_, weight_, self.activations), bias_)
+
+        return apply
+
+    @nn.nowrap
+    def _add_bias(self, y, bias):
         if bias is None:
             return y
         return (y + (fixed_point(bias) if self.activations == "fixed_point" else bias)).astype(y.dtype)

@@ -29,7 +29,7 @@ def dispatch(
       x: the tokens.
       expert: each token's expert, from 0 to ``len(experts) - 1``.
       experts: pure functions of a block of rows, all with the same outputs.
-      block_size: rows a block; by default an eighth of the tokens, at least 8 and at most 128, or 128 if the
+      block_size: rows a block; by default an eighth of the tokens, at least 8 and at most 512, or 128 if the
         number of tokens is symbolic (see `jax.export`).
       implementation: see `shiftaddvit_jax.ops`.
 
@@ -44,7 +44,7 @@ def dispatch(
     tokens = x.shape[0]
     if block_size is None:
         # In an exported function the number of tokens may be symbolic.
-        block_size = max(8, min(128, tokens // 8)) if isinstance(tokens, int) else 128
+        block_size = max(8, min(512, tokens // 8)) if isinstance(tokens, int) else 128
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
 
@@ -57,7 +57,10 @@ def dispatch(
     row = first_block[expert] * block_size + rank
 
     blocks = (tokens + count * (block_size - 1)) // block_size
-    gathered = jnp.zeros((blocks * block_size, x.shape[1]), x.dtype).at[row].set(x, unique_indices=True)
+    # The index of a row of padding is out of bounds, where zeros are taken.
+    none = jnp.full(blocks * block_size, tokens, jnp.int32)
+    token = none.at[row].set(jnp.arange(tokens, dtype=jnp.int32), unique_indices=True)
+    gathered = jnp.take(x, token, axis=0, mode="fill", fill_value=0)
     expert_of_block = jnp.searchsorted(last_block, jnp.arange(blocks), side="right")
 
     outputs = jax.eval_shape(experts[0], jax.ShapeDtypeStruct((block_size, x.shape[1]), x.dtype))

@@ -61,8 +61,7 @@ def shift_product(
     _check_shapes(x, weight)
 
     def reference(x, weight):
-        weight = round_to_octaves(weight) if activations == "int8" and weight_terms == 1 else weight
-        return _matshift(quantize_activations(x, activations), weight)
+        return prepared_product(x, prepare_weight(weight, activations, weight_terms), activations)
 
     inputs, outputs = weight.shape
     bits = packed_bits(activations, weight_terms)
@@ -93,14 +92,28 @@ def packed_product(
     check_packed(packed, activations)
 
     def reference(x, packed):
-        weight = unpack_weight(packed, x.shape[-1], outputs).astype(x.dtype)
-        return _matshift(quantize_activations(x, activations), weight)
+        weight = jnp.asarray(unpack_weight(packed, x.shape[-1], outputs), x.dtype)
+        return prepared_product(x, weight, activations)
 
     linear = _describe(x.shape[-1], outputs, packed.bits, activations, implementation)
     kernel, unsupported = partial(_kernel, linear), float32_only(x) or linear.why_not()
     return run_op(
         "matshift", implementation, kernel, reference, x, packed, unsupported=unsupported, prefer=True
     )
+
+
+def prepare_weight(
+    weight: Float[Array, "inputs outputs"], activations: Activations, weight_terms: int = 1
+) -> Float[Array, "inputs outputs"]:
+    """The numbers by which XLA multiplies activations: what `pack_weight` keeps of ``weight``."""
+    return round_to_octaves(weight) if activations == "int8" and weight_terms == 1 else weight
+
+
+def prepared_product(
+    x: Float[Array, "*batch inputs"], weight: Float[Array, "inputs outputs"], activations: Activations
+) -> Float[Array, "*batch outputs"]:
+    """`shift_product` on XLA by a weight of `prepare_weight`, or an unpacked one."""
+    return _matshift(quantize_activations(x, activations), weight)
 
 
 def _check_shapes(x, weight):

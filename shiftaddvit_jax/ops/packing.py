@@ -25,7 +25,7 @@ from kernels_tvm.packing import (
     write_tiles,
 )
 from shiftaddvit_jax.ops.activations import Activations, straight_through
-from shiftaddvit_jax.ops.power_of_two import two_power_exponent
+from shiftaddvit_jax.ops.power_of_two import exact_power, two_power_exponent
 
 
 class PackedWeight(NamedTuple):
@@ -135,8 +135,16 @@ def unblock_weight(
 
 def round_to_octaves(weight: Float[Array, "inputs outputs"]) -> Float[Array, "inputs outputs"]:
     """A power-of-two weight rounded to what 4 bits hold, for int8 products; straight-through gradient."""
-    inputs, outputs = weight.shape
-    return straight_through(weight, unpack_weight(pack_weight(weight, 4), inputs, outputs))
+    return straight_through(weight, _round_to_octaves(weight))
+
+
+@jax.jit
+def _round_to_octaves(weight):
+    # What `_pack` does to codes, done to numbers.
+    magnitude = jnp.abs(weight.astype(jnp.float32))
+    smallest = jnp.maximum(jnp.max(magnitude, axis=0) * 2.0 ** (1 - LARGEST_CODE[4]), 2.0**-64)
+    raised = jnp.sign(weight) * jnp.maximum(magnitude, smallest)
+    return jnp.where(magnitude < smallest / 2, 0, raised).astype(weight.dtype)
 
 
 def unpack_weight(
@@ -149,10 +157,10 @@ def unpack_weight(
 def _unpack(packed, inputs, outputs, xp):
     if packed.bits == 8:
         numbers = read_numbers(packed.codes, inputs, outputs).astype(xp.float32)
-        return xp.ldexp(numbers, packed.exponent[:outputs].astype(xp.int32))
+        return numbers * exact_power(packed.exponent[:outputs], xp)
     code, negative = (part.astype(xp.int32) for part in read_tiles(packed.codes, inputs, outputs, xp))
     sign = xp.where(code == 0, 0, 1 - 2 * negative).astype(xp.float32)
-    return xp.ldexp(sign, code - 1 + packed.exponent[:outputs].astype(xp.int32))
+    return sign * exact_power(code - 1 + packed.exponent[:outputs].astype(xp.int32), xp)
 
 
 _unpack_compiled = jax.jit(_unpack, static_argnames=("inputs", "outputs", "xp"))

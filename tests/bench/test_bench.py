@@ -1,3 +1,4 @@
+import itertools
 import json
 import sys
 import time
@@ -6,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import shiftaddvit_jax as sav
 from shiftaddvit_jax.bench import models as bench
 from shiftaddvit_jax.bench import rounds as timing
 from shiftaddvit_jax.bench import synthetic
 from shiftaddvit_jax.bench.kernels import KERNELS
+from shiftaddvit_jax.bench.quantized import quantize_for_onnxruntime, runtime_inputs
 from shiftaddvit_jax.bench.rounds import Contestant, Worker, ratio, summarize, time_contestants
-from shiftaddvit_jax.bench.synthetic import random_images
+from shiftaddvit_jax.bench.synthetic import natural_images, random_images, random_variables
 from shiftaddvit_jax.bench.worker import time_fastest
 from shiftaddvit_jax.cli import main
 from shiftaddvit_jax.models import create_model
@@ -113,16 +116,53 @@ def untimed(monkeypatch):
 
 
 def test_dense_models_compete_in_every_peer(untimed):
-    for peer in bench.PEERS:
-        pytest.importorskip(peer)
+    for package in itertools.chain(*bench.PEERS.values()):
+        pytest.importorskip(package)
     bench.bench_model("pvt_v2_nano", threads=1, rounds=1, batch=2, image_size=48, peers=tuple(bench.PEERS))
-    runtimes = ["JAX {}", "ONNX Runtime {}", "OpenVINO {}, float32", "OpenVINO {}, default", "PyTorch {}"]
+    runtimes = ("JAX {}", "ONNX Runtime {}", "ONNX Runtime {}, int8 dynamic", "ONNX Runtime {}, int8 static")
+    runtimes += ("OpenVINO {}, float32", "OpenVINO {}, default", "OpenVINO {}, int8", "PyTorch {}")
     dense = [name.format(kind) for kind in ("msa", "sra") for name in runtimes]
     assert [contestant.name for contestant in untimed] == ["ShiftAddViT tvm", "ShiftAddViT xla", *dense]
     assert all(each.task["examples"] == {"images": (2, 48, 48, 3)} for each in untimed)
     assert untimed[0].task["model"]["implementation"] == "tvm"
     assert untimed[1].task["model"]["mlp"] == ("moe",) * 4
     assert untimed[-1].task["config"]["sr_ratios"] == (8, 4, 2, 1)
+
+
+def test_the_best_rival_is_the_fastest_of_other_runtimes_in_any_format():
+    def row(name, ratio, runtime="openvino", kind="msa"):
+        return {"name": name, "task": {"runtime": runtime, "attention": kind}, "ratio": ratio}
+
+    refused = {"name": "none", "task": {"runtime": "openvino", "attention": "msa"}, "refused": "not here"}
+    rows = [
+        {"name": "ours", "task": {"runtime": "jax"}, "ratio": 1.0},
+        refused,
+        row("JAX msa", 1.1, "jax"),
+        row("a", 3.0),
+        row("b, int8", 2.0),
+        row("c", 1.5, kind="sra"),
+    ]
+    assert bench.best_rivals(rows) == {
+        "msa": {"name": "b, int8", "ratio": 2.0},
+        "sra": {"name": "c", "ratio": 1.5},
+    }
+
+
+@pytest.mark.parametrize("quantization", ["dynamic", "static"])
+def test_onnx_runtime_computes_the_dense_model_in_int8(tmp_path, quantization):
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = sav.create_model("deit_nano", num_classes=10)
+    variables = random_variables(model)
+    sav.save_onnx(model, variables, tmp_path / "model.onnx", batch=16)
+    shapes = {"images": (16, 32, 32, 3)}
+    file = quantize_for_onnxruntime(str(tmp_path / "model.onnx"), quantization, shapes)
+    images = natural_images(16, 32, 7)
+    (logits,) = onnxruntime.InferenceSession(file).run(None, runtime_inputs(images))
+    expected = np.asarray(model.apply(variables, images))
+    error = np.sqrt(np.mean(np.square(logits - expected)) / np.var(expected))
+    assert 1e-4 < error < 0.3
+    assert Path(file).stat().st_size < 0.5 * (tmp_path / "model.onnx").stat().st_size
 
 
 def test_rays_are_timed_from_their_samples_on(untimed, capsys):

@@ -7,7 +7,7 @@ from scipy.integrate import quad
 from scipy.special import softmax
 from scipy.stats import norm
 
-from shiftaddvit_jax.nn import MoEDense, latency_aware_loss, load_probabilities, routing_loss
+from shiftaddvit_jax.nn import MoEDense, latency_aware_loss, load_probabilities, moe, routing_loss
 from shiftaddvit_jax.nn.moe import (
     aimed_shift_share,
     routing_layers,
@@ -79,6 +79,25 @@ def test_inference_dispatches_each_token_to_the_weighted_sum_of_its_experts(impl
     layer = MoEDense(FEATURES, top_k=top_k, implementation=implementation)
     expected = mixture(params, x, clean_logits(params, x), top_k)
     np.testing.assert_allclose(apply_with_routing(layer, params, x)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@TOP_K
+@pytest.mark.parametrize("sorted_out", [False, True])
+def test_tokens_are_sorted_out_or_computed_by_both_experts(monkeypatch, top_k, sorted_out):
+    monkeypatch.setattr(moe, "DISPATCHED_TOKENS", 0 if sorted_out else 1000)
+    monkeypatch.setattr(moe, "DISPATCHED_PRODUCTS", 0)
+    params, x = parameters(), tokens(45)
+    layer = MoEDense(FEATURES, top_k=top_k, implementation="xla")
+    assert layer.dispatches(*x.shape) == sorted_out
+    expected = mixture(params, x, clean_logits(params, x), top_k)
+    np.testing.assert_allclose(layer.apply({"params": params}, x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_an_expert_makes_of_others_tokens_is_cut_off():
+    params, x = parameters(), np.abs(tokens(5))
+    params["router"]["kernel"] = np.array([[1.0, -1.0]]) * np.ones((INPUTS, 1), np.float32)
+    params["shift"]["bias"] = np.full(FEATURES, np.inf, np.float32)
+    assert np.isfinite(MoEDense(FEATURES, implementation="xla").apply({"params": params}, x)).all()
 
 
 def test_tvm_chooses_one_expert_a_token():

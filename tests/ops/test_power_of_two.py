@@ -16,6 +16,7 @@ from shiftaddvit_jax.ops import (
     two_power_numbers,
     two_powers_of_two,
 )
+from shiftaddvit_jax.ops.power_of_two import nearest_two_powers
 
 BITS = range(2, 9)
 # Denormals have a test of their own: some devices read them as zero.
@@ -318,6 +319,18 @@ def test_two_powers_are_the_nearest_numbers_of_an_outputs_scale(bits):
     nearest = numbers[np.abs(np.abs(weight / scale)[..., None] - numbers).argmin(axis=-1)]
     expected = np.sign(weight) * nearest * scale
     np.testing.assert_array_equal(two_powers_of_two(weight, bits), expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_two_powers_at_and_beside_every_border(bits):
+    """A border is half way between two numbers, and goes up."""
+    numbers = two_power_numbers(bits)
+    borders = (numbers[1:] + numbers[:-1]) / 2
+    beside = np.nextafter(borders, 0), borders, np.nextafter(borders, 1e9), numbers, numbers[-1:] * 7
+    magnitude = np.concatenate(beside).astype(np.float32)
+    expected = numbers[np.searchsorted(borders, magnitude, side="right")]
+    for sign in (1, -1):
+        np.testing.assert_array_equal(nearest_two_powers(sign * magnitude, bits), sign * expected)
 
 
 def test_rounding_to_two_powers_twice_is_rounding_once():

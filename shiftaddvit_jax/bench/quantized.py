@@ -1,0 +1,84 @@
+"""Dense models in int8, quantized after training by the tools of other runtimes.
+
+Both calibrate on images with the spectrum of photographs, the same in every run.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shiftaddvit_jax.bench.synthetic import natural_images, random_examples
+from shiftaddvit_jax.models.gnt import Samples
+from shiftaddvit_jax.models.inspect import Examples
+
+CALIBRATION_IMAGES = 32  # at least, and two batches
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+def runtime_inputs(examples: Examples) -> dict[str, np.ndarray]:
+    """A model's examples by the names of a file's inputs, images with channels first."""
+    if isinstance(examples, Samples):
+        return {name: np.asarray(value) for name, value in examples._asdict().items()}
+    return {"images": np.ascontiguousarray(np.asarray(examples).transpose(0, 3, 1, 2))}
+
+
+def calibration_batches(shapes: Shapes) -> Iterator[dict[str, np.ndarray]]:
+    """What a runtime calibrates on, batch by batch; of rays, the one batch that is timed."""
+    if "images" not in shapes:
+        yield runtime_inputs(random_examples(shapes))
+        return
+    batch, size, *_ = shapes["images"]
+    for seed in range(max(2, -(-CALIBRATION_IMAGES // batch))):
+        yield runtime_inputs(natural_images(batch, size, seed))
+
+
+def quantize_for_onnxruntime(file: str, quantization: str, shapes: Shapes) -> str:
+    """The ONNX ``file`` with int8 products, by ONNX Runtime's tools; written beside it.
+
+    ``"dynamic"`` scales activations in each run, as its documentation recommends for transformers;
+    ``"static"`` by calibration, with QuantizeLinear and DequantizeLinear around products (QDQ).
+    """
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_dynamic,
+        quantize_static,
+    )
+
+    logging.getLogger().setLevel(logging.ERROR)  # advice on preprocessing, which our files do not need
+    output = str(Path(file).with_suffix(f".{quantization}.onnx"))
+    if quantization == "dynamic":
+        quantize_dynamic(file, output, weight_type=QuantType.QInt8)
+        return output
+    batches = calibration_batches(shapes)
+
+    class Reader(CalibrationDataReader):
+        def get_next(self) -> Any:
+            return next(batches, None)
+
+    quantize_static(
+        file,
+        output,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    return output
+
+
+def quantize_for_openvino(file: str, shapes: Shapes) -> Any:
+    """The ONNX ``file`` as OpenVINO's model with int8 products, by NNCF's settings for transformers."""
+    import nncf  # pyrefly: ignore[missing-import]
+    import openvino
+
+    batches = list(calibration_batches(shapes))
+    dataset = nncf.Dataset(batches)
+    model = openvino.Core().read_model(file)
+    return nncf.quantize(model, dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(batches))
