@@ -33,6 +33,11 @@ def kernels_of(model: nn.Module, batch: int = 1, for_gpu: bool = False) -> Mappi
     Raises:
       ValueError: TVM can't run here, or a batch below 1.
     """
+    return {kernel: calls[-1] for kernel, calls in kernel_calls(model, batch, for_gpu).items()}
+
+
+def kernel_calls(model: nn.Module, batch: int = 1, for_gpu: bool = False) -> Mapping[Kernel, list[Shapes]]:
+    """`kernels_of` with the shapes of each call in a forward pass; kernels in the order of their first."""
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
     variables = packed_shapes(model)

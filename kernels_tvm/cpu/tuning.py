@@ -49,7 +49,7 @@ def tune(kernel: Kernel, shapes: Shapes, trials: Callable[[], None]) -> tuple[di
       trials: called once for each variant that was measured.
     """
     target, threads = kernel_target(kernel), thread_count()
-    arrays = _arrays(shapes)
+    arrays = [_on_device(array) for array in random_arrays(shapes)]
     before = best = _seconds(kernel, target, threads, arrays)
     for name, values in _facts(kernel, target):
         for value in values:
@@ -100,9 +100,8 @@ def _facts(kernel, target) -> Iterator[tuple[str, tuple]]:
             yield name, values
 
 
-def _arrays(shapes):
-    import tvm
-
+def random_arrays(shapes: Shapes) -> list[np.ndarray]:
+    """Arguments and outputs to time a kernel with, always the same."""
     rng = np.random.default_rng(0)
     arrays = []
     for shape, dtype in shapes:
@@ -111,8 +110,14 @@ def _arrays(shapes):
         else:
             limits = (-127, 128) if dtype == "int8" else (0, 255)
             array = rng.integers(*limits, shape).astype(dtype)
-        arrays.append(tvm.runtime.tensor(array))
+        arrays.append(array)
     return arrays
+
+
+def _on_device(array):
+    import tvm
+
+    return tvm.runtime.tensor(array)
 
 
 def _seconds(kernel, target, threads, arrays):

@@ -1,6 +1,6 @@
 """How fast a ShiftAddViT is here, beside its dense model in JAX and in other runtimes.
 
-`bench_model` and `bench_kernels` return, and ``shiftaddvit bench --json`` writes,
+`bench_model`, `bench_kernels` and `bench_model_kernels` return, and ``shiftaddvit bench --json`` writes,
 
 - ``machine``: ``cpu``, ``system``, ``cores``, ``threads``, see `describe_machine`;
 - ``versions`` of the installed packages that take part;
@@ -23,6 +23,7 @@ import flax.linen as nn
 import numpy as np
 
 from shiftaddvit_jax.bench.kernels import KERNELS, kernel_contestants
+from shiftaddvit_jax.bench.roofline import model_kernel_rows
 from shiftaddvit_jax.bench.rounds import Contestant, describe_machine, time_contestants
 from shiftaddvit_jax.bench.synthetic import balance_routers, random_examples, random_variables
 from shiftaddvit_jax.checkpoints import save_onnx, save_safetensors
@@ -177,6 +178,37 @@ def bench_kernels(*, threads: int, rounds: int) -> dict[str, Any]:
             operations = 2 * KERNELS[task["kernel"]].operations(task["shape"])
             row["giga_operations_a_second"] = operations / row["median_ms"] / 1e6
     return _report(machine, rounds, rows) | {"seconds_a_turn": SECONDS_A_KERNEL}
+
+
+def bench_model_kernels(
+    name: str,
+    *,
+    threads: int,
+    rounds: int,
+    batch: int = 1,
+    image_size: int | None = None,
+    shift_share: float = SHIFT_SHARE,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Times of a ShiftAddViT's own kernels beside their bounds, see `model_kernel_rows`.
+
+    Args:
+      name: one of `list_models`.
+      threads: how many each contestant uses.
+      rounds: turns of each contestant.
+      batch: images at a time.
+      image_size: side of the images in pixels; by default the model's own.
+      shift_share: of the tokens that a mixture's shift expert computes.
+      settings: of `create_model`.
+
+    Raises:
+      ValueError: a wrong name, a number out of range, or TVM can't run here.
+    """
+    machine = describe_machine(threads)
+    model = create_model(name, image_size=image_size, implementation="tvm", **settings)
+    found = model_kernel_rows(model, batch=batch, threads=threads, rounds=rounds, shift_share=shift_share)
+    about = {"model": model_arguments(model), "batch": batch, "unit": "image", "shift_share": shift_share}
+    return {"machine": machine, "rounds": rounds} | about | found
 
 
 def check_peers(peers: Sequence[str], model: nn.Module) -> None:

@@ -11,7 +11,8 @@ It reads requests and writes replies. Both are JSON objects, one a line:
 
 If anything else goes wrong, the reply is ``{"failed": message}``.
 
-A task's ``runtime`` is ``"jax"``, ``"onnxruntime"``, ``"openvino"``, ``"torch"`` or ``"kernel"``. The
+A task's ``runtime`` is ``"jax"``, ``"onnxruntime"``, ``"openvino"``, ``"torch"``, ``"kernel"``,
+``"model_kernel"`` or ``"copy"``. The
 function ``load_RUNTIME`` says what else the task holds. Every model's task has the shapes of its ``examples``
 by their names, such as ``images``, [batch, height, width, 3], and a dense model's task its ``attention``.
 """
@@ -35,6 +36,7 @@ from shiftaddvit_jax.bench.quantized import (
     quantize_for_openvino,
     runtime_inputs,
 )
+from shiftaddvit_jax.bench.roofline import copy, model_kernel
 from shiftaddvit_jax.bench.rounds import Run, time_runs
 from shiftaddvit_jax.bench.synthetic import random_examples, random_variables, with_router_biases
 from shiftaddvit_jax.models import create_model
@@ -143,8 +145,22 @@ def load_kernel(task: dict[str, Any], threads: int) -> Loaded:
     return [make(*task["shape"])], {"versions": _versions("jax", "jaxlib", "apache-tvm", "onnxruntime")}
 
 
+def load_model_kernel(task: dict[str, Any], threads: int) -> Loaded:
+    """``model`` holds arguments of `create_model`; ``index`` is that of its kernel for ``batch`` images."""
+    _compute_in_the_asking_thread()
+    run = model_kernel(task["model"], task["batch"], task["index"])
+    return [run], {"versions": _versions("jax", "jaxlib", "apache-tvm")}
+
+
+def load_copy(task: dict[str, Any], threads: int) -> Loaded:
+    """``bytes`` are copied from memory to memory."""
+    return [copy(task["bytes"], threads)], {}
+
+
 LOADERS = {
     "jax": load_jax,
+    "model_kernel": load_model_kernel,
+    "copy": load_copy,
     "onnxruntime": load_onnxruntime,
     "openvino": load_openvino,
     "torch": load_torch,

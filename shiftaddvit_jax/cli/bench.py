@@ -30,7 +30,7 @@ def add_bench(commands: Commands) -> None:
     command.add_argument(
         "--kernels",
         action="store_true",
-        help="every kernel instead of a model; of the options, only the last four count",
+        help="every kernel instead of a model; or MODEL's own kernels, beside what is possible here",
     )
     add_kinds(command)
     add_shift_share(command)
@@ -59,14 +59,16 @@ def add_bench(commands: Commands) -> None:
 
 def bench(arguments: argparse.Namespace) -> None:
     """How long models, or kernels, take here beside others."""
-    from shiftaddvit_jax.bench.models import bench_kernels, bench_model
+    from shiftaddvit_jax.bench.models import bench_kernels, bench_model, bench_model_kernels
     from shiftaddvit_jax.bench.rounds import available_threads
     from shiftaddvit_jax.models.kinds import parse_kinds
 
     threads = available_threads() if arguments.threads is None else arguments.threads
     settings = {"threads": threads, "rounds": arguments.rounds}
-    if (arguments.model is None) != arguments.kernels:
+    if arguments.model is None and not arguments.kernels:
         raise ValueError("give a model's name or --kernels")
+    if arguments.kernels and arguments.model and (arguments.plot or arguments.device == "gpu"):
+        raise ValueError("the kernels of a model have neither --plot nor --device gpu")
     check_folders(arguments.json)
     if arguments.plot:
         from shiftaddvit_jax.pictures.style import check_picture
@@ -89,8 +91,25 @@ def bench(arguments: argparse.Namespace) -> None:
                 shift_share=arguments.shift_share,
                 **kinds,
             )
-    elif arguments.kernels:
+    elif arguments.kernels and arguments.model is None:
         report = bench_kernels(**settings)
+    elif arguments.kernels:
+        if not isinstance(arguments.shift_share, float):
+            raise ValueError("--shift-share is one number for the kernels of a model")
+        report = bench_model_kernels(
+            arguments.model,
+            **settings,
+            batch=arguments.batch,
+            image_size=arguments.image_size,
+            shift_share=arguments.shift_share,
+            activations=arguments.activations,
+            precision=arguments.precision,
+            **kinds,
+        )
+        _print_model_kernels(report)
+        if arguments.json:
+            write_json(arguments.json, report)
+        return
     else:
         report = bench_model(
             arguments.model,
@@ -111,6 +130,38 @@ def bench(arguments: argparse.Namespace) -> None:
         from shiftaddvit_jax.pictures import plot_bench
 
         plot_bench(report, arguments.plot)
+
+
+def _print_model_kernels(report):
+    from rich.table import Table
+
+    from shiftaddvit_jax.bench.models import subject_of
+
+    total = sum(row["calls"] * row["median_ms"] for row in report["kernels"])
+    table = Table(title=f"Kernels of {subject_of(report)}; all calls together {total:.2f} ms")
+    table.add_column("kernel", no_wrap=True)
+    for column in ("calls", "ms", "share", "M products", "kB", "bound, ms", "by", "reached"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in report["kernels"]:
+        table.add_row(
+            row["name"],
+            str(row["calls"]),
+            f"{row['median_ms']:.3f}",
+            f"{row['calls'] * row['median_ms'] / total:.0%}",
+            f"{sum(row['products'].values()) / 1e6:.1f}",
+            f"{row['bytes'] / 1e3:,.0f}",
+            f"{row['bound_ms']:.3f}",
+            row["bound_by"],
+            f"{row['of_bound']:.0%}",
+        )
+    print_table(table)
+    peaks = {name: rate / 1e9 for name, rate in report["peaks"].items()}
+    print(
+        f"Of one call. Peaks here, a second: {peaks['float32']:.0f} G products in float32, "
+        f"{peaks['int8']:.0f} G in int8, {peaks['memory']:.1f} GB from and to memory."
+    )
+    machine = report["machine"]
+    print(f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores; {machine['system']}")
 
 
 def _peers(arguments):

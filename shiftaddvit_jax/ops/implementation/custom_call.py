@@ -65,7 +65,8 @@ def call_kernel(
     """
     recorded = _recorded.get()
     if recorded is not None:
-        recorded[kernel] = [(array.shape, array.dtype.name) for array in (*arguments, *outputs)]
+        shapes = [(array.shape, array.dtype.name) for array in (*arguments, *outputs)]
+        recorded.setdefault(kernel, []).append(shapes)
         return [jnp.zeros(output.shape, output.dtype) for output in outputs]
     if on_gpu():
         name = _register_gpu(kernel, gpu_target())
@@ -95,11 +96,12 @@ _portable: ContextVar[dict | None] = ContextVar("portable", default=None)
 @contextmanager
 def record_kernels(
     for_gpu: bool = False,
-) -> Generator[dict[Kernel, list[tuple[tuple[int, ...], str]]]]:
-    """Record kernels instead of calling them: each with the shapes and dtypes of its arguments and outputs.
+) -> Generator[dict[Kernel, list[list[tuple[tuple[int, ...], str]]]]]:
+    """Record kernels instead of calling them: for each call, shapes and dtypes of arguments and outputs.
 
-    Arguments come first, then outputs. A recorded call returns zeros, so this is for tracing alone, as by
-    `jax.eval_shape`. ``for_gpu`` records GPU kernels on any machine.
+    Kernels are in the order of their first calls. Arguments come first, then outputs. A recorded call returns
+    zeros, so this is for tracing alone, as by `jax.eval_shape`. ``for_gpu`` records GPU kernels on any
+    machine.
     """
     kernels = {}
     tokens = _recorded.set(kernels), _for_gpu.set(for_gpu)
