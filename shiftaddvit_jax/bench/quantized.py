@@ -5,6 +5,7 @@ Both calibrate on images with the spectrum of photographs, the same in every run
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,27 +51,39 @@ def quantize_for_onnxruntime(file: str, quantization: str, shapes: Shapes) -> st
         quantize_static,
     )
 
-    logging.getLogger().setLevel(logging.ERROR)  # advice on preprocessing, which our files do not need
     output = str(Path(file).with_suffix(f".{quantization}.onnx"))
-    if quantization == "dynamic":
-        quantize_dynamic(file, output, weight_type=QuantType.QInt8)
-        return output
     batches = calibration_batches(shapes)
 
     class Reader(CalibrationDataReader):
         def get_next(self) -> Any:
             return next(batches, None)
 
-    quantize_static(
-        file,
-        output,
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
+    with _without_advice():
+        if quantization == "dynamic":
+            quantize_dynamic(file, output, weight_type=QuantType.QInt8)
+        else:
+            quantize_static(
+                file,
+                output,
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
     return output
+
+
+@contextmanager
+def _without_advice():
+    """The root logger, which the tools write advice on preprocessing to, at level ERROR for a while."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def quantize_for_openvino(file: str, shapes: Shapes) -> Any:

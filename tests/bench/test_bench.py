@@ -1,5 +1,6 @@
 import itertools
 import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -156,7 +157,9 @@ def test_onnx_runtime_computes_the_dense_model_in_int8(tmp_path, quantization):
     variables = random_variables(model)
     sav.save_onnx(model, variables, tmp_path / "model.onnx", batch=16)
     shapes = {"images": (16, 32, 32, 3)}
+    level = logging.getLogger().level
     file = quantize_for_onnxruntime(str(tmp_path / "model.onnx"), quantization, shapes)
+    assert logging.getLogger().level == level
     images = natural_images(16, 32, 7)
     (logits,) = onnxruntime.InferenceSession(file).run(None, runtime_inputs(images))
     expected = np.asarray(model.apply(variables, images))
