@@ -140,7 +140,7 @@ def _print_model_kernels(report):
     total = sum(row["calls"] * row["median_ms"] for row in report["kernels"])
     table = Table(title=f"Kernels of {subject_of(report)}; all calls together {total:.2f} ms")
     table.add_column("kernel", no_wrap=True)
-    for column in ("calls", "ms", "share", "M products", "kB", "bound, ms", "by", "reached"):
+    for column in ("calls", "ms", "share", "MMAC", "kB", "bound", "by", "reached"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in report["kernels"]:
         table.add_row(
@@ -157,7 +157,7 @@ def _print_model_kernels(report):
     print_table(table)
     peaks = {name: rate / 1e9 for name, rate in report["peaks"].items()}
     print(
-        f"Of one call. Peaks here, a second: {peaks['float32']:.0f} G products in float32, "
+        f"Of one call; bounds in ms. Peaks here, a second: {peaks['float32']:.0f} GMAC in float32, "
         f"{peaks['int8']:.0f} G in int8, {peaks['memory']:.1f} GB from and to memory."
     )
     machine = report["machine"]
