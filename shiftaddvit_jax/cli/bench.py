@@ -156,9 +156,10 @@ def _print_model_kernels(report):
         )
     print_table(table)
     peaks = {name: rate / 1e9 for name, rate in report["peaks"].items()}
+    print("All but the shares are of one call; bounds in ms, by this machine's peaks, a second:")
     print(
-        f"Of one call; bounds in ms. Peaks here, a second: {peaks['float32']:.0f} GMAC in float32, "
-        f"{peaks['int8']:.0f} G in int8, {peaks['memory']:.1f} GB from and to memory."
+        f"{peaks['float32']:.0f} GMAC in float32, {peaks['int8']:.0f} GMAC in int8, "
+        f"{peaks['memory']:.1f} GB from and to memory."
     )
     machine = report["machine"]
     print(f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores; {machine['system']}")
