@@ -34,7 +34,7 @@ from shiftaddvit_jax.models import (
     model_arguments,
     model_row,
 )
-from shiftaddvit_jax.models.gnt import Samples
+from shiftaddvit_jax.models.inspect import by_name
 from shiftaddvit_jax.models.pyramid import reductions
 from shiftaddvit_jax.models.variables import example_batch, variable_shapes
 from shiftaddvit_jax.names import IMPLEMENTATIONS, SHIFT_SHARE
@@ -111,9 +111,7 @@ def bench_model(
         variable_shapes(model)  # refuses an image size that does not fit
     check_peers(peers, student)
 
-    shapes = example_batch(student, batch)
-    shapes = shapes._asdict() if isinstance(shapes, Samples) else {"images": shapes}
-    sides = {name: shape.shape for name, shape in shapes.items()}
+    sides = {name: shape.shape for name, shape in by_name(example_batch(student, batch)).items()}
     students = {
         f"ShiftAddViT {implementation}": model_arguments(student) | {"implementation": implementation}
         for implementation in implementations

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from shiftaddvit_jax.bench.synthetic import natural_images, random_examples
-from shiftaddvit_jax.models.gnt import Samples
-from shiftaddvit_jax.models.inspect import Examples
+from shiftaddvit_jax.models.inspect import Examples, by_name
 
 CALIBRATION_IMAGES = 32  # at least, and two batches
 
@@ -22,9 +21,10 @@ Shapes = Mapping[str, Sequence[int]]
 
 def runtime_inputs(examples: Examples) -> dict[str, np.ndarray]:
     """A model's examples by the names of a file's inputs, images with channels first."""
-    if isinstance(examples, Samples):
-        return {name: np.asarray(value) for name, value in examples._asdict().items()}
-    return {"images": np.ascontiguousarray(np.asarray(examples).transpose(0, 3, 1, 2))}
+    inputs = {name: np.asarray(value) for name, value in by_name(examples).items()}
+    if "images" in inputs:
+        inputs["images"] = np.ascontiguousarray(inputs["images"].transpose(0, 3, 1, 2))
+    return inputs
 
 
 def calibration_batches(shapes: Shapes) -> Iterator[dict[str, np.ndarray]]:

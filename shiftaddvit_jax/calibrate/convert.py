@@ -27,8 +27,8 @@ from shiftaddvit_jax.calibrate.smoothing import smooth
 from shiftaddvit_jax.models.gnt import Samples
 from shiftaddvit_jax.models.inspect import Examples, count_of, module_variables, on_xla, run, take
 from shiftaddvit_jax.models.kinds import stage_kinds
-from shiftaddvit_jax.models.registry import model_task
-from shiftaddvit_jax.models.variables import linear_layers, stage_of
+from shiftaddvit_jax.models.registry import linear_layer, model_task
+from shiftaddvit_jax.models.variables import linear_layers
 from shiftaddvit_jax.names import LINEAR_KINDS
 from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.nn.moe import aimed_shift_share
@@ -182,13 +182,12 @@ def calibrate_with_report(
 
     if budget is None:
         return convert(layers)
-    candidates = [
-        path
+    asked = model.clone(**kinds)
+    shares = {
+        path: shift_share(latencies, path)
         for path in linear_layers(model)
-        if kinds["projections" if path.split("/")[-2] == "attn" else "mlp"][stage_of(("", *path.split("/")))]
-        == "shift"
-    ]
-    shares = {path: shift_share(latencies, path) for path in candidates}
+        if linear_layer(asked, path.split("/"))[0] == "shift"
+    }
     # Mixtures are predicted with as many terms as they get; dense layers have none.
     settings = dataclasses.replace(model.primitives, weight_terms=weight_terms)
     return choose_layers(

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from shiftaddvit_jax.ops import power_of_two
-from shiftaddvit_jax.ops.power_of_two import nearest_two_powers, two_power_exponent
+from shiftaddvit_jax.ops.power_of_two import round_at, two_power_exponent
 
 DAMPING = 0.01  # added to a Hessian's diagonal, as a share of its mean; GPTQ's authors take the same
 LAZY = 128  # inputs of a layer that are rounded before all later ones learn of the errors
@@ -166,7 +166,7 @@ def _round_in_turn(weight, factor, exponent, weight_bits):
     def nearest(row):
         if exponent is None:
             return power_of_two(row * TO_NEARER, weight_bits)
-        return jnp.ldexp(nearest_two_powers(jnp.ldexp(row, -exponent), weight_bits), exponent)
+        return round_at(row, exponent, weight_bits)
 
     def round_block(block, weight):
         first = block * size

@@ -1,6 +1,7 @@
 """The command that times models and kernels beside others."""
 
 import argparse
+from typing import Any
 
 from shiftaddvit_jax.cli.arguments import (
     Commands,
@@ -74,56 +75,36 @@ def bench(arguments: argparse.Namespace) -> None:
         from shiftaddvit_jax.pictures.style import check_picture
 
         check_picture(arguments.plot)
-    kinds = {name: parse_kinds(getattr(arguments, name)) for name in ("attention", "mlp", "projections")}
+    model: dict[str, Any] = {
+        name: parse_kinds(getattr(arguments, name)) for name in ("attention", "mlp", "projections")
+    }
+    model |= {
+        name: getattr(arguments, name)
+        for name in ("batch", "image_size", "activations", "precision", "shift_share")
+    }
+    show = _print_bench
     if arguments.device == "gpu":
         from shiftaddvit_jax.bench.gpu import bench_gpu_kernels, bench_gpu_model
 
         if arguments.kernels:
             report = bench_gpu_kernels(arguments.rounds)
         else:
-            report = bench_gpu_model(
-                arguments.model,
-                rounds=arguments.rounds,
-                batch=arguments.batch,
-                image_size=arguments.image_size,
-                activations=arguments.activations,
-                precision=arguments.precision,
-                shift_share=arguments.shift_share,
-                **kinds,
-            )
+            report = bench_gpu_model(arguments.model, rounds=arguments.rounds, **model)
     elif arguments.kernels and arguments.model is None:
         report = bench_kernels(**settings)
     elif arguments.kernels:
         if not isinstance(arguments.shift_share, float):
             raise ValueError("--shift-share is one number for the kernels of a model")
-        report = bench_model_kernels(
-            arguments.model,
-            **settings,
-            batch=arguments.batch,
-            image_size=arguments.image_size,
-            shift_share=arguments.shift_share,
-            activations=arguments.activations,
-            precision=arguments.precision,
-            **kinds,
-        )
-        _print_model_kernels(report)
-        if arguments.json:
-            write_json(arguments.json, report)
-        return
+        report, show = bench_model_kernels(arguments.model, **settings, **model), _print_model_kernels
     else:
         report = bench_model(
             arguments.model,
             **settings,
-            batch=arguments.batch,
-            image_size=arguments.image_size,
+            **model,
             implementations=arguments.implementation or ("tvm", "xla"),
             peers=_peers(arguments),
-            **kinds,
-            activations=arguments.activations,
-            precision=arguments.precision,
-            shift_share=arguments.shift_share,
         )
-    _print_bench(report)
+    show(report)
     if arguments.json:
         write_json(arguments.json, report)
     if arguments.plot:
@@ -161,8 +142,14 @@ def _print_model_kernels(report):
         f"{peaks['float32']:.0f} GMAC in float32, {peaks['int8']:.0f} GMAC in int8, "
         f"{peaks['memory']:.1f} GB from and to memory."
     )
-    machine = report["machine"]
-    print(f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores; {machine['system']}")
+    _print_machine(report["machine"])
+
+
+def _print_machine(machine):
+    if "gpu" in machine:
+        print(f"{machine['gpu']}, compute capability {machine['compute_capability']}")
+    else:
+        print(f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores; {machine['system']}")
 
 
 def _peers(arguments):
@@ -208,9 +195,5 @@ def _print_bench(report):
         print(f"not run: {shorten(names)}: {message}")
     if not kernels:
         print_shift_share(report["shift_share"])
-    machine = report["machine"]
-    if "gpu" in machine:
-        print(f"{machine['gpu']}, compute capability {machine['compute_capability']}")
-    else:
-        print(f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores; {machine['system']}")
+    _print_machine(report["machine"])
     print(", ".join(f"{package} {version}" for package, version in report["versions"].items()))

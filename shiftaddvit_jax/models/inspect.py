@@ -51,6 +51,11 @@ def in_batches(
     return np.concatenate(found)
 
 
+def by_name(examples: PyTree) -> dict[str, Any]:
+    """The arrays of examples, or their shapes, by name: ``images``, or the fields of `Samples`."""
+    return examples._asdict() if isinstance(examples, Samples) else {"images": examples}
+
+
 def count_of(examples: PyTree) -> int:
     """The number of rows of arrays."""
     return len(jax.tree.leaves(examples)[0])

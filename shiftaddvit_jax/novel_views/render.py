@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from shiftaddvit_jax.data.scenes import Scene
 from shiftaddvit_jax.models.gnt import Samples
 from shiftaddvit_jax.nn.moe import EXPERTS, routing_layers
-from shiftaddvit_jax.ops.cameras import Rays, Views, pixel_directions, ray_depths
+from shiftaddvit_jax.ops.cameras import Views, rays_through
 from shiftaddvit_jax.progress import progress_bar
 
 CHUNK = 1024  # rays at a time
@@ -141,9 +141,9 @@ def sample_rays(model: nn.Module, variables: PyTree, scene: Scene, count: int, s
         at = draw.integers(height * width, size=own)
         pixels = jnp.asarray(np.stack([at % width, at // width], axis=-1), jnp.float32)
         pose = jnp.asarray(scene.poses[target], jnp.float32)
-        directions = pixel_directions(pixels, jnp.asarray(scene.intrinsics[target], jnp.float32), pose)
-        depths = ray_depths(jnp.float32(scene.near), jnp.float32(scene.far), own, model.points)
-        rays = Rays(jnp.broadcast_to(pose[:3, 3], directions.shape), directions, depths)
+        intrinsics = jnp.asarray(scene.intrinsics[target], jnp.float32)
+        bounds = jnp.float32(scene.near), jnp.float32(scene.far)
+        rays = rays_through(pixels, intrinsics, pose, bounds, model.points)
         chosen = source_views(scene, choose_sources(scene, scene.poses[target], model.views, int(target)))
         parts.append(jax.device_get(_look_up(model, variables, rays, chosen)))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
@@ -186,10 +186,7 @@ def _encode(model, variables, images):
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _render_rays(model, points, count_tokens, variables, views, encoded, camera, bounds, pixels):
     intrinsics, pose = camera
-    directions = pixel_directions(pixels, intrinsics, pose)
-    near, far = bounds
-    depths = ray_depths(near, far, len(pixels), points)
-    rays = Rays(jnp.broadcast_to(pose[:3, 3], directions.shape), directions, depths)
+    rays = rays_through(pixels, intrinsics, pose, bounds, points)
     seen, shares = [], []
 
     def note(call, arguments, keywords, context):
@@ -205,7 +202,7 @@ def _render_rays(model, points, count_tokens, variables, views, encoded, camera,
     with nn.intercept_methods(note):
         mutable = ["routing"] if count_tokens else []
         colours, state = model.apply(variables, rays, views, encoded, mutable=mutable)
-    depth = jnp.sum(first_attention(seen[-1], model.num_heads, model.channels) * depths, axis=-1)
+    depth = jnp.sum(first_attention(seen[-1], model.num_heads, model.channels) * rays.depths, axis=-1)
     layers = routing_layers(state.get("routing", {}))
     tokens = {name: layer["tokens"] for name, layer in layers.items()}
     return colours, depth, tokens, jnp.mean(jnp.stack(shares), axis=0) if layers else None

@@ -92,6 +92,20 @@ def ray_depths(
     return lower + (upper - lower) * jax.random.uniform(key, depths.shape)
 
 
+def rays_through(
+    pixels: Float[Array, "rays 2"],
+    intrinsics: Float[Array, "3 3"],
+    pose: Float[Array, "4 4"],
+    bounds: tuple[Float[Array, ""] | float, Float[Array, ""] | float],
+    points: int,
+    key: PRNGKeyArray | None = None,
+) -> Rays:
+    """The rays on which a camera sees ``pixels``, with depths between ``bounds``, see `ray_depths`."""
+    directions = pixel_directions(pixels, intrinsics, pose)
+    depths = ray_depths(*bounds, len(pixels), points, key)
+    return Rays(jnp.broadcast_to(pose[:3, 3], directions.shape), directions, depths)
+
+
 def direction_differences(
     points: Float[Array, "rays points 3"], origins: Float[Array, "rays 3"], sources: Float[Array, "views 3"]
 ) -> Float[Array, "rays points views 4"]:

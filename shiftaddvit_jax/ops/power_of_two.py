@@ -95,13 +95,12 @@ def _power_of_two(weight, key, weight_bits, rounding):
 
 def _nearest_power(weight, low):
     """`power_of_two_codes` as a number: a tenth of the time, since a training step rounds every weight."""
-    bits = _bits(jnp.abs(weight.astype(jnp.float32)))
+    magnitude = jnp.abs(weight.astype(jnp.float32))
     # What fractions from sqrt(2) on need to carry into the exponent.
-    carry = np.uint32(2**FRACTION) - _fraction(np.sqrt(0.5))
-    power = jnp.clip(bits + carry & EXPONENT_BITS, *(np.uint32(e + BIAS << FRACTION) for e in (low, 0)))
-    rounded = jnp.sign(weight).astype(jnp.float32) * jax.lax.bitcast_convert_type(power, jnp.float32)
+    fraction = np.float32(np.sqrt(0.5)).view(np.uint32) % 2**FRACTION
+    power = jnp.clip(_power_below(magnitude, 2**FRACTION - int(fraction)), 2.0**low, 1)
     # XLA reads denormals as 0 on CPU but not everywhere; here they are 0 wherever this runs.
-    rounded = jnp.where(bits < 2**FRACTION, 0, rounded)
+    rounded = jnp.where(magnitude < jnp.finfo(jnp.float32).tiny, 0, jnp.sign(weight) * power)
     return jnp.where(jnp.isnan(weight), weight, rounded).astype(weight.dtype)
 
 
@@ -113,13 +112,13 @@ def exact_power(
     return bits.view(np.float32) if xp is np else jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
-def _bits(x):
-    return jax.lax.bitcast_convert_type(x, jnp.uint32)
+def _power_below(x, carry=0):
+    """The largest power of two up to ``x``, which is not negative; up to 2 ``x`` where ``carry`` adds a bit.
 
-
-def _fraction(x):
-    """The bits of a number's fraction."""
-    return np.float32(x).view(np.uint32) & np.uint32(2**FRACTION - 1)
+    ``carry`` is added to the bits of the fraction.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + np.uint32(carry)
+    return jax.lax.bitcast_convert_type(bits & EXPONENT_BITS, jnp.float32)
 
 
 @_power_of_two.defjvp
@@ -188,20 +187,25 @@ def two_power_exponent(
 def nearest_two_powers(x: Float[Array, "*shape"], weight_bits: int = 4) -> Float[Array, "*shape"]:
     """``x`` rounded to the nearest of `two_power_numbers` with its sign, a half to the larger one."""
     magnitude = jnp.minimum(jnp.abs(x.astype(jnp.float32)), two_power_numbers(weight_bits)[-1])
-
-    def power(x, carry):
-        return jax.lax.bitcast_convert_type(_bits(x) + np.uint32(carry) & EXPONENT_BITS, jnp.float32)
-
+    half = 2 ** (FRACTION - 1)  # which 1.5 times a power carries
     # The power below, and what is left to the power above it: a second power is added to the one, or
     # subtracted from the other. It is at least 1, so that borders are multiples of 1/2; halves go up.
-    below = power(magnitude, 0)
+    below = _power_below(magnitude)
     rest = magnitude - below
     missing = below - rest
-    added = jnp.where(rest < 0.5, 0, jnp.maximum(power(rest, 2 ** (FRACTION - 1)), 1))
-    lacking = jnp.where(missing <= 0.5, 0, jnp.maximum(power(missing, 2 ** (FRACTION - 1) - 1), 1))
+    added = jnp.where(rest < 0.5, 0, jnp.maximum(_power_below(rest, half), 1))
+    lacking = jnp.where(missing <= 0.5, 0, jnp.maximum(_power_below(missing, half - 1), 1))
     rounded = jnp.where(rest <= missing, below + added, 2 * below - lacking)
     rounded = jnp.where(magnitude < 1, jnp.where(magnitude < 0.5, 0, 1), rounded)
     return jnp.where(jnp.isnan(x), x, jnp.sign(x) * rounded).astype(x.dtype)
+
+
+def round_at(
+    weight: Float[Array, "*inputs outputs"], exponent: Int[Array | np.ndarray, "outputs"], weight_bits: int
+) -> Float[Array, "*inputs outputs"]:
+    """``weight`` as `nearest_two_powers` times 2^exponent of each output, without a gradient of its own."""
+    numbers = weight.astype(jnp.float32) * exact_power(-exponent)
+    return (nearest_two_powers(numbers, weight_bits) * exact_power(exponent)).astype(weight.dtype)
 
 
 def two_powers_of_two(
@@ -222,9 +226,7 @@ def two_powers_of_two(
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 @partial(jax.jit, static_argnums=1)
 def _two_powers_of_two(weight, weight_bits):
-    exponent = two_power_exponent(weight, weight_bits)
-    numbers = weight.astype(jnp.float32) * exact_power(-exponent)
-    return (nearest_two_powers(numbers, weight_bits) * exact_power(exponent)).astype(weight.dtype)
+    return round_at(weight, two_power_exponent(weight, weight_bits), weight_bits)
 
 
 _two_powers_of_two.defjvp(

@@ -23,7 +23,7 @@ from shiftaddvit_jax.models import create_model, init_variables, list_models
 from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.novel_views.metrics import peak_signal_to_noise
 from shiftaddvit_jax.novel_views.render import render_held_out
-from shiftaddvit_jax.ops.cameras import Rays, Views, pixel_directions, ray_depths
+from shiftaddvit_jax.ops.cameras import Views, rays_through
 from shiftaddvit_jax.train.compute import compute_as
 from shiftaddvit_jax.train.config import DEFAULTS, default_config, filled, flat
 from shiftaddvit_jax.train.devices import BATCH
@@ -366,10 +366,10 @@ def view_step(
     at = jax.lax.with_sharding_constraint(at, NamedSharding(mesh, BATCH))
     pixels = jnp.stack([at % width, at // width], axis=-1).astype(jnp.float32)
     colours = scene.images[target].reshape(-1, 3)[at].astype(jnp.float32) / 255
-    pose = scene.poses[target]
-    directions = pixel_directions(pixels, scene.intrinsics[target], pose)
-    depths = ray_depths(scene.bounds[0], scene.bounds[1], count, model.points, depth_key)
-    rays = Rays(jnp.broadcast_to(pose[:3, 3], directions.shape), directions, depths)
+    bounds = scene.bounds[0], scene.bounds[1]
+    rays = rays_through(
+        pixels, scene.intrinsics[target], scene.poses[target], bounds, model.points, depth_key
+    )
     views = Views(
         scene.images[sources].astype(jnp.float32) / 255, scene.intrinsics[sources], scene.poses[sources]
     )
