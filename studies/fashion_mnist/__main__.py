@@ -1,0 +1,70 @@
+"""ShiftAddViT's claims on Fashion-MNIST, three seeds each, with one command that can be stopped and repeated.
+
+    python -m studies.fashion_mnist run --jobs 2        # hours; prints what it does
+    python -m studies.fashion_mnist time                # nothing else may run
+    python -m studies.fashion_mnist report              # tables and pictures of what is there
+
+Hyperparameters were chosen on 5,000 images held out of training: ``run --held-out`` does the same.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from shiftaddvit_jax.validation import check_choice
+from studies.fashion_mnist.data import hold_out
+from studies.fashion_mnist.rows import BY_NAME, ROWS
+from studies.fashion_mnist.run import run_rows
+
+DATA = "/usr/share/datasets/fashion-mnist"
+
+
+def main() -> int:
+    """What the command line asks for; 1 if some of it failed."""
+    parser = argparse.ArgumentParser(
+        "python -m studies.fashion_mnist",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="train, convert and evaluate what is not done yet")
+    run.add_argument("--data", type=Path, default=DATA, help="the four IDX files (default: %(default)s)")
+    run.add_argument("--held-out", action="store_true", help="evaluate on 5,000 training images instead")
+    run.add_argument("--rows", default="", help=f"some of {', '.join(BY_NAME)}; default: all")
+    run.add_argument("--seeds", type=int, default=3, help="from 0 on (default: 3)")
+    run.add_argument("--jobs", type=int, default=1, help="commands at a time, each on cores of its own")
+    time = commands.add_parser("time", help="time the models of seed 0 on the kernels, in turns")
+    report = commands.add_parser("report", help="write tables and pictures into docs/")
+    report.add_argument("--docs", type=Path, default=Path("docs"), help="default: %(default)s")
+    for command in (run, time, report):
+        command.add_argument(
+            "--workdir", type=Path, default=Path("runs/fashion_mnist"), help="default: %(default)s"
+        )
+    asked = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if asked.command == "run":
+        names = list(filter(None, asked.rows.split(","))) or list(BY_NAME)
+        for name in names:
+            check_choice("row", name, tuple(BY_NAME))
+        data = asked.data
+        if asked.held_out:
+            data = hold_out(data, asked.workdir / "data")
+        rows = [row for row in ROWS if row.name in names]
+        failed = run_rows(asked.workdir, data, rows, range(asked.seeds), asked.jobs)
+        if failed:
+            print(f"failed: {', '.join(failed)}", file=sys.stderr)
+        return bool(failed)
+    if asked.command == "time":
+        from studies.fashion_mnist.times import write_times
+
+        write_times(asked.workdir)
+    else:
+        from studies.fashion_mnist.report import write_report
+
+        write_report(asked.workdir, asked.docs)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
