@@ -1,7 +1,15 @@
-"""Weights that others publish for models of ours, by the names that `open_source` takes."""
+"""Weights by the names that `open_source` takes: others' that are published, and those in the package.
 
+The package's own lie in ``shipped/``, a bundle a folder, whose name is the model's; ``README.md`` there is
+the model card.
+"""
+
+from pathlib import Path
+
+from shiftaddvit_jax.files import read_object
 from shiftaddvit_jax.validation import check_choice
 
+SHIPPED = Path(__file__).with_name("shipped")
 # timm 1.0 (`timm.list_pretrained`), and on the Hugging Face Hub what transformers' documentation names.
 PUBLISHED = {
     **{f"timm:{name}.in1k": name for name in ("pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b2_li")},
@@ -42,14 +50,23 @@ PUBLISHED = {
 
 
 def list_pretrained(variant: str | None = None) -> list[str]:
-    """Names of published weights that `open_source` can download, of one variant or of all.
+    """Names of weights that `open_source` takes, of one variant or of all; the package's own come first.
 
-    The list is of this version; what is added elsewhere loads by its name too.
+    The list is of this version; what is published later loads by its name too.
 
     Raises:
-      ValueError: a variant without published weights.
+      ValueError: a variant without such weights.
     """
+    variants = {
+        name: read_object(SHIPPED / name / "config.json")["model"]["name"] for name in shipped_models()
+    }
+    variants |= PUBLISHED
     if variant is None:
-        return list(PUBLISHED)
-    check_choice("variant", variant, dict.fromkeys(PUBLISHED.values()))
-    return [name for name, published in PUBLISHED.items() if published == variant]
+        return list(variants)
+    check_choice("variant", variant, dict.fromkeys(variants.values()))
+    return [name for name, its_variant in variants.items() if its_variant == variant]
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))

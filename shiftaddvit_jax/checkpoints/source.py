@@ -18,6 +18,7 @@ from shiftaddvit_jax.checkpoints.configs import (
 )
 from shiftaddvit_jax.checkpoints.preprocessing import from_timm, from_transformers
 from shiftaddvit_jax.checkpoints.pretrained import import_weights, read_config, read_weights
+from shiftaddvit_jax.checkpoints.published import SHIPPED, shipped_models
 from shiftaddvit_jax.checkpoints.store import DESCRIPTION, load_model
 from shiftaddvit_jax.checkpoints.weights import find_weights, weight_files
 from shiftaddvit_jax.models import Preprocessing, create_model, model_preprocessing
@@ -64,8 +65,9 @@ def open_source(
     """The model that ``source`` names, with its preprocessing and the names of its classes.
 
     Args:
-      source: one of our checkpoints or the run around it; or weights of transformers, timm or the authors, as
-        in `load_pretrained`, whose ``config.json`` and ``preprocessor_config.json`` are read where they lie.
+      source: one of our checkpoints or the run around it; the name of a model that comes with the package (a
+        folder of that name comes first); or weights of transformers, timm or the authors, as in
+        `load_pretrained`, whose ``config.json`` and ``preprocessor_config.json`` are read where they lie.
       model: the variant, needed where no ``config.json`` tells it.
       num_classes: by default, the weights' own; for another number the head is drawn anew.
       image_size: side in pixels; by default, the weights' own.
@@ -170,9 +172,11 @@ def _open_others(source, variant, asked):
 
 
 def our_folder(source: str | Path) -> Path | None:
-    """The folder of one of our checkpoints or bundles that ``source`` is or holds; None if there is none."""
+    """The folder of one of our checkpoints or bundles that ``source`` is, holds or names, or None."""
     path = Path(source).expanduser()
-    return next((folder for folder in (path, path / "model") if is_ours(folder)), None)
+    shipped = SHIPPED / path.name if str(source) in shipped_models() else None
+    folders = (path, path / "model", shipped)
+    return next((folder for folder in folders if folder is not None and is_ours(folder)), None)
 
 
 def is_ours(folder: Path) -> bool:

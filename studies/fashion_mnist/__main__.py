@@ -3,6 +3,7 @@
     python -m studies.fashion_mnist run --jobs 2        # hours; prints what it does
     python -m studies.fashion_mnist time                # nothing else may run
     python -m studies.fashion_mnist report              # tables and pictures of what is there
+    python -m studies.fashion_mnist ship                # models for the package
 
 Hyperparameters were chosen on 5,000 images held out of training: ``run --held-out`` does the same.
 """
@@ -37,7 +38,9 @@ def main() -> int:
     time = commands.add_parser("time", help="time the models of seed 0 on the kernels, in turns")
     report = commands.add_parser("report", help="write tables and pictures into docs/")
     report.add_argument("--docs", type=Path, default=Path("docs"), help="default: %(default)s")
-    for command in (run, time, report):
+    ship = commands.add_parser("ship", help="write three models of seed 0 into the package")
+    ship.add_argument("--docs", type=Path, default=Path("docs"), help="default: %(default)s")
+    for command in (run, time, report, ship):
         command.add_argument(
             "--workdir", type=Path, default=Path("runs/fashion_mnist"), help="default: %(default)s"
         )
@@ -59,10 +62,14 @@ def main() -> int:
         from studies.fashion_mnist.times import write_times
 
         write_times(asked.workdir)
-    else:
+    elif asked.command == "report":
         from studies.fashion_mnist.report import write_report
 
         write_report(asked.workdir, asked.docs)
+    else:
+        from studies.fashion_mnist.ship import ship as ship_models
+
+        ship_models(asked.workdir, asked.docs)
     return 0
 
 
