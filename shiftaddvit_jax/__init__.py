@@ -6,6 +6,7 @@ import types
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from shiftaddvit_jax.balance import balance_routers
     from shiftaddvit_jax.calibrate import calibrate
     from shiftaddvit_jax.checkpoints import (
         export_bundle,
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Classifier",
+    "balance_routers",
     "calibrate",
     "create_model",
     "export_bundle",
@@ -79,6 +81,7 @@ _MODULE_OF = {
     ),
     **dict.fromkeys(("Classifier", "from_pretrained"), "classifier"),
     **dict.fromkeys(("create_model", "features", "init_variables", "list_models"), "models"),
+    "balance_routers": "balance",
     "calibrate": "calibrate",
     "pack": "pack",
     "replace_head": "heads",

@@ -17,6 +17,8 @@ from shiftaddvit_jax.costs import count_operations, weight_bytes
 from shiftaddvit_jax.data import load_dataset
 from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.pictures import plot_confusions, plot_history
+from shiftaddvit_jax.pictures.gallery import kernel_and_xla_ms
+from shiftaddvit_jax.subject import load_subject
 from shiftaddvit_jax.train import default_config, train_and_evaluate
 
 if TYPE_CHECKING:
@@ -63,7 +65,8 @@ def run_demo(workdir: str | Path, *, seed: int = 0, steps_scale: float = 1.0) ->
     Returns:
       The report: ``stages``, a list with each stage's ``name``, ``top1`` (a share), ``parameters``,
       ``packed_bytes``, ``shift_share`` (the share of tokens on shift experts, over all MoE layers; null
-      without any), ``macs``, ``shifts`` and ``adds`` (for one image); and ``seconds``.
+      without any), ``macs``, ``shifts`` and ``adds`` (for one image), ``kernels_ms`` (of one image, packed,
+      on the kernels; null where they do not run) and ``xla_ms`` (on XLA alone); and ``seconds``.
     """
     workdir = Path(workdir).absolute()
     start = time.perf_counter()
@@ -90,6 +93,9 @@ def run_demo(workdir: str | Path, *, seed: int = 0, steps_scale: float = 1.0) ->
             }
         )
         confusions[name], histories[name] = metrics["confusion"], metrics["history"]
+    times = kernel_and_xla_ms([load_subject(workdir / stage["name"]) for stage in stages])
+    for stage in stages:
+        stage["kernels_ms"], stage["xla_ms"] = times[stage["name"]]
     dataset = load_dataset("digits")
     plot_confusions(confusions, dataset.class_names, workdir / "confusion.png")
     plot_history(histories, workdir / "training.png")
@@ -106,7 +112,9 @@ def run_demo(workdir: str | Path, *, seed: int = 0, steps_scale: float = 1.0) ->
 def print_report(report: dict[str, Any], workdir: Path) -> None:
     """The report as a table, and what to run next."""
     table = Table(title="Handwritten digits, held-out third")
-    columns = ("model", "top-1", "parameters", "packed", "tokens on shift", "multiplications")
+    columns = (
+        "model", "top-1", "parameters", "packed", "tokens on shift", "multiplications", "ms", "ms on XLA",
+    )  # fmt: skip
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left")
     for stage in report["stages"]:
@@ -118,12 +126,14 @@ def print_report(report: dict[str, Any], workdir: Path) -> None:
             f"{stage['packed_bytes'] / 1e3:,.0f} kB",
             "-" if share is None else f"{share:.1%}",
             f"{stage['macs'] / 1e6:.2f} M",
+            "-" if stage["kernels_ms"] is None else f"{stage['kernels_ms']:.2f}",
+            f"{stage['xla_ms']:.2f}",
         )
     print_table(table)
     folder = shlex.quote(str(workdir))
     table_console().print(
         f"Took {report['seconds']:.0f} s. Multiplications: multiply-accumulates an image, in matrix products "
-        f"and convolutions.\nReport and pictures: {workdir}\n"
+        f"and convolutions. ms: of one image here, packed, on the kernels.\nReport and pictures: {workdir}\n"
         f"Next: {program()} predict --checkpoint {folder}/moe/model {folder}/samples/*.png",
         highlight=False,
         soft_wrap=True,

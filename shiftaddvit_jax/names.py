@@ -17,6 +17,7 @@ ATTENTION_KINDS = (
     "binary_softmax",
 )
 LINEAR_KINDS = ("dense", "shift", "moe")
+PAPER_LATENCIES = (6.0, 4.0)  # of a mixture's dense and shift expert: the authors' ratio
 LAYER_CHOICES = ("dense", "dense_int8", "shift", "shift_two_terms", "moe")  # of one linear layer
 
 # Of what a conversion without training may cost.

@@ -15,6 +15,7 @@ from shiftaddvit_jax.data import decode_file, load_dataset
 from shiftaddvit_jax.data.preprocessing import crop, normalize_as
 from shiftaddvit_jax.files import read_metrics
 from shiftaddvit_jax.models import Preprocessing, model_preprocessing
+from shiftaddvit_jax.models.inspect import on_xla
 from shiftaddvit_jax.models.registry import check_classifier, linear_kinds
 from shiftaddvit_jax.pack import inference_variables
 
@@ -59,6 +60,10 @@ class Subject:
         if not linear_kinds(self.model) & {"shift", "moe"}:
             return self.model, self.variables
         return self.model, inference_variables(self.model, self.variables, for_kernels=True)
+
+    def on_xla(self) -> tuple[nn.Module, PyTree]:
+        """Model and variables as XLA runs them, whatever kernels there are."""
+        return on_xla(self.model), inference_variables(self.model, self.variables, for_kernels=False)
 
 
 def load_subject(folder: str | Path) -> Subject:

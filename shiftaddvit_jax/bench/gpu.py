@@ -18,13 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shiftaddvit_jax.balance import router_biases, with_router_biases
 from shiftaddvit_jax.bench.kernels import DENSE, normal
 from shiftaddvit_jax.bench.rounds import summarize
-from shiftaddvit_jax.bench.synthetic import balance_routers, random_variables, with_router_biases
-from shiftaddvit_jax.costs.counting import ShiftShare
+from shiftaddvit_jax.bench.synthetic import random_variables
 from shiftaddvit_jax.costs.shapes import PAPER_CONTEXTS, PAPER_LAYERS
 from shiftaddvit_jax.models import create_model, model_arguments, model_row
 from shiftaddvit_jax.models.registry import check_classifier
+from shiftaddvit_jax.nn.moe import ShiftShare
 from shiftaddvit_jax.ops import matadd, pack_weight, packed_product, power_of_two
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.precision import Precision
@@ -91,7 +92,7 @@ def bench_gpu_model(
     check_classifier(student, "this benchmark")
     images = normal(batch, student.image_size, student.image_size, 3)
     variables = random_variables(student)
-    biases = balance_routers(student, variables, images, shift_share)
+    biases = router_biases(student, variables, images, shift_share)
     packed = pack(student, with_router_biases(variables, biases))
     models = {
         f"ShiftAddViT {implementation}": (

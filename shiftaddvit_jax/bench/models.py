@@ -22,12 +22,12 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
+from shiftaddvit_jax.balance import router_biases
 from shiftaddvit_jax.bench.kernels import KERNELS, kernel_contestants
 from shiftaddvit_jax.bench.roofline import model_kernel_rows
 from shiftaddvit_jax.bench.rounds import Contestant, describe_machine, time_contestants
-from shiftaddvit_jax.bench.synthetic import balance_routers, random_examples, random_variables
+from shiftaddvit_jax.bench.synthetic import random_examples, random_variables
 from shiftaddvit_jax.checkpoints import save_onnx, save_safetensors
-from shiftaddvit_jax.costs.counting import ShiftShare
 from shiftaddvit_jax.models import (
     PyramidVisionTransformerV2,
     create_model,
@@ -38,6 +38,7 @@ from shiftaddvit_jax.models.inspect import by_name
 from shiftaddvit_jax.models.pyramid import reductions
 from shiftaddvit_jax.models.variables import example_batch, variable_shapes
 from shiftaddvit_jax.names import IMPLEMENTATIONS, SHIFT_SHARE
+from shiftaddvit_jax.nn.moe import ShiftShare
 from shiftaddvit_jax.ops.activations import Activations
 from shiftaddvit_jax.ops.precision import Precision
 from shiftaddvit_jax.optional import require
@@ -76,7 +77,7 @@ def bench_model(
     A model that renders views is timed from the samples of rays on, see `Samples`.
 
     All models have random weights and see the same random images. The ShiftAddViT's routers share tokens out
-    like trained ones, see `balance_routers`. Ratios are to the first of ``implementations`` that runs.
+    like trained ones, see `router_biases`. Ratios are to the first of ``implementations`` that runs.
 
     Args:
       name: one of `list_models`, of any task.
@@ -116,7 +117,7 @@ def bench_model(
         f"ShiftAddViT {implementation}": model_arguments(student) | {"implementation": implementation}
         for implementation in implementations
     }
-    biases = balance_routers(student, random_variables(student), random_examples(sides), shift_share)
+    biases = router_biases(student, random_variables(student), random_examples(sides), shift_share)
     tasks = {
         name: {"runtime": "jax", "model": model, "router_biases": biases} for name, model in students.items()
     }

@@ -1,4 +1,4 @@
-"""Weights, images and router biases that stand in for those of training and of real data.
+"""Weights and images that stand in for those of training and of real data.
 
 `random_variables` and `random_images` are for time, which no number's size changes. `trained_like_variables`
 and `natural_images` are for the error that number formats cause, which hangs on the statistics of numbers.
@@ -11,20 +11,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float, PyTree
 
-from shiftaddvit_jax.costs.counting import ShiftShare, layer_shift_share
 from shiftaddvit_jax.models.gnt import Samples
-from shiftaddvit_jax.models.inspect import Examples, run, square_grid
+from shiftaddvit_jax.models.inspect import Examples, square_grid
 from shiftaddvit_jax.models.variables import HEADS, variable_shapes
-from shiftaddvit_jax.nn.moe import EXPERTS
-from shiftaddvit_jax.progress import progress_bar
-
-SHIFT = EXPERTS.index("shift")
-CLEARLY = 1.0  # how far above the other expert's logit the logit of an expert is that gets all tokens
 
 # Of `trained_like_variables`.
 DEGREES = 5  # of freedom of Student's t
@@ -158,63 +151,3 @@ def natural_images(count: int, size: int, seed: int) -> Float[np.ndarray, "count
 
     images = [np.clip(draw(), *DARK_AND_BRIGHT).astype(np.float32) for _ in range(count)]
     return np.stack(images)
-
-
-def balance_routers(
-    model: nn.Module,
-    variables: PyTree,
-    images: Examples,
-    shift_share: ShiftShare,
-) -> dict[str, float]:
-    """What to add to each router's bias for the shift expert, so that it gets ``shift_share`` of the tokens.
-
-    An untrained router's share is chance, while the balancing loss aims at the share for which both experts
-    take the same time. A share counts a layer's tokens over all ``images``, or samples of rays, and is met to
-    the nearest token.
-
-    Returns:
-      Biases by the router's name, as in ``"stage1/block1/mlp/fc1/router"``; none without MoE layers.
-
-    Raises:
-      ValueError: a layer without a share, or a share outside 0 to 1.
-    """
-    if not isinstance(shift_share, Mapping):
-        layer_shift_share(shift_share, "all layers")  # refuses a wrong number without MoE layers too
-    routers = sorted({"/".join(path[:-1]) for path in flatten_dict(variables["params"]) if "router" in path})
-    shares = {name: layer_shift_share(shift_share, name.removesuffix("/router")) for name in routers}
-    if not shares:
-        return {}
-
-    def biases(variables, images):
-        found = {}
-
-        def balance(call, arguments, keywords, context):
-            logits = call(*arguments, **keywords)
-            name = "/".join(context.module.path)
-            if name not in shares:
-                return logits
-            behind = jnp.sort(logits[:, 1 - SHIFT] - logits[:, SHIFT])
-            # The bias lies between the last token that goes to the shift expert and the first that does not.
-            bounds = jnp.concatenate([behind[:1] - 2 * CLEARLY, behind, behind[-1:] + 2 * CLEARLY])
-            count = round(shares[name] * behind.size)
-            bias = (bounds[count] + bounds[count + 1]) / 2
-            found[name] = bias
-            return logits.at[:, SHIFT].add(bias)
-
-        with nn.intercept_methods(balance):
-            run(model, variables, images)
-        return found
-
-    with progress_bar() as bar:  # XLA compiles for some seconds
-        task = bar.add_task("balancing routers", total=1, note="")
-        found = jax.device_get(jax.jit(biases)(variables, images))
-        bar.advance(task)
-    return {name: float(bias) for name, bias in found.items()}
-
-
-def with_router_biases(variables: PyTree, biases: Mapping[str, float]) -> PyTree:
-    """The variables with the biases of `balance_routers` added."""
-    params = flatten_dict(variables["params"], sep="/")
-    for name, bias in biases.items():
-        params[f"{name}/bias"] = params[f"{name}/bias"] + bias * np.eye(len(EXPERTS), dtype=np.float32)[SHIFT]
-    return variables | {"params": unflatten_dict(params, sep="/")}

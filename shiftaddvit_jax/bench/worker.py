@@ -30,6 +30,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from shiftaddvit_jax.balance import with_router_biases
 from shiftaddvit_jax.bench.kernels import KERNELS
 from shiftaddvit_jax.bench.quantized import (
     quantize_for_onnxruntime,
@@ -38,7 +39,7 @@ from shiftaddvit_jax.bench.quantized import (
 )
 from shiftaddvit_jax.bench.roofline import copy, model_kernel
 from shiftaddvit_jax.bench.rounds import Run, time_runs
-from shiftaddvit_jax.bench.synthetic import random_examples, random_variables, with_router_biases
+from shiftaddvit_jax.bench.synthetic import random_examples, random_variables
 from shiftaddvit_jax.models import create_model
 from shiftaddvit_jax.models.inspect import run
 from shiftaddvit_jax.pack import pack
@@ -54,7 +55,7 @@ def time_fastest(runs: Sequence[Run], seconds: float) -> list[float]:
 
 
 def load_jax(task: dict[str, Any], threads: int) -> Loaded:
-    """``model`` holds arguments of `create_model`, ``router_biases``, if given, those of `balance_routers`.
+    """``model`` holds arguments of `create_model`, ``router_biases``, if given, those of `router_biases`.
 
     The weights are constants of the program, as in the peers.
     """

@@ -29,7 +29,7 @@ from shiftaddvit_jax.models.inspect import Examples, count_of, module_variables,
 from shiftaddvit_jax.models.kinds import stage_kinds
 from shiftaddvit_jax.models.registry import linear_layer, model_task
 from shiftaddvit_jax.models.variables import linear_layers
-from shiftaddvit_jax.names import LINEAR_KINDS
+from shiftaddvit_jax.names import LINEAR_KINDS, PAPER_LATENCIES
 from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.nn.moe import aimed_shift_share
 from shiftaddvit_jax.nn.primitives import Rotation
@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 HASHED_IMAGES = 64  # from whose tokens hashes are learned
 Latencies = Sequence[float] | Mapping[str, Sequence[float]]
-PAPER_LATENCIES = (6.0, 4.0)  # of the dense and of the shift expert, the paper's ratio
 
 
 class CalibratedLayer(NamedTuple):

@@ -40,6 +40,7 @@ COMMANDS = (
     predict.add_predict,
     checkpoints.add_reparameterize,
     convert.add_convert,
+    convert.add_balance,
     search.add_search,
     bench.add_bench,
     analysis.add_report,

@@ -16,8 +16,8 @@ from shiftaddvit_jax.names import ENGINES, PRECISIONS, SHIFT_SHARE, SOURCES
 if TYPE_CHECKING:
     from shiftaddvit_jax.classifier import Classifier
     from shiftaddvit_jax.cluster import MapOnWorkers
-    from shiftaddvit_jax.costs.counting import ShiftShare
     from shiftaddvit_jax.data import Examples
+    from shiftaddvit_jax.nn.moe import ShiftShare
 
 Commands = argparse._SubParsersAction  # what `add_subparsers` returns
 

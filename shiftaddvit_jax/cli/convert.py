@@ -1,4 +1,4 @@
-"""The command that makes a shift model of a dense one without training."""
+"""The commands that change a model by what images make of it, without training."""
 
 import argparse
 import dataclasses
@@ -15,7 +15,14 @@ from shiftaddvit_jax.cli.arguments import (
 )
 from shiftaddvit_jax.command import print_table, program
 from shiftaddvit_jax.files import read_latencies, read_layers
-from shiftaddvit_jax.names import ATTENTION_KINDS, PRECISIONS, PROXIES, ROTATIONS, SOURCES
+from shiftaddvit_jax.names import (
+    ATTENTION_KINDS,
+    PAPER_LATENCIES,
+    PRECISIONS,
+    PROXIES,
+    ROTATIONS,
+    SOURCES,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,6 +143,62 @@ def convert(arguments: argparse.Namespace) -> None:
     print_layers(layers, "image")
     print(f"written to {arguments.output}: {len(layers)} layers, {len(images)} images, {seconds:.0f} s")
     print(f"Next: {program()} pack --checkpoint {arguments.output} --output {arguments.output}-packed")
+
+
+def add_balance(commands: Commands) -> None:
+    """Add ``balance``."""
+    command = add_command(
+        commands,
+        "balance",
+        balance,
+        "A mixture's routers, set so that shift experts get the share of tokens that latencies ask for.",
+    )
+    add_source(command)
+    add_examples(command)
+    command.add_argument(
+        "--count", type=int, default=64, metavar="N", help="images to take, evenly (default: %(default)s)"
+    )
+    command.add_argument(
+        "--latencies",
+        metavar="FILE",
+        help="of `measure-latency --json FILE`, on the machine that will answer; default: the paper's 6:4",
+    )
+    command.add_argument("--output", required=True, metavar="DIR", help="where the new checkpoint goes")
+
+
+def balance(arguments: argparse.Namespace) -> None:
+    """The same model with other routers' biases, and its shares before and after."""
+    from shiftaddvit_jax.balance import balance_routers, measured_shares
+    from shiftaddvit_jax.checkpoints import save_model
+    from shiftaddvit_jax.checkpoints.source import describe_source, open_source
+
+    if arguments.count < 1:
+        raise ValueError(f"--count must be at least 1, got {arguments.count}")
+    latencies = read_latencies(arguments.latencies) if arguments.latencies else PAPER_LATENCIES
+    source = open_source(arguments.source)
+    examples = open_examples(arguments.images, arguments.path)
+    images, _ = read_evenly(examples, arguments.count, source.preprocessing)
+    variables = balance_routers(source.model, source.variables, images, latencies)
+    before, after = (measured_shares(source.model, each, images) for each in (source.variables, variables))
+    about = describe_source(source)
+    about.pop("top1", None)  # that of the routers as they were
+    save_model(arguments.output, source.model, variables, about)
+    _print_shares(before, after)
+    print(f"written to {arguments.output}: {len(after)} routers, {len(images)} images")
+
+
+def _print_shares(before, after):
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE, title="Tokens on the shift expert, %")
+    table.add_column("layer")
+    for name in ("before", "now"):
+        table.add_column(name, justify="right")
+    for layer, share in after.items():
+        table.add_row(Text(layer), f"{100 * before[layer]:.1f}", f"{100 * share:.1f}")
+    print_table(table)
 
 
 def conversion_settings(

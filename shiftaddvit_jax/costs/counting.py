@@ -6,7 +6,7 @@ primitive (see `shiftaddvit_jax.ops`), and its operands and its shift layer give
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from shiftaddvit_jax.models.variables import example_inputs
 from shiftaddvit_jax.nn import MoEDense, ShiftDense
 from shiftaddvit_jax.nn.attention import BinarySoftmaxAttention
 from shiftaddvit_jax.nn.linear import precision_of
-from shiftaddvit_jax.nn.moe import EXPERTS
+from shiftaddvit_jax.nn.moe import EXPERTS, ShiftShare, layer_shift_share
 from shiftaddvit_jax.ops.packing import packed_bits
 
 PRIMITIVES = ("macs", "adds", "shifts", "popcounts")
@@ -34,7 +34,6 @@ _NAMED_JITS = {"_matadd": "adds", "_matshift": "shifts", "_code_product": "popco
 _PRODUCT_JITS = ("_depthwise_conv", "_squared_distances", "_hadamard")
 
 Path = tuple[str, ...]
-ShiftShare = float | Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -220,24 +219,6 @@ def _trace(function, *arguments):
 
     with nn.intercept_methods(note):
         return jax.make_jaxpr(function)(*arguments).jaxpr, modules
-
-
-def layer_shift_share(shift_share: ShiftShare | None, layer: str) -> float:
-    """The share of tokens on the shift expert of the MoE layer named ``layer``.
-
-    Args:
-      shift_share: one for all MoE layers, or one for each by its name (as `evaluate` measures it).
-      layer: its name, as in ``stage1/block1/mlp/fc1``.
-
-    Raises:
-      ValueError: no share for that layer, or one outside 0 to 1.
-    """
-    share = shift_share.get(layer) if isinstance(shift_share, Mapping) else shift_share
-    if share is None:
-        raise ValueError(f"shift_share lacks the MoE layer {layer}; pass shares of this very model")
-    if not 0 <= share <= 1:
-        raise ValueError(f"shift_share is a share from 0 to 1, got {share} for {layer}")
-    return share
 
 
 def _expert_shares(modules, shift_share):

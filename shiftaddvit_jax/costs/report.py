@@ -9,11 +9,12 @@ import flax.linen as nn
 import jax
 from jaxtyping import PyTree
 
-from shiftaddvit_jax.costs.counting import Product, ShiftShare, count_products, weight_bytes
+from shiftaddvit_jax.costs.counting import Product, count_products, weight_bytes
 from shiftaddvit_jax.costs.energy import AUTHORS_BITS, NumberFormat, accelerator_cost, compute_energy
 from shiftaddvit_jax.models import create_model, model_arguments, model_row
 from shiftaddvit_jax.models.variables import variable_shapes
 from shiftaddvit_jax.names import PAPER_MODELS, SHIFT_SHARE
+from shiftaddvit_jax.nn.moe import ShiftShare
 
 # Arithmetic alone; and with the accelerator's data movement, by this project's model and by the authors'.
 ENERGY_MODELS = ("compute", "accelerator", "authors")

@@ -21,6 +21,8 @@ from shiftaddvit_jax.ops.implementation import Implementation
 from shiftaddvit_jax.ops.precision import DOT_GENERAL, Precision
 
 EXPERTS = ("dense", "shift")
+# The share of tokens on shift experts: of all MoE layers, or by the layer's name.
+ShiftShare = float | Mapping[str, float]
 # From so many tokens, in a layer whose products are so many for each number read and written, XLA takes less
 # time to sort tokens by their experts than to let both experts compute all (measured on two cores).
 DISPATCHED_TOKENS, DISPATCHED_PRODUCTS = 512, 100
@@ -277,6 +279,24 @@ def aimed_shift_share(latencies: Sequence[float]) -> float:
     _check_latencies(latencies, len(EXPERTS))
     dense, shift = latencies
     return dense / (dense + shift)
+
+
+def layer_shift_share(shift_share: ShiftShare | None, layer: str) -> float:
+    """The share of tokens on the shift expert of the MoE layer named ``layer``.
+
+    Args:
+      shift_share: one for all MoE layers, or one for each by its name (as `evaluate` measures it).
+      layer: its name, as in ``stage1/block1/mlp/fc1``.
+
+    Raises:
+      ValueError: no share for that layer, or one outside 0 to 1.
+    """
+    share = shift_share.get(layer) if isinstance(shift_share, Mapping) else shift_share
+    if share is None:
+        raise ValueError(f"shift_share lacks the MoE layer {layer}; pass shares of this very model")
+    if not 0 <= share <= 1:
+        raise ValueError(f"shift_share is a share from 0 to 1, got {share} for {layer}")
+    return share
 
 
 def _check_latencies(latencies, experts):

@@ -7,10 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from shiftaddvit_jax.bench.latency import Latency, compare_latencies
+from shiftaddvit_jax.bench.latency import Latency, compare_latencies, whole_latencies
 from shiftaddvit_jax.costs.report import cost_report
 from shiftaddvit_jax.models.registry import check_classifier
 from shiftaddvit_jax.names import SHIFT_SHARE
+from shiftaddvit_jax.ops.implementation.custom_call import unavailable
 from shiftaddvit_jax.pictures.capture import attention_maps, routed_tokens, shift_weights
 from shiftaddvit_jax.pictures.costs import plot_energy, plot_latency, plot_pareto
 from shiftaddvit_jax.pictures.inside import plot_attention, plot_routing, plot_weights
@@ -60,13 +61,26 @@ def measured_shares(subject: Subject, pixels: Pixels) -> dict[str, float]:
 
 def measured_latencies(subjects: Sequence[Subject]) -> dict[str, Latency]:
     """The latency of one image by the subject's name; what can be packed is packed."""
-    models = {}
-    for subject in subjects:
-        check_classifier(subject.model, "a time of one image")
-        side = subject.model.image_size
-        image = np.random.default_rng(0).standard_normal((1, side, side, 3), np.float32)
-        models[subject.name] = (*subject.for_inference(), image)
-    return compare_latencies(models)
+    return compare_latencies({each.name: (*each.for_inference(), _image(each)) for each in subjects})
+
+
+def kernel_and_xla_ms(subjects: Sequence[Subject]) -> dict[str, tuple[float | None, float]]:
+    """Milliseconds of one image by the subject's name: as it is shipped, on the kernels, and on XLA.
+
+    The first is None where no kernels run.
+    """
+    models = {(each.name, "xla"): (*each.on_xla(), _image(each)) for each in subjects}
+    if unavailable() is None:
+        models |= {(each.name, "kernels"): (*each.for_inference(), _image(each)) for each in subjects}
+    times = whole_latencies(models)
+    return {each.name: (times.get((each.name, "kernels")), times[each.name, "xla"]) for each in subjects}
+
+
+def _image(subject):
+    """One image of the subject's size."""
+    check_classifier(subject.model, "a time of one image")
+    side = subject.model.image_size
+    return np.random.default_rng(0).standard_normal((1, side, side, 3), np.float32)
 
 
 def _reports(subjects, pixels):

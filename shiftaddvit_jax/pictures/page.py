@@ -11,7 +11,7 @@ from shiftaddvit_jax.costs.report import describe_shift_share, group_modules
 from shiftaddvit_jax.files import whole_file
 from shiftaddvit_jax.models.variables import count_parameters
 from shiftaddvit_jax.pictures.costs import ENERGY_TITLES, plot_energy, plot_latency, plot_pareto
-from shiftaddvit_jax.pictures.gallery import PICTURES, measured_latencies
+from shiftaddvit_jax.pictures.gallery import PICTURES, kernel_and_xla_ms, measured_latencies
 from shiftaddvit_jax.pictures.html import details, document, figure, note, paragraph, section, table
 from shiftaddvit_jax.progress import track
 from shiftaddvit_jax.subject import Pixels, Subject
@@ -42,7 +42,8 @@ def write_page(
       reports: the `cost_report` of each.
       pixels: images for the pictures that show images; without pixels these are left out.
     """
-    page = render_page(subjects, reports, measured_latencies(subjects), pixels)
+    times = kernel_and_xla_ms(subjects)
+    page = render_page(subjects, reports, measured_latencies(subjects), times, pixels)
     with whole_file(file) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
@@ -51,6 +52,7 @@ def render_page(
     subjects: Sequence[Subject],
     reports: Sequence[Mapping[str, Any]],
     latencies: Mapping[str, Latency],
+    times: Mapping[str, tuple[float | None, float]],
     pixels: Pixels | None,
 ) -> str:
     """The page that `write_page` writes."""
@@ -72,7 +74,7 @@ def render_page(
     time = f"Medians on {machine['cpu']}, {machine['threads']} threads, one image, shift layers packed."
     sections = [
         paragraph(f"{model['name']}, {kinds}; images of {side} x {side} pixels.{assumed}"),
-        section("Summary", _summary(subjects, reports, latencies)),
+        section("Summary", _summary(subjects, reports, times)),
         section("Energy", paragraph(energy), figure(plot_energy(named), PICTURES["energy"].caption)),
         section(
             "Latency",
@@ -118,7 +120,7 @@ def _drawn(kind, subjects, pixels):
         return note(f"Not drawn: {error}.")
 
 
-def _summary(subjects, reports, latencies):
+def _summary(subjects, reports, times):
     """A table of each model's totals, a column a model."""
     rows = [
         ("top-1 accuracy (%)", [each.top1 and 100 * each.top1 for each in subjects]),
@@ -129,7 +131,8 @@ def _summary(subjects, reports, latencies):
             for name in ENERGY_TITLES
         ),
         ("accelerator latency (ms)", [each["latency_ms"] for each in reports]),
-        ("latency here (ms)", [latencies[each.name].whole_ms for each in subjects]),
+        ("latency here, on the kernels (ms)", [times[each.name][0] for each in subjects]),
+        ("latency here, on XLA (ms)", [times[each.name][1] for each in subjects]),
         ("weights, packed (kB)", [each["weight_bytes"] / 1e3 for each in reports]),
         ("activations (kB)", [each["activation_bytes"] / 1e3 for each in reports]),
     ]

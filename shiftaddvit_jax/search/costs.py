@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from shiftaddvit_jax.calibrate.choice import energy
-from shiftaddvit_jax.calibrate.convert import PAPER_LATENCIES, Latencies
+from shiftaddvit_jax.calibrate.convert import Latencies
 from shiftaddvit_jax.costs.counting import count_products
-from shiftaddvit_jax.names import LAYER_CHOICES, SHIFT_SHARE
+from shiftaddvit_jax.names import LAYER_CHOICES, PAPER_LATENCIES, SHIFT_SHARE
 
 # Units of a budget by how they are written: the unit that costs are in, and how many of it they are.
 UNITS = {

@@ -13,6 +13,7 @@ from shiftaddvit_jax.data.augmentation import ERASING_MODES, INTERPOLATIONS, par
 from shiftaddvit_jax.names import (
     ATTENTION_PRECISIONS,
     LAYER_CHOICES,
+    PAPER_LATENCIES,
     PERFORMER_FEATURES,
     PRECISIONS,
     ROTATIONS,
@@ -149,7 +150,7 @@ def default_config() -> ml_collections.ConfigDict:
                 # dense and the shift expert (the authors' 6:4; only their ratio counts). The name of a file
                 # of `shiftaddvit measure-latency` gives each layer latencies of its own.
                 "balance_weight": 0.01,
-                "latencies": (6.0, 4.0),
+                "latencies": PAPER_LATENCIES,
                 "log_every": 50,
                 "evaluate_every": 250,
                 "checkpoint_every": 250,

@@ -14,6 +14,7 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from shiftaddvit_jax.names import PAPER_LATENCIES
 from shiftaddvit_jax.nn.moe import routing_loss, shift_shares
 from shiftaddvit_jax.train.devices import BATCH, state_shardings
 from shiftaddvit_jax.train.distillation import distillation_loss, label_logits
@@ -83,7 +84,7 @@ class Recipe:
     distillation_weight: float = 0.5
     temperature: float = 1.0
     balance_weight: float = 0.01
-    latencies: Latencies = (6.0, 4.0)
+    latencies: Latencies = PAPER_LATENCIES
     accumulate: int = 1
     ema_decay: float = 0.0
     ema_warmup: bool = False

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from shiftaddvit_jax.data import load_dataset
+from shiftaddvit_jax.data.images import whole
 from shiftaddvit_jax.files import whole_folder
 
 HELD_OUT = 5000
@@ -16,7 +17,7 @@ def hold_out(data: Path, folder: Path) -> Path:
     if folder.exists():
         return folder
     examples = load_dataset("idx", str(data)).train
-    images = np.stack([examples.open(index)[..., 0] for index in range(len(examples))])
+    images = np.stack([whole(examples.open(index))[..., 0] for index in range(len(examples))])
     order = np.random.default_rng(0).permutation(len(images))
     with whole_folder(folder) as temporary:
         for name, chosen in (("t10k", order[:HELD_OUT]), ("train", order[HELD_OUT:])):

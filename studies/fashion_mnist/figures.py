@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from shiftaddvit_jax.data import load_dataset
+from shiftaddvit_jax.data.images import whole
 from shiftaddvit_jax.data.preprocessing import crop
 from shiftaddvit_jax.pictures.capture import routed_tokens
 from shiftaddvit_jax.pictures.costs import pareto_front
@@ -94,7 +95,7 @@ def draw_routing(workdir: Path, path: Path) -> Figure:
     assert subject.data is not None  # a run knows its data
     examples = load_dataset(*subject.data).test
     labels = list(examples.labels)
-    chosen = [examples.open(labels.index(label)) for label in SHOWN_CLASSES]
+    chosen = [whole(examples.open(labels.index(label))) for label in SHOWN_CLASSES]
     pixels = [crop(image, subject.preprocessing) for image in chosen]
     routed = routed_tokens(subject.model, subject.variables, as_inputs(subject, np.stack(pixels)))
     return plot_routing(pixels, routed, path)

@@ -47,12 +47,12 @@ def summarize(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     by_row: dict[str, dict[int, Record]] = defaultdict(dict)
     for record in found["records"]:
         by_row[record["row"]][record["seed"]] = record
-    times = found["times"].get("rows", {})
+    times = found["times"].get("ms", {})
     rows = {}
     for name, seeds in by_row.items():
         records = list(seeds.values())
         pairs = [100 * (one["top1"] - by_row["dense"][seed]["top1"]) for seed, one in seeds.items()]
-        shares = [_share(record, "shift_share") for record in records]
+        shares = [share for record in records if (share := _share(record, "shift_share")) is not None]
         rows[name] = {
             "label": records[0]["label"],
             "group": records[0]["group"],
@@ -60,11 +60,11 @@ def summarize(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             "top1": _spread([100 * record["top1"] for record in records]),
             "difference": _spread(pairs),
             "loss": statistics.mean(record["loss"] for record in records),
-            "share": None if None in shares else 100 * statistics.mean(shares),
+            "share": _percent(statistics.mean(shares)) if shares else None,
             "aim": _percent(_share(records[0], "aimed_share")),
             "packed_kb": statistics.mean(record["packed_bytes"] for record in records) / 1e3,
             "energy_uj": 1e3 * statistics.mean(record["energy_mj"]["accelerator"] for record in records),
-            "ms": times.get(name, {}).get("median_ms"),
+            "ms": times.get(name),
             "command": records[0]["command"],
         }
     return rows

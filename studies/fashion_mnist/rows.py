@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 CONFIG = "configs/fashion_mnist.py"
 LATENCIES = "latencies.json"  # in the workdir: what this machine's experts take
@@ -29,7 +30,7 @@ class Row:
     name: str
     label: str
     start: str = ""
-    settings: Mapping[str, object] | None = None
+    settings: Mapping[str, Any] | None = None
     options: tuple[str, ...] = ()
     command: str = "train"
     group: str = "main"
@@ -47,9 +48,9 @@ class Row:
             return ["convert", origin, *images, *self.options, "--output", str(folder / "model")]
         if self.command == "pack":
             return ["pack", "--checkpoint", origin, *self.options, "--output", str(folder / "model")]
-        settings = {"seed": seed, "data.path": str(data), **ONCE, **(FINETUNE if self.start else {})}
+        settings: dict[str, Any] = {"seed": seed, "data.path": str(data), **ONCE}
         if self.start:
-            settings["init_from"] = origin
+            settings |= FINETUNE | {"init_from": origin}
         settings |= self.settings or {}
         for key, value in settings.items():
             if isinstance(value, str):

@@ -11,15 +11,12 @@ import pytest
 import shiftaddvit_jax as sav
 from shiftaddvit_jax.bench import models as bench
 from shiftaddvit_jax.bench import rounds as timing
-from shiftaddvit_jax.bench import synthetic
 from shiftaddvit_jax.bench.kernels import KERNELS
 from shiftaddvit_jax.bench.quantized import quantize_for_onnxruntime, runtime_inputs
 from shiftaddvit_jax.bench.rounds import Contestant, Worker, ratio, summarize, time_contestants
-from shiftaddvit_jax.bench.synthetic import natural_images, random_images, random_variables
+from shiftaddvit_jax.bench.synthetic import natural_images, random_variables
 from shiftaddvit_jax.bench.worker import time_fastest
 from shiftaddvit_jax.cli import main
-from shiftaddvit_jax.models import create_model
-from shiftaddvit_jax.nn.moe import routing_layers
 from shiftaddvit_jax.pictures import plot_bench
 
 SMALL = {"runtime": "kernel", "kernel": "matshift", "shape": [8, 4, 4], "contestant": "dense float32"}
@@ -206,41 +203,6 @@ def test_a_model_is_timed_beside_its_dense_model_and_a_peer(tmp_path, capsys):
         assert name in table
     assert rows["ONNX Runtime msa"]["logit_error"] < 1e-5
     assert (tmp_path / "bench.png").stat().st_size > 10_000
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 1.0])
-def test_routers_share_tokens_out_to_the_nearest(share):
-    model = create_model("pvt_v2_nano", mlp="moe", activations="int8", implementation="xla")
-    variables, images = synthetic.random_variables(model), random_images((3, 32, 32, 3))
-    biases = synthetic.balance_routers(model, variables, images, share)
-    balanced = synthetic.with_router_biases(variables, biases)
-    _, stats = model.apply(balanced, images, mutable=["routing"])
-    layers = routing_layers(stats["routing"])
-    assert {f"{name}/router" for name in layers} == biases.keys()
-    for layer in layers.values():
-        tokens = float(layer["tokens"].sum())
-        assert layer["tokens"][1] == round(share * tokens)
-
-
-def test_every_layer_may_have_a_share_of_its_own():
-    model = create_model("pvt_v2_nano", mlp="moe", implementation="xla")
-    variables, images = synthetic.random_variables(model), random_images((2, 32, 32, 3))
-    layers = [
-        name.removesuffix("/router") for name in synthetic.balance_routers(model, variables, images, 0.5)
-    ]
-    shares = {name: index / len(layers) for index, name in enumerate(layers)}
-    biases = synthetic.balance_routers(model, variables, images, shares)
-    balanced = synthetic.with_router_biases(variables, biases)
-    _, stats = model.apply(balanced, images, mutable=["routing"])
-    for name, layer in routing_layers(stats["routing"]).items():
-        assert layer["tokens"][1] == round(shares[name] * float(layer["tokens"].sum()))
-
-
-def test_a_layer_without_a_share_is_named():
-    model = create_model("pvt_v2_nano", mlp="moe", implementation="xla")
-    variables, images = synthetic.random_variables(model), random_images((1, 32, 32, 3))
-    with pytest.raises(ValueError, match="shift_share lacks the MoE layer stage1/block1/mlp/fc"):
-        synthetic.balance_routers(model, variables, images, {"head": 0.5})
 
 
 def test_shares_follow_latencies_measured_here(untimed, tmp_path, capsys):
