@@ -57,12 +57,12 @@ def make_record(name: str, seed: int, workdir: Path, data: Path) -> dict:
 
 
 def _aims(row, workdir, shares):
-    """The share of tokens that the balancing loss wants on each shift expert; nothing without such a loss."""
+    """The share of tokens that the balancing loss, or ``balance``, wants on shift experts, if one does."""
     settings = row.settings or {}
-    if not shares or row.command != "train" or settings.get("train.balance_weight") == 0:
+    if not shares or row.command not in ("train", "balance") or settings.get("train.balance_weight") == 0:
         return {}
     latencies = settings.get("train.latencies", "(6.0,4.0)")
-    if latencies.endswith(LATENCIES):
+    if latencies.endswith(LATENCIES) or any(option.endswith(LATENCIES) for option in row.options):
         measured = read_latencies(workdir / LATENCIES)
         return {name: aimed_shift_share(measured[name]) for name in shares}
     dense, shift = map(float, latencies.strip("()").split(","))

@@ -10,6 +10,7 @@ CONFIG = "configs/fashion_mnist.py"
 LATENCIES = "latencies.json"  # in the workdir: what this machine's experts take
 ONCE = {"train.evaluate_every": 10**6, "train.keep_best": 0}  # the test images are seen at the end
 FINETUNE = {"train.learning_rate": 1e-3, "train.warmup_steps": 100, "train.epochs": 4.0}
+IMAGES = {"convert": 512, "balance": 2048}  # that commands without training look at
 ADDITIVE = {"model.attention": "hamming_linear"}  # the attention that the mixtures and shifts are built on
 
 
@@ -22,8 +23,8 @@ class Row:
       label: what tables and pictures call it.
       start: the row whose model of the same seed it begins with; "" for random weights.
       settings: what its training changes in the config, by dotted keys; None if it is not trained.
-      options: of ``convert`` or ``pack`` instead of training.
-      command: ``train``, ``convert`` or ``pack``.
+      options: of another command than ``train``.
+      command: ``train``, ``convert``, ``balance`` or ``pack``.
       group: the table that it is in.
     """
 
@@ -43,11 +44,13 @@ class Row:
         """The command, as arguments of ``shiftaddvit``."""
         folder = self.folder(workdir, seed)
         origin = str(workdir / f"{self.start}-{seed}" / "model")
-        if self.command == "convert":
-            images = ("--images", "idx", "--path", str(data), "--count", "512")
-            return ["convert", origin, *images, *self.options, "--output", str(folder / "model")]
+        options = [option.format(workdir=workdir) for option in self.options]
+        output = ["--output", str(folder / "model")]
         if self.command == "pack":
-            return ["pack", "--checkpoint", origin, *self.options, "--output", str(folder / "model")]
+            return ["pack", "--checkpoint", origin, *options, *output]
+        if self.command in IMAGES:
+            images = ["--images", "idx", "--path", str(data), "--count", str(IMAGES[self.command])]
+            return [self.command, origin, *images, *options, *output]
         settings: dict[str, Any] = {"seed": seed, "data.path": str(data), **ONCE}
         if self.start:
             settings |= FINETUNE | {"init_from": origin}
@@ -82,6 +85,10 @@ def _converted(name, label, *options):
     return Row(f"convert_{name}", label, "dense", options=options, command="convert", group="convert")
 
 
+def _balanced(start, label, *options):
+    return Row(f"{start}_balanced", label, start, options=options, command="balance", group="mixture")
+
+
 def _packed(start, label):
     options = ("--activations", "int8")
     return Row(f"{start}_int8", label, start, options=options, command="pack", group="int8")
@@ -97,6 +104,8 @@ ROWS = (
     _mixture("moe_1_1", "mixture MLPs, 1:1", latencies="(1.0,1.0)"),
     _mixture("moe_1_3", "mixture MLPs, 1:3", latencies="(1.0,3.0)"),
     _mixture("moe_measured", "mixture MLPs, measured", latencies="{workdir}/" + LATENCIES),
+    _balanced("moe", "mixture MLPs, 6:4, balanced"),
+    _balanced("moe_measured", "mixture MLPs, measured, balanced", "--latencies", "{workdir}/" + LATENCIES),
     Row("dense_longer", "dense, trained as long as stage 1", "dense", {}, group="attention"),
     _attention("linear"),
     _attention("binary_softmax"),

@@ -36,7 +36,10 @@ def run_rows(workdir: Path, data: Path, rows: Sequence[Row], seeds: Sequence[int
         raise ValueError(f"--jobs must be 1 to {len(cores)}, the cores there are, got {jobs}")
     workdir.mkdir(parents=True, exist_ok=True)
     tasks = [task for task in _with_starts(rows, seeds) if not record_file(workdir, *task).exists()]
-    if any(LATENCIES in str(row.settings) for row, _ in tasks) and not (workdir / LATENCIES).exists():
+    if (
+        any(LATENCIES in str((row.settings, row.options)) for row, _ in tasks)
+        and not (workdir / LATENCIES).exists()
+    ):
         _measure_latencies(workdir)
     free = [cores[first::jobs] for first in range(jobs)]
     lock, failed = threading.Lock(), []
@@ -87,11 +90,11 @@ def _run_task(workdir, data, row, seed, cores):
     folder.mkdir(exist_ok=True)
     line = row.line(workdir, data, seed)
     logger.info("%s-%d: %s", row.name, seed, shown(line))
-    record = ["-m", "studies.fashion_mnist.record", row.name, str(seed), str(workdir), str(data)]
+    commands = [["-m", "studies.fashion_mnist.record", row.name, str(seed), str(workdir), str(data)]]
+    if row.command == "train" or not (folder / "model").exists():  # else it stopped ahead of its record
+        commands.insert(0, ["-m", "shiftaddvit_jax", *line])
     with open(folder / "output.txt", "a") as output:
-        for arguments in (["-m", "shiftaddvit_jax", *line], record):
-            if arguments[2] in ("convert", "pack") and (folder / "model").exists():
-                continue  # stopped between its command and its record
+        for arguments in commands:
             process = subprocess.Popen(
                 [sys.executable, *arguments],
                 stdout=output,
