@@ -1,6 +1,7 @@
 """Data sets on this machine: bundled digits, folders of images, IDX files, shards."""
 
 import gzip
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,14 @@ from shiftaddvit_jax.validation import check_choice
 
 logger = logging.getLogger(__name__)
 
+# An IDX file has no names of classes. They are known of some training sets, by the SHA-256 of their labels:
+# Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017).
+CLASS_NAMES = {
+    "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7": (
+        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+        "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+    ),
+}  # fmt: skip
 EXPECTED = f"expected {', '.join(SUFFIXES)} in one folder a class, or shards with such images"
 
 
@@ -35,8 +44,8 @@ def load_dataset(source: str, path: str = "") -> Dataset:
         any case, or with the classes themselves; then every third image of each class, chosen by its name, is
         held out. What is hidden or a system's is ignored, links are followed. For ``"idx"``, the folder
         with ``train-images-idx3-ubyte`` and its three companions, ``.gz`` or not (Debian's package
-        dataset-fashion-mnist has them in /usr/share/datasets/fashion-mnist). For shards, a folder with them,
-        see `load_shards`.
+        dataset-fashion-mnist has them in /usr/share/datasets/fashion-mnist); its classes are numbers, unless
+        it is Fashion-MNIST. For shards, a folder with them, see `load_shards`.
 
     No image is read: one that can't be is met where it is used, or by `check_data`.
 
@@ -167,9 +176,10 @@ def _idx(root: Path) -> Dataset:
         if len(images) != len(labels):
             raise ValueError(f"{root} has {len(images)} {part} images but {len(labels)} labels")
         examples.append(Examples(images, labels, _gray_to_rgb))
-    classes = 1 + max(int(np.max(part.labels)) for part in examples)
     train, test = examples
-    return Dataset(train, test, tuple(str(label) for label in range(classes)))
+    classes = 1 + max(int(np.max(part.labels)) for part in examples)
+    known = CLASS_NAMES.get(hashlib.sha256(bytes(train.labels)).hexdigest())
+    return Dataset(train, test, known or tuple(str(label) for label in range(classes)))
 
 
 def _read_idx(root: Path, name: str, rank: int) -> UInt8[np.ndarray, "..."]:

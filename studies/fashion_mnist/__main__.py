@@ -30,7 +30,6 @@ def main() -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="train, convert and evaluate what is not done yet")
-    run.add_argument("--data", type=Path, default=DATA, help="the four IDX files (default: %(default)s)")
     run.add_argument("--held-out", action="store_true", help="evaluate on 5,000 training images instead")
     run.add_argument("--rows", default="", help=f"some of {', '.join(BY_NAME)}; default: all")
     run.add_argument("--seeds", type=int, default=3, help="from 0 on (default: 3)")
@@ -40,6 +39,10 @@ def main() -> int:
     report.add_argument("--docs", type=Path, default=Path("docs"), help="default: %(default)s")
     ship = commands.add_parser("ship", help="write three models of seed 0 into the package")
     ship.add_argument("--docs", type=Path, default=Path("docs"), help="default: %(default)s")
+    for command in (run, ship):
+        command.add_argument(
+            "--data", type=Path, default=DATA, help="the four IDX files (default: %(default)s)"
+        )
     for command in (run, time, report, ship):
         command.add_argument(
             "--workdir", type=Path, default=Path("runs/fashion_mnist"), help="default: %(default)s"
@@ -69,7 +72,7 @@ def main() -> int:
     else:
         from studies.fashion_mnist.ship import ship as ship_models
 
-        ship_models(asked.workdir, asked.docs)
+        ship_models(asked.workdir, asked.data, asked.docs)
     return 0
 
 

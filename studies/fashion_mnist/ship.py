@@ -5,6 +5,7 @@ from pathlib import Path
 
 from shiftaddvit_jax.checkpoints import export_bundle, load_model
 from shiftaddvit_jax.checkpoints.published import SHIPPED
+from shiftaddvit_jax.data import load_dataset
 from studies.fashion_mnist.report import RESULTS, summarize
 from studies.fashion_mnist.rows import BY_NAME
 
@@ -14,9 +15,6 @@ MODELS = {
     "fashion_mnist_nano_additive": ("hamming_linear", "its attention is additive (`hamming_linear`)"),
     "fashion_mnist_nano_moe": ("moe", "its attention is additive (`hamming_linear`), its MLPs are mixtures"),
 }
-CLASSES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
 CARD = """# {name}
 
 PVTv2-nano for photographs of clothes, 28 x 28 pixels in grey: {what}.
@@ -34,15 +32,16 @@ PVTv2-nano for photographs of clothes, 28 x 28 pixels in grey: {what}.
 """
 
 
-def ship(workdir: Path, docs: Path) -> None:
+def ship(workdir: Path, data: Path, docs: Path) -> None:
     """Write the bundles into the package, and what is known of each beside its weights."""
+    names = load_dataset("idx", str(data)).class_names
     found = json.loads((docs / RESULTS).read_text())
     rows = summarize(found)
     first = {record["row"]: record for record in found["records"] if record["seed"] == 0}
     for name, (row, what) in MODELS.items():
         model, variables, about = load_model(BY_NAME[row].folder(workdir, 0) / "model")
         described = {
-            "class_names": CLASSES,
+            "class_names": names,
             "preprocessing": about["preprocessing"],
             "top1": first[row]["top1"],
         }

@@ -3,12 +3,15 @@ import hashlib
 import logging
 import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from shiftaddvit_jax.data import check_data, load_dataset
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of Debian's dataset-fashion-mnist
 
 
 def write_image(path, seed=0, size=(9, 7)):
@@ -287,6 +290,13 @@ def test_idx_files_are_read_as_written(tmp_path, compress):
     assert dataset.class_names == tuple("01234")
     np.testing.assert_array_equal(dataset.train[4]["image"][..., 2], images["train"][4])
     assert dataset.test[2]["label"] == 2
+
+
+@pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="dataset-fashion-mnist is not installed")
+def test_fashion_mnist_has_names_for_its_classes():
+    dataset = load_dataset("idx", str(FASHION_MNIST))
+    assert dataset.class_names[:2] == ("T-shirt/top", "Trouser")
+    assert len(dataset.class_names) == 10
 
 
 def test_a_truncated_idx_file_is_refused(tmp_path):
