@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test test-fast lint format docs gpu-check clean
+.PHONY: help setup demo test test-fast lint format docs gpu-check release-check clean
 
 help:
 	@echo "make setup   install into .venv, as the other targets do first"
@@ -14,6 +14,7 @@ help:
 	@echo "make format  apply the style"
 	@echo "make docs    build docs/ into docs/_build/html"
 	@echo "make gpu-check   what only an NVIDIA GPU can show, with this machine's own JAX (8 minutes)"
+	@echo "make release-check   build the wheel and the sdist, look into them, install and run each (minutes)"
 
 setup: $(VENV)/.installed
 
@@ -67,5 +68,24 @@ docs: $(VENV)/.installed-docs
 gpu-check:
 	$(PYTHON) tests/gpu_check.py --output gpu-check $(if $(WHEELS),--wheels $(WHEELS))
 
+$(VENV)/.installed-release: $(VENV)/.installed
+	$(PIP) --editable '.[release]'
+	touch $@
+
+# Each is installed into an environment of its own, with the core's dependencies alone, and run from a folder
+# where there is nothing to import.
+release-check: $(VENV)/.installed-release
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	set -e; for file in dist/*.whl dist/*.tar.gz; do \
+		$(PYTHON) -m venv --clear dist/venv; \
+		dist/venv/bin/python -m pip install --quiet --disable-pip-version-check $$file; \
+		(cd dist && venv/bin/shiftaddvit --version && venv/bin/shiftaddvit models pvt_v2_nano); \
+	done
+	rm -rf dist/venv
+	@echo "dist/ holds what can be released"
+
 clean:
-	rm -rf $(VENV) runs docs/_build
+	rm -rf $(VENV) dist runs docs/_build

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     )
     from shiftaddvit_jax.to_nnx import to_nnx
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Classifier",

@@ -6,10 +6,13 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Generator
+import textwrap
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from shiftaddvit_jax.validation import check_choice
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,10 +35,50 @@ class Stopped(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that asks for whole option names, so that ``--config.x`` is never taken for ``--config``."""
+    """A parser whose help ends with examples, and whose errors are one line that says what to do next.
 
-    def __init__(self, **arguments) -> None:
+    It asks for whole option names, so that ``--config.x`` is never taken for ``--config``.
+
+    Attributes:
+      examples: commands that a person could type.
+    """
+
+    def __init__(self, *, examples: Sequence[str] = (), **arguments: Any) -> None:
         super().__init__(allow_abbrev=False, **arguments)
+        self.examples = tuple(examples)
+
+    def format_help(self) -> str:
+        """The help of argparse, and the examples in lines of at most 78 columns."""
+        lines = (
+            " \\\n      ".join(textwrap.wrap(example, 70, break_long_words=False, break_on_hyphens=False))
+            for example in self.examples
+        )
+        shown = "".join(f"\n  {line}" for line in lines)
+        return super().format_help() + (f"\nexamples:{shown}\n" if shown else "")
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 after one line, which ends with where to read on."""
+        self.exit(2, f"{self.prog}: error: {message} (see `{self.prog} --help`)\n")
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """`error` about arguments that no option takes; the nearest option is named."""
+        name = unknown[0].partition("=")[0]
+        if name.startswith("--"):
+            try:
+                check_choice(
+                    "option", name, [text for text in self._option_string_actions if text[:2] == "--"]
+                )
+            except ValueError as error:
+                self.error(str(error))
+        self.error(f"unexpected arguments: {' '.join(unknown)}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse what is none of an argument's choices, with the nearest of them."""
+        if action.choices is not None:
+            try:
+                check_choice("command" if action.metavar == "COMMAND" else "choice", value, action.choices)
+            except ValueError as error:
+                raise argparse.ArgumentError(action, str(error)) from None
 
 
 def table_console() -> "Console":

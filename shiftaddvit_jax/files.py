@@ -16,6 +16,12 @@ logger = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"  # what a run logged
 
 
+def check_parent(file: str | Path) -> None:
+    """Raise a ``ValueError`` unless the folder that ``file`` is to be written into exists."""
+    if not Path(file).absolute().parent.is_dir():
+        raise ValueError(f"{file} cannot be written: there is no such folder; make it first")
+
+
 @contextmanager
 def whole_file(file: str | Path) -> Generator[Path]:
     """A path beside ``file`` to write to, which replaces ``file`` at the end of the block.
@@ -37,13 +43,19 @@ def whole_folder(folder: Path) -> Generator[Path]:
     """An empty folder beside ``folder`` to fill, which replaces ``folder`` at the end of the block.
 
     If the block raises, ``folder`` stays as it was. A killed process's leftovers are put back or removed.
+
+    Raises:
+      ValueError: ``folder`` can't be made.
     """
     temporary, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
     if old.exists() and not folder.exists():
         os.replace(old, folder)
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error.strerror}; choose another folder") from None
     try:
         yield temporary
         if folder.exists():
@@ -114,7 +126,9 @@ def read_latencies(file: str | Path) -> dict[str, tuple[float, ...]]:
         layers = json.loads(Path(file).read_text())["layers"]
         return {layer["name"]: tuple(float(latency) for latency in layer["latencies"]) for layer in layers}
     except OSError as error:
-        raise ValueError(f"no latencies in {file}: {error.strerror}") from None
+        raise ValueError(
+            f"no latencies in {file}: {error.strerror}; `shiftaddvit measure-latency --json` writes them"
+        ) from None
     except (ValueError, KeyError, TypeError):
         raise ValueError(
             f"{file} holds no latencies; expected what `shiftaddvit measure-latency --json` writes"
@@ -133,7 +147,9 @@ def read_layers(file: str | Path) -> dict[str, str]:
             raise ValueError
         return dict(layers)
     except OSError as error:
-        raise ValueError(f"no layers in {file}: {error.strerror}") from None
+        raise ValueError(
+            f"no layers in {file}: {error.strerror}; `shiftaddvit search --output` writes them"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(
             f'{file} holds no layers; expected what `shiftaddvit search --output` writes: {{"layers": '

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import inspect
 import operator
 import sys
 import traceback
@@ -84,6 +85,8 @@ def _run_config(path: Path, argument: str) -> "ml_collections.ConfigDict":
         exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
         if not callable(module.__dict__.get("get_config")):
             raise ValueError(f"the config file {path} has no function get_config")
+        if argument and not inspect.signature(module.get_config).parameters:
+            raise ValueError(f"the config file {path} takes nothing after a colon; leave out ':{argument}'")
         config = module.get_config(*[argument] * bool(argument))
     except (Exception, SystemExit) as error:
         reason = " ".join(str(error).split())
@@ -176,7 +179,7 @@ def train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         check(config.data.source, config.data.path)
         return
     if not arguments.workdir and not arguments.plan:
-        raise ValueError("--workdir DIR is missing: where the run is written, and resumed")
+        raise ValueError("--workdir is missing; give the run a folder, such as --workdir runs/digits")
     processes = (arguments.coordinator, arguments.processes, arguments.process)
     if arguments.distributed or any(value is not None for value in processes):
         from shiftaddvit_jax.train.devices import start_processes

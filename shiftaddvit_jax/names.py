@@ -58,6 +58,9 @@ RANDOMIZATIONS = ("lms_shift", "shift", "nested", "lms_permutation", "permutatio
 # Of where a run's figures go.
 WRITERS = ("jsonl", "tensorboard", "wandb", "trackio")
 
+# Of what completes commands.
+SHELLS = ("bash", "zsh", "fish")
+
 # Of what computes for many images.
 ENGINES = ("local", "ray")
 

@@ -12,6 +12,7 @@ PACKAGES = {
     "trackio": ("trackio",),
     "ray": ("ray", "pyarrow"),
     "qmc": ("qmcpy", "fastgps"),
+    "completion": ("shtab",),
     "views": ("skimage", "flip_evaluator", "imageio_ffmpeg"),
 }
 

@@ -46,7 +46,7 @@ def pack(model: nn.Module, variables: PyTree) -> PyTree:
       ValueError: single powers of two of more than 5 bits, or variables that are packed already.
     """
     if is_packed(variables["params"]):
-        raise ValueError("the variables are packed already")
+        raise ValueError("the variables are packed already; use them as they are, or pack their originals")
     packed, moved = _pack(model, variables)
     changed, total = (sum(int(layer[i]) for layer in moved) for i in range(2))
     worst = max((float(error) for *_, error in moved), default=0.0)

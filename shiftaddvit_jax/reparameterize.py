@@ -20,6 +20,7 @@ from shiftaddvit_jax.models.variables import LINEAR_LAYERS, init_named, variable
 from shiftaddvit_jax.names import PERFORMER_FEATURES, ROTATIONS
 from shiftaddvit_jax.nn import LINEAR_KINDS
 from shiftaddvit_jax.nn.attention import DRAW_FEATURES
+from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.nn.primitives import PerformerFeatures, Rotation
 from shiftaddvit_jax.ops import power_of_two, two_powers_of_two
 from shiftaddvit_jax.ops.power_of_two import check_weight_terms
@@ -192,6 +193,8 @@ def _student(model, attention, mlp, projections, layers, weight_terms, rotation,
 
 def _derive(teacher, variables, student):
     """The student's variables that come from the teacher's, flat, and the report."""
+    if is_packed(variables["params"]):
+        raise ValueError("the variables are packed; expected a model's as they were trained")
     check_variables(teacher, variables)
     source = flatten_dict(variables, sep="/")
     shapes = _flat_shapes(variable_shapes(student))

@@ -2,9 +2,10 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Array, Float
+if TYPE_CHECKING:  # help does not wait for it
+    from jaxtyping import Array, Float
 
 
 def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
@@ -26,7 +27,7 @@ def check_head(model: Any) -> None:
         )
 
 
-def check_images(images: Float[Array, "batch height width 3"]) -> None:
+def check_images(images: "Float[Array, 'batch height width 3']") -> None:
     """Raise a ``ValueError`` unless ``images`` is a batch of floating-point images with three channels."""
     import jax.numpy as jnp  # a second, which help does not wait for
 

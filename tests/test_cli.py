@@ -47,16 +47,41 @@ def fails(capsys, *arguments):
     return error
 
 
+def test_the_command_alone_says_what_to_do_first(capsys):
+    assert main([]) == 2
+    said = capsys.readouterr().err
+    for step in ("shiftaddvit demo\n", "shiftaddvit predict ", "sav.from_pretrained(", "shiftaddvit --help"):
+        assert step in said
+    assert max(map(len, said.splitlines())) <= 80
+
+
 @pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["demo", "--help"], ["train", "--help"], ["predict", "--help"], ["bench", "--help"]],
+    ("arguments", "expected"),
+    [
+        (["models", "pvt_v2_nano"], "multiply_adds"),
+        (["info", "CHECKPOINT"], "class_names"),
+        (["report", "pvt_v2_nano", "--image-size", "32"], "energy_mj"),
+        (
+            ["reparameterize", "--checkpoint", "CHECKPOINT", "--attention", "linear", "--output", "NEW"],
+            "made",
+        ),
+        (["pack", "--checkpoint", "CHECKPOINT", "--output", "NEW"], "bytes_before"),
+        (["export", "CHECKPOINT", "--output", "NEW"], "files"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else value,
 )
-def test_help_fits_a_terminal(arguments, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 0
-    assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
+def test_json_alone_is_all_that_is_printed(arguments, expected, checkpoint, tmp_path, capsys):
+    places = {"CHECKPOINT": str(checkpoint), "NEW": str(tmp_path / "new")}
+    assert main([*(places.get(word, word) for word in arguments), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert expected in (found[0] if isinstance(found, list) else found)
+
+
+def test_json_with_a_file_goes_there_beside_what_is_shown(tmp_path, capsys):
+    assert main(["models", "pvt_v2_nano", "--json", str(tmp_path / "models.json")]) == 0
+    assert "pvt_v2_nano" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "models.json").read_text())
+    assert row["name"] == "pvt_v2_nano"
 
 
 def test_predict_prints_the_five_most_probable_classes(checkpoint, digit, capsys):
@@ -277,9 +302,20 @@ def test_reparameterizing_to_nothing_is_refused(checkpoint, tmp_path, capsys):
     assert says in fails(capsys, *command)
 
 
-@pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["demo", "--sed", "1"], ["demo", "--seed", "one"]])
-def test_wrong_usage_is_refused(arguments, capsys):
-    fails(capsys, *arguments)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predct"], "unknown command 'predct'; did you mean 'predict'"),
+        (["nvs"], "the following arguments are required: COMMAND (see `shiftaddvit nvs --help`)"),
+        (["demo", "--sed", "1"], "unknown option '--sed'; did you mean '--seed'"),
+        (["demo", "runs"], "unexpected arguments: runs (see `shiftaddvit demo --help`)"),
+        (["demo", "--seed", "one"], "argument --seed: invalid int value: 'one' (see"),
+        (["pack", "--activations", "int4"], "unknown choice 'int4'; did you mean 'int8'"),
+        (["models", "--json", "pvt_v2_b0"], "got 'pvt_v2_b0'; put --json last"),
+    ],
+)
+def test_wrong_usage_is_refused_in_a_line_that_says_what_to_do(arguments, message, capsys):
+    assert message in fails(capsys, *arguments)
 
 
 def test_a_demo_that_cannot_write_says_so(tmp_path, capsys):

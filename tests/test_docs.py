@@ -1,4 +1,4 @@
-"""What README.md, CONTRIBUTING.md and docs/ say a person can type, open and import is there.
+"""What README.md, CONTRIBUTING.md, docs/ and help say a person can type, open and import is there.
 
 Commands are parsed here by the parsers that run them, and not run: `test_cli.py` runs train, eval, predict,
 reparameterize, models, report, pack and compile; `test_demo.py` demo, plot and the page of report;
@@ -24,6 +24,7 @@ import pytest
 import shiftaddvit_jax as sav
 from shiftaddvit_jax import main
 from shiftaddvit_jax.cli import build_parser
+from shiftaddvit_jax.cli.arguments import PRINTED
 from shiftaddvit_jax.files import write_json
 
 ROOT = Path(__file__).parents[1]
@@ -83,12 +84,30 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def subparsers(parser):
+    """The parsers of a parser's commands by their names; none if it has none."""
+    actions = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return next((action.choices for action in actions), {})
+
+
 def subparser(command):
-    (choices,) = (
-        action.choices for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)
-    )
+    choices = subparsers(build_parser())
     assert command in choices, f"no such command; there are {', '.join(choices)}"
     return choices[command]
+
+
+def all_parsers(parser):
+    """The parser, and those of all its commands and of theirs."""
+    yield parser
+    for inner in subparsers(parser).values():
+        yield from all_parsers(inner)
+
+
+PARSERS = {parser.prog: parser for parser in all_parsers(build_parser())}
+EXAMPLES = [example for parser in PARSERS.values() for example in parser.examples]
+FIGURES = [prog for prog, parser in PARSERS.items() if "--json" in parser._option_string_actions]
+# They draw, render or serve; or what they find is in a file of their workdir.
+WITHOUT_FIGURES = ("demo", "train", "nvs demo", "nvs train", "nvs render", "plot", "serve")
 
 
 @pytest.fixture
@@ -174,6 +193,44 @@ def test_every_command_is_taken_by_what_it_calls(command, page):
     program = program.removeprefix(".venv/bin/")
     assert program in CHECKS, "say in CHECKS how such a command is checked"
     CHECKS[program](words)
+
+
+@pytest.mark.parametrize("prog", PARSERS)
+def test_help_fits_80_columns_and_ends_with_examples_of_the_command(prog, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    parser = PARSERS[prog]
+    text = parser.format_help()
+    assert max(map(len, text.splitlines())) <= 80
+    assert parser.examples
+    assert text.replace(" \\\n     ", "").endswith(
+        "".join(f"\n  {example}" for example in parser.examples) + "\n"
+    )
+    assert all(example.startswith(f"{prog} ") or example == prog for example in parser.examples)
+
+
+@pytest.mark.usefixtures("clone")
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_example_of_help_is_taken(example):
+    check_shiftaddvit(shlex.split(example)[1:])
+
+
+def test_every_command_that_finds_figures_gives_them_as_json():
+    leaves = {prog for prog, parser in PARSERS.items() if not subparsers(parser)}
+    assert leaves == {*FIGURES, *(f"shiftaddvit {name}" for name in WITHOUT_FIGURES)}
+
+
+@pytest.mark.parametrize("prog", FIGURES)
+def test_json_is_printed_or_goes_to_a_file(prog, capsys):
+    words = shlex.split(PARSERS[prog].examples[0])[1:]
+
+    def parsed(*rest):
+        return build_parser().parse_args([*words, "--json", *rest]).json
+
+    assert parsed() == PRINTED
+    assert parsed("figures.json") == "figures.json"
+    with pytest.raises(SystemExit):
+        parsed("cat.jpg")
+    assert "put --json last" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 `measure_latency` returns, and ``shiftaddvit measure-latency --json`` writes,
 
-- ``machine``, see `describe_machine`; ``model``, the arguments of `create_model`; ``batch`` and ``rounds``;
+- ``machine`` and ``versions``, see `describe_timing`; ``batch`` and ``rounds``;
+- ``model``, the arguments of `create_model`;
 - ``layers``, one for each MoE layer: ``name``, ``inputs``, ``outputs``, ``tokens`` (of a forward pass) and
   ``counts`` (the numbers of tokens measured); for ``dense`` and ``shift`` ``median_ms`` (one for each count),
   and ``base_ms`` and ``us_per_token`` (the line through the medians); and ``latencies``, the medians (dense,
@@ -30,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from shiftaddvit_jax.bench.rounds import available_threads, describe_machine, summarize, time_runs
+from shiftaddvit_jax.bench.rounds import describe_timing, summarize, time_runs
 from shiftaddvit_jax.models import model_arguments
 from shiftaddvit_jax.models.inspect import Images, capture, module_variables, on_xla
 from shiftaddvit_jax.models.variables import example_inputs, linear_layers
@@ -197,7 +198,9 @@ def measure_latency(
         raise ValueError(f"batch must be at least 1, got {batch}")
     layers = _moe_layers(model, variables, batch)
     if not layers:
-        raise ValueError("the model has no mixtures of experts; choose mlp='moe' or projections='moe'")
+        raise ValueError(
+            "the model has no mixtures of experts to time; give it --mlp moe or --projections moe"
+        )
     runs, shapes = {}, {}
     for name, (layer, inputs, tokens) in track(layers.items(), "compiling experts", len(layers)):
         shape = shapes[name] = (layer, inputs, tokens)
@@ -210,7 +213,7 @@ def measure_latency(
                 runs[shape, count, expert] = compiled_run(function, x)
     medians, _ = _median_ms(runs, rounds)
     return {
-        "machine": describe_machine(available_threads()),
+        **describe_timing(),
         "model": model_arguments(model),
         "batch": batch,
         "rounds": rounds,
@@ -263,7 +266,7 @@ def measure_choices(
     medians |= _median_ms(mixtures, rounds)[0]
     rest = medians[WHOLE] - sum(medians[shape, "dense"] for shape in shapes.values())
     return {
-        "machine": describe_machine(available_threads()),
+        **describe_timing(),
         "model": model_arguments(model),
         "batch": batch,
         "rounds": rounds,

@@ -25,7 +25,7 @@ import numpy as np
 from shiftaddvit_jax.balance import router_biases
 from shiftaddvit_jax.bench.kernels import KERNELS, kernel_contestants
 from shiftaddvit_jax.bench.roofline import model_kernel_rows
-from shiftaddvit_jax.bench.rounds import Contestant, describe_machine, time_contestants
+from shiftaddvit_jax.bench.rounds import Contestant, describe_machine, time_contestants, versions_of
 from shiftaddvit_jax.bench.synthetic import random_examples, random_variables
 from shiftaddvit_jax.checkpoints import save_onnx, save_safetensors
 from shiftaddvit_jax.models import (
@@ -276,6 +276,6 @@ def _compare_logits(rows):
 
 
 def _report(machine, rounds, rows):
-    packages = sorted({package for row in rows for package in row.get("versions", {}).items()})
+    versions = versions_of(rows)
     rows = [{key: value for key, value in row.items() if key != "versions"} for row in rows]
-    return {"machine": machine, "versions": dict(packages), "rounds": rounds, "rows": rows}
+    return {"machine": machine, "versions": versions, "rounds": rounds, "rows": rows}

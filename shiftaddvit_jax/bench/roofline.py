@@ -31,7 +31,7 @@ from kernels_tvm.descriptions import (
 )
 from kernels_tvm.store import Kernel
 from shiftaddvit_jax.bench.kernels import DENSE, KERNELS, Run
-from shiftaddvit_jax.bench.rounds import Contestant, time_contestants
+from shiftaddvit_jax.bench.rounds import Contestant, time_contestants, versions_of
 from shiftaddvit_jax.compile import kernel_calls
 from shiftaddvit_jax.models import create_model, model_arguments
 from shiftaddvit_jax.ops.implementation.custom_call import call_kernel
@@ -57,6 +57,7 @@ def model_kernel_rows(
       shift_share: of the tokens that a mixture's shift expert computes; the others are dense products.
 
     Returns:
+      ``versions`` of the installed packages that take part.
       ``peaks``: products a second by number format, and ``memory``, bytes a second.
       ``kernels``: rows with ``name``, ``calls`` in a forward pass, ``median_ms`` of a call, ``products`` by
       number format and ``bytes`` of a call, ``bound_ms``, what it is ``bound_by``, and ``of_bound``, the
@@ -111,7 +112,7 @@ def model_kernel_rows(
                 "of_bound": max(compute, moved) / row["median_ms"],
             }
         )
-    return {"peaks": found, "kernels": described}
+    return {"versions": versions_of(rows), "peaks": found, "kernels": described}
 
 
 def products(kernel: Kernel, shapes: Shapes, shift_share: float) -> Counter[str]:

@@ -16,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,27 @@ def describe_machine(threads: int) -> dict[str, Any]:
         lines = []
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
     return {"cpu": cpu, "system": platform.platform(), "cores": cores, "threads": threads}
+
+
+def installed_versions(*packages: str) -> dict[str, str]:
+    """The versions of those of the packages that are installed."""
+    found = {package: list(metadata.Distribution.discover(name=package)) for package in packages}
+    return {package: distributions[0].version for package, distributions in found.items() if distributions}
+
+
+def versions_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The versions of all packages that take part in rows of `time_contestants`, by their names."""
+    return dict(sorted({package for row in rows for package in row.get("versions", {}).items()}))
+
+
+def describe_timing(threads: int | None = None) -> dict[str, Any]:
+    """What times of JAX's programs and of kernels hold for: ``machine``, and ``versions`` of what computes.
+
+    Raises:
+      ValueError: as `describe_machine`; by default there are as many threads as can run at once.
+    """
+    machine = describe_machine(available_threads() if threads is None else threads)
+    return {"machine": machine, "versions": installed_versions("jax", "jaxlib", "apache-tvm")}
 
 
 def time_contestants(

@@ -24,7 +24,6 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
-from importlib import metadata
 from typing import Any
 
 import jax
@@ -38,7 +37,7 @@ from shiftaddvit_jax.bench.quantized import (
     runtime_inputs,
 )
 from shiftaddvit_jax.bench.roofline import copy, model_kernel
-from shiftaddvit_jax.bench.rounds import Run, time_runs
+from shiftaddvit_jax.bench.rounds import Run, installed_versions, time_runs
 from shiftaddvit_jax.bench.synthetic import random_examples, random_variables
 from shiftaddvit_jax.models import create_model
 from shiftaddvit_jax.models.inspect import run
@@ -68,7 +67,7 @@ def load_jax(task: dict[str, Any], threads: int) -> Loaded:
         variables = pack(original, variables)
     examples = jax.tree.map(jax.numpy.asarray, random_examples(task["examples"]))
     forward = jax.jit(partial(run, model, variables)).lower(examples).compile()
-    versions = _versions("jax", "jaxlib", "apache-tvm")
+    versions = installed_versions("jax", "jaxlib", "apache-tvm")
     about = {"versions": versions, "precision": model.primitives.precision}
     return [lambda: forward(examples).block_until_ready()], about
 
@@ -93,7 +92,7 @@ def load_onnxruntime(task: dict[str, Any], threads: int) -> Loaded:
         return lambda: session.run(None, inputs)[0]
 
     precision = "int8" if "quantization" in task else "float32"
-    about = {"versions": _versions("onnxruntime"), "precision": precision}
+    about = {"versions": installed_versions("onnxruntime"), "precision": precision}
     return [make(spinning=True), make(spinning=False)], about
 
 
@@ -117,7 +116,7 @@ def load_openvino(task: dict[str, Any], threads: int) -> Loaded:
         raise ValueError("float32 is its default on this machine")
     request, inputs = compiled.create_infer_request(), _inputs(task)
     precision = "int8" if quantized else precision
-    about = {"versions": _versions("openvino", *["nncf"] * quantized), "precision": precision}
+    about = {"versions": installed_versions("openvino", *["nncf"] * quantized), "precision": precision}
     return [lambda: request.infer(inputs, share_inputs=True)[0]], about
 
 
@@ -136,21 +135,23 @@ def load_torch(task: dict[str, Any], threads: int) -> Loaded:
     def run():
         return model(images).logits.numpy()
 
-    return [run], {"versions": _versions("torch", "transformers"), "precision": "float32"}
+    return [run], {"versions": installed_versions("torch", "transformers"), "precision": "float32"}
 
 
 def load_kernel(task: dict[str, Any], threads: int) -> Loaded:
     """``kernel``, ``contestant`` and ``shape`` are those of `shiftaddvit_jax.bench.kernels`."""
     _compute_in_the_asking_thread()
     make = KERNELS[task["kernel"]].contestants[task["contestant"]]
-    return [make(*task["shape"])], {"versions": _versions("jax", "jaxlib", "apache-tvm", "onnxruntime")}
+    return [make(*task["shape"])], {
+        "versions": installed_versions("jax", "jaxlib", "apache-tvm", "onnxruntime")
+    }
 
 
 def load_model_kernel(task: dict[str, Any], threads: int) -> Loaded:
     """``model`` holds arguments of `create_model`; ``index`` is that of its kernel for ``batch`` images."""
     _compute_in_the_asking_thread()
     run = model_kernel(task["model"], task["batch"], task["index"])
-    return [run], {"versions": _versions("jax", "jaxlib", "apache-tvm")}
+    return [run], {"versions": installed_versions("jax", "jaxlib", "apache-tvm")}
 
 
 def load_copy(task: dict[str, Any], threads: int) -> Loaded:
@@ -176,11 +177,6 @@ def _compute_in_the_asking_thread():
 
 def _inputs(task) -> dict[str, np.ndarray]:
     return runtime_inputs(random_examples(task["examples"]))
-
-
-def _versions(*packages):
-    found = {package: list(metadata.Distribution.discover(name=package)) for package in packages}
-    return {package: distributions[0].version for package, distributions in found.items() if distributions}
 
 
 def main() -> None:

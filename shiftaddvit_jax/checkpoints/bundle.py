@@ -135,7 +135,7 @@ def export_bundle(
       ValueError: an unknown target, no compiler, something else in the folder, or a model that can't be
         written.
     """
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
     if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
         raise ValueError(f"{folder} exists and is not a bundle; choose another folder")
     gpus = [gpu_target(name.removeprefix(CUDA)) for name in targets if name.startswith(CUDA)]

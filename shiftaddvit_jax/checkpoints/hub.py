@@ -32,7 +32,7 @@ def save_pretrained(source: Source, folder: str | Path) -> None:
     Raises:
       ValueError: other files in the folder, or weights that can't be packed.
     """
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
     ours = {CONFIG, WEIGHTS, "preprocessor_config.json", CARD}
     others = (
         sorted(path.name for path in folder.iterdir() if path.name not in ours) if folder.is_dir() else []

@@ -38,7 +38,7 @@ def save_model(
     Raises:
       ValueError: ``path`` exists and is not a checkpoint.
     """
-    path = Path(path).absolute()
+    path = Path(path).resolve()
     if path.exists() and not (path / DESCRIPTION).is_file():
         raise ValueError(f"{path} exists and is not a checkpoint; choose another folder")
     description = {"model": model_arguments(model), **_pixels(model), **(about or {})}
@@ -70,7 +70,8 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Mod
         saved = create_model(**description["model"])
     except FileNotFoundError:
         raise ValueError(
-            f"no checkpoint at {path}: expected a folder with model.json and variables/"
+            f"no checkpoint at {path}: expected a folder with model.json and variables/, such as the demo's "
+            "runs/demo/moe/model"
         ) from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}/model.json does not describe a model: {error}") from None

@@ -84,7 +84,10 @@ def find_weights(path_or_name: str | Path) -> Path:
             return _in_folder(path)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{name} cannot be read: {first_line(error)}") from None
-    raise ValueError(f"no file or folder {name}; to download weights, write hf:ORG/NAME or timm:NAME")
+    raise ValueError(
+        f"no file or folder {name}; to download weights, write hf:ORG/NAME or timm:NAME: those of "
+        "`shiftaddvit models --pretrained`"
+    )
 
 
 def weight_files(file: Path) -> list[Path]:
@@ -181,7 +184,8 @@ def _in_folder(folder: Path) -> Path:
         raise ValueError(f"{folder} has shards, such as {shards[0]}, but no index of them; add {FILES[1]}")
     has = f"; it has {', '.join(others[:4])}" if others else ""
     raise ValueError(
-        f"{folder} has neither model.safetensors nor pytorch_model.bin{has}; name the file itself"
+        f"{folder} has neither model.safetensors nor pytorch_model.bin{has}, and is no checkpoint of this "
+        "project either; name another folder, or the file itself"
     )
 
 

@@ -4,7 +4,7 @@ A parser needs nothing but names, so that help and errors come at once. What a c
 function that runs it imports.
 """
 
-import argparse
+import sys
 from collections.abc import Sequence
 from functools import partial
 
@@ -24,7 +24,9 @@ from shiftaddvit_jax.cli import (
     serve,
     training,
 )
+from shiftaddvit_jax.cli.completion import add_completion
 from shiftaddvit_jax.command import Parser, run_command
+from shiftaddvit_jax.files import check_parent
 from shiftaddvit_jax.main import train
 
 # In the order of ``shiftaddvit --help``.
@@ -54,15 +56,34 @@ COMMANDS = (
     serve.add_serve,
 )
 
+# What the command alone says.
+FIRST_STEPS = """\
+shiftaddvit turns trained vision transformers into shifts and adds. Begin with
 
-def build_parser() -> argparse.ArgumentParser:
+  shiftaddvit demo
+      train a small one on handwritten digits, convert it, compare (minutes)
+  shiftaddvit predict hf:OpenGVLab/pvt_v2_b0 cat.jpg
+      ask published weights what an image shows
+
+or in Python with
+
+  import shiftaddvit_jax as sav
+  sav.from_pretrained("hf:OpenGVLab/pvt_v2_b0")("cat.jpg")
+
+`shiftaddvit --help` lists all commands.
+"""
+
+
+def build_parser() -> Parser:
     """The parser of all commands."""
     parser = Parser(
         prog="shiftaddvit",
         description="Vision transformers reparameterized into shifts and adds.",
-        epilog="Start with `shiftaddvit demo`; `shiftaddvit COMMAND --help` says more of each.",
+        epilog="`shiftaddvit COMMAND --help` says more of each.",
+        examples=["shiftaddvit demo", "shiftaddvit predict runs/demo/moe runs/demo/samples/*.png"],
     )
     parser.add_argument("--version", action="version", version=shiftaddvit_jax.__version__)
+    add_completion(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in COMMANDS:
         add(commands)
@@ -71,10 +92,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that ``argv`` names and return the exit code."""
-    parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv:
+        print(FIRST_STEPS, end="", file=sys.stderr)
+        return 2
+    arguments, rest = build_parser().parse_known_args(argv)
+    command = arguments.parser
     if arguments.command == "train":
-        return run_command("shiftaddvit train", partial(train, arguments, rest))
+        return run_command(command.prog, partial(train, arguments, rest))
     if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return run_command(f"shiftaddvit {arguments.command}", partial(arguments.run, arguments))
+        command.refuse(rest)
+
+    def run():
+        if getattr(arguments, "json", None):
+            check_parent(arguments.json)
+        arguments.run(arguments)
+
+    return run_command(command.prog, run)

@@ -8,14 +8,16 @@ from shiftaddvit_jax.cli.arguments import (
     Commands,
     add_command,
     add_images,
+    add_json,
     add_precision,
     add_shift_share,
     add_subject,
-    check_folders,
+    present,
+    print_machine,
     print_shift_share,
 )
 from shiftaddvit_jax.command import print_table
-from shiftaddvit_jax.files import write_json
+from shiftaddvit_jax.files import check_parent
 from shiftaddvit_jax.names import (
     ATTENTION_KINDS,
     IMPLEMENTATIONS,
@@ -25,12 +27,21 @@ from shiftaddvit_jax.names import (
     PICTURES,
 )
 from shiftaddvit_jax.optional import require
+from shiftaddvit_jax.validation import check_choice
 
 
 def add_report(commands: Commands) -> None:
     """Add ``report``."""
     description = "What a model computes and what energy that takes, module by module."
-    command = add_command(commands, "report", report, description)
+    command = add_command(
+        commands,
+        "report",
+        report,
+        description,
+        "report runs/demo/moe --compare runs/demo/dense",
+        "report pvt_v2_b0 --attention hamming_linear --mlp moe --compare msa --json report.json",
+        "report --savings",
+    )
     add_subject(command, nargs="?")
     command.add_argument("--batch", type=int, default=1, metavar="N", help="images (default: %(default)s)")
     command.add_argument(
@@ -51,7 +62,7 @@ def add_report(commands: Commands) -> None:
     )
     command.add_argument("--html", metavar="FILE", help="write one page there with all of it, and pictures")
     add_images(command)
-    command.add_argument("--json", metavar="FILE", help="write all figures there")
+    add_json(command)
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -61,52 +72,64 @@ def report(arguments: argparse.Namespace) -> None:
     from shiftaddvit_jax.subject import distinct_names, example_pixels
 
     if (arguments.model is None) != arguments.savings:
-        raise ValueError("give a checkpoint's folder or a model's name, or --savings")
+        raise ValueError(
+            "give a checkpoint's folder or a model's name, or --savings; `shiftaddvit models` lists the names"
+        )
     if arguments.html and arguments.savings:
         raise ValueError("--html is a page about one model; leave out --savings")
-    check_folders(arguments.json, arguments.html)
     if arguments.html:
+        check_parent(arguments.html)
         require("plot", "drawing")
     if arguments.savings:
-        found = energy_savings(
+        rows = energy_savings(
             PAPER_MODELS,
             arguments.shift_share,
             lambda names: track(names, "tracing models", len(PAPER_MODELS)),
         )
-        _print_savings(found, arguments.shift_share)
-    else:
-        settings = {
-            "shift_share": arguments.shift_share,
-            "batch": arguments.batch,
-            "number_format": arguments.number_format,
-        }
-        subject = _reported_subject(arguments)
-        subjects = [subject]
-        found = cost_report(subject.model, subject.variables, **settings)
-        _print_report(found)
-        mixtures = found["shift_share"] is not None
-        if arguments.compare:
-            subjects = distinct_names([_compared_subject(arguments.compare, subject), subject])
-            found["compare"] = cost_report(subjects[0].model, subjects[0].variables, **settings)
-            _print_comparison(found, found["compare"])
-            mixtures |= found["compare"]["shift_share"] is not None
-        _print_assumptions(arguments.shift_share if mixtures else None)
-        if arguments.html:
-            reports = [*filter(None, [found.get("compare")]), found]
-            has_images = arguments.images or subject.data
-            pixels = example_pixels(subject, 2, arguments.images) if has_images else None
-            from shiftaddvit_jax.pictures.page import write_page
+        present(arguments, rows, lambda: _print_savings(rows, arguments.shift_share))
+        return
+    settings = {
+        "shift_share": arguments.shift_share,
+        "batch": arguments.batch,
+        "number_format": arguments.number_format,
+    }
+    subject = _reported_subject(arguments)
+    subjects = [subject]
+    found = cost_report(subject.model, subject.variables, **settings)
+    if arguments.compare:
+        subjects = distinct_names([_compared_subject(arguments.compare, subject), subject])
+        found["compare"] = cost_report(subjects[0].model, subjects[0].variables, **settings)
+    if arguments.html:
+        reports = [*filter(None, [found.get("compare")]), found]
+        has_images = arguments.images or subject.data
+        pixels = example_pixels(subject, 2, arguments.images) if has_images else None
+        from shiftaddvit_jax.pictures.page import write_page
 
-            write_page(arguments.html, subjects, reports, pixels)
-            print(f"The page is in {arguments.html}")
-    if arguments.json:
-        write_json(arguments.json, found)
+        write_page(arguments.html, subjects, reports, pixels)
+    present(arguments, found, lambda: _print_costs(found, arguments))
+
+
+def _print_costs(found, arguments):
+    reports = [found]
+    _print_report(found)
+    if "compare" in found:
+        reports.append(found["compare"])
+        _print_comparison(*reports)
+    mixtures = any(report["shift_share"] is not None for report in reports)
+    _print_assumptions(arguments.shift_share if mixtures else None)
+    if arguments.html:
+        print(f"The page is in {arguments.html}")
 
 
 def add_plot(commands: Commands) -> None:
     """Add ``plot``."""
     command = add_command(
-        commands, "plot", plot, "Draw what a trained model does, or what it costs beside others."
+        commands,
+        "plot",
+        plot,
+        "Draw what a trained model does, or what it costs beside others.",
+        "plot routing runs/demo/moe --output routing.png",
+        "plot pareto runs/demo/dense runs/demo/shift runs/demo/moe --output pareto.svg",
     )
     command.add_argument("kind", metavar="KIND", help=", ".join(PICTURES))
     command.add_argument(
@@ -140,7 +163,15 @@ def add_measure_latency(commands: Commands) -> None:
     description = (
         "Time both experts of each mixture here, for a balancing loss that follows them; or all choices."
     )
-    command = add_command(commands, "measure-latency", measure_experts, description)
+    command = add_command(
+        commands,
+        "measure-latency",
+        measure_experts,
+        description,
+        "measure-latency runs/demo/moe --json latencies.json",
+        "measure-latency runs/demo/dense --choices --json choices.json",
+        "measure-latency pvt_v2_b0 --attention hamming_linear --mlp moe --activations int8",
+    )
     add_subject(command)
     command.add_argument(
         "--choices",
@@ -161,15 +192,14 @@ def add_measure_latency(commands: Commands) -> None:
     command.add_argument(
         "--rounds", type=int, default=5, metavar="N", help="turns of each expert; default: %(default)s"
     )
-    command.add_argument("--json", metavar="FILE", help="write all figures there")
     command.add_argument("--plot", metavar="FILE", help="draw them there, as PNG or SVG")
+    add_json(command)
 
 
 def measure_experts(arguments: argparse.Namespace) -> None:
     """Latencies of the experts of a model's mixtures."""
     from shiftaddvit_jax.bench import measure_choices, measure_latency
 
-    check_folders(arguments.json)
     if arguments.choices and arguments.plot:
         raise ValueError("--plot draws experts; leave it out with --choices")
     if arguments.plot:
@@ -185,21 +215,17 @@ def measure_experts(arguments: argparse.Namespace) -> None:
         found = measure_choices(
             subject.model, subject.variables, batch=arguments.batch, rounds=arguments.rounds
         )
-        _print_choices(found)
-        if arguments.json:
-            write_json(arguments.json, found)
+        present(arguments, found, lambda: _print_choices(found))
         return
     model, variables = (
         (subject.model, subject.variables) if arguments.implementation == "xla" else subject.for_inference()
     )
     found = measure_latency(model, variables, batch=arguments.batch, rounds=arguments.rounds)
-    _print_experts(found)
-    if arguments.json:
-        write_json(arguments.json, found)
     if arguments.plot:
         from shiftaddvit_jax.pictures import plot_expert_latency
 
         plot_expert_latency(found, arguments.plot)
+    present(arguments, found, lambda: _print_experts(found))
 
 
 def _print_choices(found):
@@ -214,13 +240,9 @@ def _print_choices(found):
         times = (f"{1e3 * layer['choices'][choice]:,.1f}" for choice in LAYER_CHOICES)
         table.add_row(layer["name"], str(layer["tokens"]), *times)
     print_table(table)
-    _print_machine(found["machine"])
+    print_machine(found["machine"])
     print(f"The rest of the dense model takes {found['rest']:.3f} ms.")
     print("To search with these: search --latencies FILE, of --json FILE.")
-
-
-def _print_machine(machine):
-    print(f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores; {machine['system']}")
 
 
 def _print_experts(found):
@@ -239,7 +261,7 @@ def _print_experts(found):
         times = (f"{1e3 * dense_ms:,.1f}", lines[0], f"{1e3 * shift_ms:,.1f}", lines[1])
         table.add_row(layer["name"], str(layer["tokens"]), *times, f"{dense_ms / shift_ms:.2f}")
     print_table(table)
-    _print_machine(found["machine"])
+    print_machine(found["machine"])
     print("Ratio: dense over shift. To train with these: --config.train.latencies=FILE, of --json FILE.")
 
 
@@ -277,11 +299,12 @@ def _changed(subject, changes):
 
 def _subject(name):
     from shiftaddvit_jax.bench.synthetic import random_variables
-    from shiftaddvit_jax.models import create_model
+    from shiftaddvit_jax.models import create_model, list_models
     from shiftaddvit_jax.subject import Subject, load_subject
 
     if Path(name).is_dir():
         return load_subject(name)
+    check_choice("checkpoint or model", name, [*list_models(), *list_models("novel_views")])
     model = create_model(name)
     return Subject(name, model, random_variables(model), is_trained=False)
 

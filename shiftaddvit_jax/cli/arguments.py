@@ -2,15 +2,17 @@
 
 import argparse
 import json
+import math
 import os
-from collections.abc import Callable, Generator, Sequence
+import sys
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shiftaddvit_jax.command import Parser
-from shiftaddvit_jax.files import read_latencies
+from shiftaddvit_jax.files import read_latencies, write_json
 from shiftaddvit_jax.names import ENGINES, PRECISIONS, SHIFT_SHARE, SOURCES
 
 if TYPE_CHECKING:
@@ -22,13 +24,93 @@ if TYPE_CHECKING:
 Commands = argparse._SubParsersAction  # what `add_subparsers` returns
 
 
+PRINTED = "-"  # the file of ``--json`` without one: standard output
+
+
 def add_command(
-    commands: Commands, name: str, function: Callable[[argparse.Namespace], None] | None, description: str
+    commands: Commands,
+    name: str,
+    function: Callable[[argparse.Namespace], None] | None,
+    description: str,
+    *examples: str,
 ) -> Parser:
-    """Add a command that runs ``function``; the description is in its own help and in the list of all."""
-    command = commands.add_parser(name, help=description, description=description)
-    command.set_defaults(run=function)
+    """Add a command that runs ``function``.
+
+    Args:
+      commands: where it is added.
+      name: what is typed.
+      function: what it runs; None for one whose own commands run.
+      description: in its own help and in the list of all.
+      examples: worked ones, without the program's name; its help ends with them.
+    """
+    command = commands.add_parser(
+        name,
+        help=description,
+        description=description,
+        examples=[f"shiftaddvit {example}" for example in examples],
+    )
+    command.set_defaults(run=function, parser=command)
     return command
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    """Add what `present` reads."""
+    command.add_argument(
+        "--json",
+        nargs="?",
+        const=PRINTED,
+        type=_json_file,
+        metavar="FILE",
+        help="print all figures as JSON and nothing else; with a FILE in .json, write them there too",
+    )
+
+
+def _json_file(text):
+    """A file's name, which can't be a word that was meant as something else, such as an image."""
+    if text != PRINTED and not text.endswith(".json"):
+        raise argparse.ArgumentTypeError(
+            f"what follows is a file in .json or another option, got {text!r}; put --json last to print"
+        )
+    return text
+
+
+def present(arguments: argparse.Namespace, figures: Any, show: Callable[[], None]) -> None:
+    """Give ``figures`` as ``--json`` asks: printed as JSON; or shown to a person, and written where it says.
+
+    Args:
+      arguments: with those of `add_json`.
+      figures: in types that JSON can hold; infinities become null.
+      show: prints them for a person.
+    """
+    if arguments.json == PRINTED:
+        print(json.dumps(_finite(figures)))
+        return
+    show()
+    if arguments.json:
+        write_json(arguments.json, _finite(figures))
+
+
+def _finite(value):
+    """``value`` with null for each number that JSON has not: an infinity, or what is no number."""
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_machine(machine: Mapping[str, Any]) -> None:
+    """Print what a report of times says of its machine."""
+    if "gpu" in machine:
+        print(f"{machine['gpu']}, compute capability {machine['compute_capability']}")
+    else:
+        print(f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores; {machine['system']}")
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print what a reader must know on standard error, a line each: standard output is for results."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def add_kinds(command: argparse.ArgumentParser) -> None:
@@ -201,13 +283,13 @@ def open_folder(option: str, folder: str) -> "Examples":
     """
     from shiftaddvit_jax.classifier import image_files
     from shiftaddvit_jax.data import Examples
-    from shiftaddvit_jax.data.images import open_image
+    from shiftaddvit_jax.data.images import SUFFIXES, open_image
 
     if not Path(folder).is_dir():
         raise ValueError(f"{option} must be a folder or one of {', '.join(SOURCES)}; got {folder}")
     files = image_files(Path(folder))
     if not files:
-        raise ValueError(f"{folder} has no image files")
+        raise ValueError(f"{folder} has no image files; expected {', '.join(SUFFIXES)}")
     names = [os.fsencode(file.relative_to(folder)) for file in files]
     return Examples(files, [0] * len(files), open_image, names)
 
@@ -256,13 +338,6 @@ def model_notes(models: "Sequence[Classifier]", names: Sequence[str]) -> list[st
         if different:
             notes.append(f"each model gets its own pixels of an image: {'; '.join(different)}")
     return notes
-
-
-def check_folders(*files: str | None) -> None:
-    """Raise a ``ValueError`` unless the folders of files to be written exist."""
-    for file in filter(None, files):
-        if not Path(file).absolute().parent.is_dir():
-            raise ValueError(f"{file} cannot be written: there is no such folder")
 
 
 def shorten(names: Sequence[str]) -> str:

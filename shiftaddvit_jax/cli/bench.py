@@ -6,27 +6,37 @@ from typing import Any
 from shiftaddvit_jax.cli.arguments import (
     Commands,
     add_command,
+    add_json,
     add_kinds,
     add_shift_share,
-    check_folders,
+    present,
+    print_machine,
     print_shift_share,
     shorten,
 )
 from shiftaddvit_jax.command import print_table
-from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.names import IMPLEMENTATIONS, PEERS
 
 
 def add_bench(commands: Commands) -> None:
     """Add ``bench``."""
     description = "Time a ShiftAddViT beside its dense model, in JAX and in other runtimes, or the kernels."
-    command = add_command(commands, "bench", bench, description)
+    command = add_command(
+        commands,
+        "bench",
+        bench,
+        description,
+        "bench pvt_v2_b0 --activations int8",
+        "bench pvt_v2_b0 --peers onnxruntime,openvino --json bench.json",
+        "bench pvt_v2_b0 --kernels",
+        "bench --kernels",
+    )
     command.add_argument("model", nargs="?", metavar="MODEL", help="one of those of `shiftaddvit models`")
     command.add_argument(
         "--device",
         choices=("cpu", "gpu"),
         default="cpu",
-        help="where; default: %(default)s. On a GPU peers, threads and implementations do not count",
+        help="where; default: %(default)s; a GPU takes neither --peers, --threads nor --implementation",
     )
     command.add_argument(
         "--kernels",
@@ -54,8 +64,8 @@ def add_bench(commands: Commands) -> None:
     command.add_argument(
         "--rounds", type=int, default=10, metavar="N", help="turns of each contestant; default: %(default)s"
     )
-    command.add_argument("--json", metavar="FILE", help="write all figures there")
     command.add_argument("--plot", metavar="FILE", help="draw them there, as PNG or SVG")
+    add_json(command)
 
 
 def bench(arguments: argparse.Namespace) -> None:
@@ -64,13 +74,11 @@ def bench(arguments: argparse.Namespace) -> None:
     from shiftaddvit_jax.bench.rounds import available_threads
     from shiftaddvit_jax.models.kinds import parse_kinds
 
+    if arguments.model is None and not arguments.kernels:
+        raise ValueError("give a model's name, or --kernels; `shiftaddvit models` lists the names")
+    _check_options(arguments)
     threads = available_threads() if arguments.threads is None else arguments.threads
     settings = {"threads": threads, "rounds": arguments.rounds}
-    if arguments.model is None and not arguments.kernels:
-        raise ValueError("give a model's name or --kernels")
-    if arguments.kernels and arguments.model and (arguments.plot or arguments.device == "gpu"):
-        raise ValueError("the kernels of a model have neither --plot nor --device gpu")
-    check_folders(arguments.json)
     if arguments.plot:
         from shiftaddvit_jax.pictures.style import check_picture
 
@@ -104,13 +112,25 @@ def bench(arguments: argparse.Namespace) -> None:
             implementations=arguments.implementation or ("tvm", "xla"),
             peers=_peers(arguments),
         )
-    show(report)
-    if arguments.json:
-        write_json(arguments.json, report)
     if arguments.plot:
         from shiftaddvit_jax.pictures import plot_bench
 
         plot_bench(report, arguments.plot)
+    present(arguments, report, lambda: show(report))
+
+
+def _check_options(arguments):
+    """Raise a ``ValueError`` about options that what is timed has no use for."""
+    if arguments.kernels and arguments.model and (arguments.plot or arguments.device == "gpu"):
+        raise ValueError("the kernels of a model have neither --plot nor --device gpu; leave it out")
+    cases = (
+        (arguments.kernels, "--kernels", ("implementation", "peers")),
+        (arguments.device == "gpu", "--device gpu", ("implementation", "peers", "threads")),
+    )
+    for holds, case, unused in cases:
+        given = [f"--{name}" for name in unused if getattr(arguments, name)]
+        if holds and given:
+            raise ValueError(f"{case} has no use for {' and '.join(given)}; leave it out")
 
 
 def _print_model_kernels(report):
@@ -142,14 +162,7 @@ def _print_model_kernels(report):
         f"{peaks['float32']:.0f} GMAC in float32, {peaks['int8']:.0f} GMAC in int8, "
         f"{peaks['memory']:.1f} GB from and to memory."
     )
-    _print_machine(report["machine"])
-
-
-def _print_machine(machine):
-    if "gpu" in machine:
-        print(f"{machine['gpu']}, compute capability {machine['compute_capability']}")
-    else:
-        print(f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores; {machine['system']}")
+    print_machine(report["machine"])
 
 
 def _peers(arguments):
@@ -195,5 +208,5 @@ def _print_bench(report):
         print(f"not run: {shorten(names)}: {message}")
     if not kernels:
         print_shift_share(report["shift_share"])
-    _print_machine(report["machine"])
+    print_machine(report["machine"])
     print(", ".join(f"{package} {version}" for package, version in report["versions"].items()))

@@ -10,9 +10,12 @@ from shiftaddvit_jax.cli.arguments import (
     Commands,
     add_checkpoint,
     add_command,
+    add_json,
     add_precision,
     add_source,
     add_source_settings,
+    present,
+    print_notes,
     source_settings,
 )
 from shiftaddvit_jax.files import read_layers
@@ -22,7 +25,15 @@ from shiftaddvit_jax.names import ATTENTION_KINDS, LINEAR_KINDS, PRECISIONS, ROT
 def add_reparameterize(commands: Commands) -> None:
     """Add ``reparameterize``."""
     description = "Change a checkpoint's attentions or layers, or import pretrained weights, or both."
-    command = add_command(commands, "reparameterize", reparameterize_checkpoint, description)
+    command = add_command(
+        commands,
+        "reparameterize",
+        reparameterize_checkpoint,
+        description,
+        "reparameterize --checkpoint runs/demo/dense/model --attention hamming_linear --output runs/additive",
+        "reparameterize --pretrained hf:OpenGVLab/pvt_v2_b0 --attention hamming_linear --mlp moe --output "
+        "runs/b0-moe",
+    )
     add_checkpoint(command, required=False)
     command.add_argument(
         "--pretrained",
@@ -45,10 +56,13 @@ def add_reparameterize(commands: Commands) -> None:
     command.add_argument(
         "--rotation",
         choices=ROTATIONS,
-        help="of queries and keys ahead of binarization, by additions; default: unchanged",
+        metavar="KIND",
+        help=f"of queries and keys ahead of binarization, by additions: {', '.join(ROTATIONS)}; default: "
+        "unchanged",
     )
     command.add_argument("--layers", metavar="FILE", help="of `search --output`: what single layers become")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="for what is new (default: 0)")
+    add_json(command)
 
 
 def reparameterize_checkpoint(arguments: argparse.Namespace) -> None:
@@ -57,6 +71,7 @@ def reparameterize_checkpoint(arguments: argparse.Namespace) -> None:
 
     from shiftaddvit_jax.checkpoints import save_model
     from shiftaddvit_jax.checkpoints.source import open_model
+    from shiftaddvit_jax.models import model_arguments
     from shiftaddvit_jax.models.kinds import parse_kinds
     from shiftaddvit_jax.reparameterize import reparameterization_report, reparameterize
 
@@ -79,12 +94,17 @@ def reparameterize_checkpoint(arguments: argparse.Namespace) -> None:
         )
     origin = arguments.checkpoint or arguments.pretrained
     model, variables, about, notes = open_model(origin, **source_settings(arguments))
-    for note in notes:
-        print(f"note: {note}")
-    print(reparameterization_report(model, variables, **kinds))
+    print_notes(notes)
+    report = reparameterization_report(model, variables, **kinds)
     student, student_variables = reparameterize(model, variables, **kinds, key=jax.random.key(arguments.seed))
     save_model(arguments.output, student, student_variables, about)
-    print(f"written to {arguments.output}; finetune it with --config.init_from={arguments.output}")
+    figures = {"output": arguments.output, "model": model_arguments(student), **dataclasses.asdict(report)}
+
+    def show():
+        print(report)
+        print(f"written to {arguments.output}; finetune it with --config.init_from={arguments.output}")
+
+    present(arguments, figures, show)
 
 
 def add_pack(commands: Commands) -> None:
@@ -94,6 +114,8 @@ def add_pack(commands: Commands) -> None:
         "pack",
         pack_checkpoint,
         "Lay a checkpoint's weights out for inference: those of shift layers as codes, dense ones in blocks.",
+        "pack --checkpoint runs/demo/moe/model --output runs/packed",
+        "pack --checkpoint runs/demo/moe/model --activations int8 --output runs/packed",
     )
     add_checkpoint(command)
     command.add_argument(
@@ -101,6 +123,7 @@ def add_pack(commands: Commands) -> None:
     )
     add_precision(command)
     command.add_argument("--output", required=True, metavar="DIR", help="where the packed checkpoint goes")
+    add_json(command)
 
 
 def pack_checkpoint(arguments: argparse.Namespace) -> None:
@@ -109,6 +132,7 @@ def pack_checkpoint(arguments: argparse.Namespace) -> None:
 
     from shiftaddvit_jax.checkpoints import save_model
     from shiftaddvit_jax.checkpoints.source import open_model
+    from shiftaddvit_jax.models import model_arguments
     from shiftaddvit_jax.pack import pack
 
     model, variables, about, _ = open_model(arguments.checkpoint)
@@ -117,11 +141,19 @@ def pack_checkpoint(arguments: argparse.Namespace) -> None:
     model = model.clone(primitives=primitives)
     with warnings.catch_warnings(record=True) as losses:
         packed = pack(model, variables)
-    for loss in losses:
-        print(loss.message)
+    notes = [str(loss.message) for loss in losses]
+    print_notes(notes)
     save_model(arguments.output, model, packed, about)
-    sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e3 for tree in (variables, packed)]
-    print(f"written to {arguments.output}: {sizes[0]:,.0f} kB became {sizes[1]:,.0f} kB")
+    before, after = (sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (variables, packed))
+    figures = {
+        "output": arguments.output,
+        "model": model_arguments(model),
+        "bytes_before": before,
+        "bytes": after,
+        "notes": notes,
+    }
+    said = f"written to {arguments.output}: {before / 1e3:,.0f} kB became {after / 1e3:,.0f} kB"
+    present(arguments, figures, lambda: print(said))
 
 
 def add_export(commands: Commands) -> None:
@@ -131,6 +163,8 @@ def add_export(commands: Commands) -> None:
         "export",
         export_checkpoint,
         "Write a bundle: a packed model with its classes and pixels, that runs on other machines.",
+        "export runs/demo/moe --output bundle",
+        "export runs/demo/moe --output bundle --kernels avx512_vnni,avx2 --stablehlo --onnx",
     )
     add_source(command)
     add_source_settings(command)
@@ -155,6 +189,7 @@ def add_export(commands: Commands) -> None:
     command.add_argument(
         "--precision", choices=PRECISIONS, help="of what dense layers multiply; default: the checkpoint's"
     )
+    add_json(command)
 
 
 def export_checkpoint(arguments: argparse.Namespace) -> None:
@@ -163,8 +198,7 @@ def export_checkpoint(arguments: argparse.Namespace) -> None:
     from shiftaddvit_jax.checkpoints.source import describe_source, open_source
 
     source = open_source(arguments.source, **source_settings(arguments))
-    for note in source.notes:
-        print(f"note: {note}")
+    print_notes(source.notes)
     formats = {name: getattr(arguments, name) for name in ("activations", "precision")}
     formats = {name: value for name, value in formats.items() if value is not None}
     model = source.model.clone(primitives=dataclasses.replace(source.model.primitives, **formats))
@@ -179,8 +213,10 @@ def export_checkpoint(arguments: argparse.Namespace) -> None:
             stablehlo=arguments.stablehlo,
             onnx=arguments.onnx,
         )
-    for loss in losses:
-        print(loss.message)
+    notes = [*source.notes, *(str(loss.message) for loss in losses)]
+    print_notes(notes[len(source.notes) :])
     folder = Path(arguments.output)
     size = sum((folder / name).stat().st_size for name in manifest["files"])
-    print(f"written to {folder}: {len(manifest['files']) + 1} files, {size / 1e6:.1f} MB")
+    figures = {"output": arguments.output, **manifest, "bytes": size, "notes": notes}
+    said = f"written to {folder}: {len(manifest['files']) + 1} files, {size / 1e6:.1f} MB"
+    present(arguments, figures, lambda: print(said))

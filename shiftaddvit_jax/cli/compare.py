@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 from shiftaddvit_jax.cli.arguments import (
     Commands,
     add_command,
+    add_json,
     model_notes,
     open_folder,
     open_test_set,
+    present,
+    print_notes,
     shorten,
 )
 from shiftaddvit_jax.command import print_table
@@ -35,6 +37,8 @@ def add_compare(commands: Commands) -> None:
         "compare",
         compare,
         "Finished runs side by side: accuracy, speed, configs; or two checkpoints on the same images.",
+        "compare runs/demo/dense runs/demo/moe",
+        "compare runs/demo/dense runs/demo/moe --data digits --worst worst.png",
     )
     command.add_argument(
         "runs",
@@ -59,7 +63,7 @@ def add_compare(commands: Commands) -> None:
     command.add_argument(
         "--worst", metavar="FILE", help="draw the images that differ most there, as PNG or SVG"
     )
-    command.add_argument("--json", action="store_true", help="print JSON")
+    add_json(command)
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -100,18 +104,18 @@ def _compare_models(arguments):
     )
     check_classes(first, second)
     examples, labelled, note = _open_images(arguments, (first, second))
-    for text in filter(None, (*model_notes((first, second), arguments.runs), note)):
-        print(f"note: {text}", file=sys.stderr)
+    print_notes(filter(None, (*model_notes((first, second), arguments.runs), note)))
     rounds = 0 if arguments.no_times else ROUNDS
     found = compare(first, second, examples, labelled=labelled, layers=not arguments.no_layers, rounds=rounds)
     if arguments.worst:
         _draw_worst(found, examples, first, arguments.worst)
-    if arguments.json:
-        print(json.dumps(_as_json(found, arguments.runs)))
-    else:
+
+    def show():
         _print_comparison(found, arguments.runs)
         if arguments.worst:
             print(f"The images that differ most are in {arguments.worst}")
+
+    present(arguments, _as_json(found, arguments.runs), show)
 
 
 def _open_images(
@@ -137,10 +141,8 @@ def _draw_worst(found, examples, model, path):
 
 
 def _as_json(found: "Comparison", names: Sequence[str]) -> dict[str, Any]:
-    """The figures as values of JSON; what is not a finite number is null."""
-
-    def number(value):
-        return value if math.isfinite(value) else None
+    """The figures as values of JSON."""
+    from shiftaddvit_jax.bench.rounds import describe_timing
 
     return {
         "models": [
@@ -154,9 +156,10 @@ def _as_json(found: "Comparison", names: Sequence[str]) -> dict[str, Any]:
         ],
         "images": found.images,
         "agreement": found.agreement,
-        "logits": {name: number(value) for name, value in found.logits._asdict().items()},
+        "logits": found.logits._asdict(),
         "time_ratio": found.times and found.times.ratio,
-        "layers": {name: number(value) for name, value in found.layers.items()},
+        **(describe_timing() if found.times else {}),
+        "layers": dict(found.layers),
         "worst": [
             image._asdict() | {"answers": [answer._asdict() for answer in image.answers]}
             for image in found.worst
@@ -227,9 +230,10 @@ def _compare_runs(arguments):
     from shiftaddvit_jax.train.summary import compare_runs, read_summary
 
     rows = compare_runs({name: read_summary(run) for name, run in _run_names(arguments.runs).items()})
-    if arguments.json:
-        print(json.dumps(rows))
-        return
+    present(arguments, rows, lambda: _print_runs(rows))
+
+
+def _print_runs(rows):
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 from shiftaddvit_jax.cli.arguments import (
     Commands,
     add_command,
+    add_json,
     add_source,
     add_source_settings,
     open_folder,
+    present,
+    print_notes,
     source_settings,
 )
 from shiftaddvit_jax.command import print_table, program
@@ -43,6 +46,9 @@ def add_convert(commands: Commands) -> None:
         "convert",
         convert,
         "A dense model's linear layers as shift layers, fitted to some images without labels or training.",
+        "convert runs/demo/dense --images digits --output runs/quick",
+        "convert hf:OpenGVLab/pvt_v2_b0 --images photos/ --weight-terms 2 --output runs/b0-shift",
+        "convert runs/demo/dense --images digits --attention hamming_linear --mlp moe --output runs/quick",
     )
     add_source(command)
     add_source_settings(command)
@@ -59,6 +65,7 @@ def add_convert(commands: Commands) -> None:
         help="0 to 1: move outlier channels into weights, for activations in int8; SmoothQuant's is 0.5",
     )
     command.add_argument("--output", required=True, metavar="DIR", help="where the new checkpoint goes")
+    add_json(command)
 
 
 def add_conversion(command: argparse.ArgumentParser) -> None:
@@ -81,7 +88,9 @@ def add_conversion(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--rotation",
         choices=ROTATIONS,
-        help="of queries and keys ahead of --attention's binarization, by additions; default: unchanged",
+        metavar="KIND",
+        help="of queries and keys ahead of --attention's binarization, by additions: "
+        f"{', '.join(ROTATIONS)}; default: unchanged",
     )
     command.add_argument(
         "--weight-terms",
@@ -128,8 +137,7 @@ def convert(arguments: argparse.Namespace) -> None:
     if arguments.count < 1:
         raise ValueError(f"--count must be at least 1, got {arguments.count}")
     source = open_source(arguments.source, **source_settings(arguments))
-    for note in source.notes:
-        print(f"note: {note}")
+    print_notes(source.notes)
     examples = open_examples(arguments.images, arguments.path)
     images, _ = read_evenly(examples, arguments.count, source.preprocessing)
     dense, settings = conversion_settings(source.model, arguments)
@@ -140,9 +148,14 @@ def convert(arguments: argparse.Namespace) -> None:
     about = describe_source(source)
     about.pop("top1", None)  # the dense model's
     save_model(arguments.output, model, variables, about)
-    print_layers(layers, "image")
-    print(f"written to {arguments.output}: {len(layers)} layers, {len(images)} images, {seconds:.0f} s")
-    print(f"Next: {program()} pack --checkpoint {arguments.output} --output {arguments.output}-packed")
+    figures = {"output": arguments.output, "images": len(images), **conversion_figures(layers, seconds)}
+
+    def show():
+        print_layers(layers, "image")
+        print(f"written to {arguments.output}: {len(layers)} layers, {len(images)} images, {seconds:.0f} s")
+        print(f"Next: {program()} pack --checkpoint {arguments.output} --output {arguments.output}-packed")
+
+    present(arguments, figures, show)
 
 
 def add_balance(commands: Commands) -> None:
@@ -152,6 +165,8 @@ def add_balance(commands: Commands) -> None:
         "balance",
         balance,
         "A mixture's routers, set so that shift experts get the share of tokens that latencies ask for.",
+        "balance runs/demo/moe --images digits --output runs/balanced",
+        "balance runs/demo/moe --images photos/ --latencies latencies.json --output runs/balanced",
     )
     add_source(command)
     add_examples(command)
@@ -164,6 +179,7 @@ def add_balance(commands: Commands) -> None:
         help="of `measure-latency --json FILE`, on the machine that will answer; default: the paper's 6:4",
     )
     command.add_argument("--output", required=True, metavar="DIR", help="where the new checkpoint goes")
+    add_json(command)
 
 
 def balance(arguments: argparse.Namespace) -> None:
@@ -176,6 +192,7 @@ def balance(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--count must be at least 1, got {arguments.count}")
     latencies = read_latencies(arguments.latencies) if arguments.latencies else PAPER_LATENCIES
     source = open_source(arguments.source)
+    print_notes(source.notes)
     examples = open_examples(arguments.images, arguments.path)
     images, _ = read_evenly(examples, arguments.count, source.preprocessing)
     variables = balance_routers(source.model, source.variables, images, latencies)
@@ -183,8 +200,13 @@ def balance(arguments: argparse.Namespace) -> None:
     about = describe_source(source)
     about.pop("top1", None)  # that of the routers as they were
     save_model(arguments.output, source.model, variables, about)
-    _print_shares(before, after)
-    print(f"written to {arguments.output}: {len(after)} routers, {len(images)} images")
+    figures = {"output": arguments.output, "images": len(images), "before": before, "now": after}
+
+    def show():
+        _print_shares(before, after)
+        print(f"written to {arguments.output}: {len(after)} routers, {len(images)} images")
+
+    present(arguments, figures, show)
 
 
 def _print_shares(before, after):
@@ -222,6 +244,13 @@ def conversion_settings(
         primitives = dataclasses.replace(model.primitives, precision=arguments.precision)
         model = model.clone(primitives=primitives)
     return model, settings
+
+
+def conversion_figures(layers: "Sequence[CalibratedLayer]", seconds: float) -> dict[str, Any]:
+    """How near layers come, and the seconds that this took on what machine, as values of JSON."""
+    from shiftaddvit_jax.bench.rounds import describe_timing
+
+    return {"layers": [layer._asdict() for layer in layers], "seconds": seconds, **describe_timing()}
 
 
 def print_layers(layers: "Sequence[CalibratedLayer]", unit: str) -> None:

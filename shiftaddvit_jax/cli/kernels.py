@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from kernels_tvm.gpu.targets import GPU_TARGETS, gpu_target
-from shiftaddvit_jax.cli.arguments import Commands, add_command, add_kinds, check_folders
+from shiftaddvit_jax.cli.arguments import Commands, add_command, add_json, add_kinds, present
 from shiftaddvit_jax.command import print_table
-from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.optional import require
 
 
@@ -17,18 +16,27 @@ def add_compile(commands: Commands) -> None:
     description = (
         "Compile a model's TVM kernels into the cache, ahead of its use, or for a GPU into a folder."
     )
-    command = add_command(commands, "compile", compile_model, description)
+    command = add_command(
+        commands,
+        "compile",
+        compile_model,
+        description,
+        "compile pvt_v2_b0 --activations int8",
+        "compile pvt_v2_b0 --target sm_86 --output kernels",
+    )
     command.add_argument("model", metavar="MODEL", help="one of those of `shiftaddvit models`")
     add_kinds(command)
     targets = ", ".join(target.name for target in GPU_TARGETS)
     command.add_argument("--target", metavar="GPU", help=f"instead of this CPU: {targets}")
     command.add_argument("--output", metavar="DIR", help="where a GPU's libraries and manifest.json go")
+    add_json(command)
 
 
 def compile_model(arguments: argparse.Namespace) -> None:
     """A model's kernels, compiled into the cache, or for a GPU into a folder."""
     from kernels_tvm.cpu.library import needed_target
     from kernels_tvm.store import cache_folder
+    from shiftaddvit_jax.bench.rounds import describe_timing
     from shiftaddvit_jax.compile import compile_kernels, export_kernels, kernels_of
 
     if (arguments.target is None) != (arguments.output is None):
@@ -39,48 +47,80 @@ def compile_model(arguments: argparse.Namespace) -> None:
     if target:
         manifest = export_kernels(model, target, Path(arguments.output))
         seconds = time.perf_counter() - start
-        print(f"{len(manifest['kernels'])} kernels for {target.name} in {seconds:.1f} s: {arguments.output}")
+        said = f"{len(manifest['kernels'])} kernels for {target.name} in {seconds:.1f} s: {arguments.output}"
+        figures = {"output": arguments.output, **manifest, "seconds": seconds}
+        present(arguments, describe_timing() | figures, lambda: print(said))
         return
     kernels = kernels_of(model)
     traced = time.perf_counter() - start
     compile_kernels(kernels)
     seconds = time.perf_counter() - start - traced
-    found = f"{len(kernels)} kernels for {needed_target().name} in {seconds:.2f} s"
-    print(f"{found}, after {traced:.2f} s to trace the model; kept in {cache_folder()}")
+    figures = {
+        **describe_timing(),
+        "output": str(cache_folder()),
+        "target": needed_target().name,
+        "kernels": [kernel.name for kernel in kernels],
+        "seconds": seconds,
+        "tracing_seconds": traced,
+    }
+    found = f"{len(kernels)} kernels for {figures['target']} in {seconds:.2f} s"
+    said = f"{found}, after {traced:.2f} s to trace the model; kept in {figures['output']}"
+    present(arguments, figures, lambda: print(said))
 
 
 def add_tune(commands: Commands) -> None:
     """Add ``tune``."""
     description = "Measure which tile sizes suit a model's TVM kernels here, and keep them (minutes)."
-    command = add_command(commands, "tune", tune_model, description)
+    command = add_command(
+        commands, "tune", tune_model, description, "tune pvt_v2_b0", "tune pvt_v2_b0 --activations int8"
+    )
     command.add_argument("model", metavar="MODEL", help="one of those of `shiftaddvit models`")
     add_kinds(command)
     command.add_argument("--batch", type=int, default=1, metavar="N", help="images at a time (default: 1)")
+    add_json(command)
 
 
 def tune_model(arguments: argparse.Namespace) -> None:
     """Tile sizes for a model's kernels, measured here."""
-    from rich.table import Table
-
     from kernels_tvm.cpu.library import needed_target, user_records
+    from shiftaddvit_jax.bench.rounds import describe_timing
     from shiftaddvit_jax.compile import tune_kernels
 
     results = tune_kernels(_kernel_model(arguments), arguments.batch)
-    table = Table(title=f"Kernels of {arguments.model} on {needed_target().name}")
+    target = needed_target()
+    figures = {
+        **describe_timing(),
+        "model": arguments.model,
+        "target": target.name,
+        "records": str(user_records(target)),
+        "kernels": [
+            {"name": kernel.name, "before_ms": 1e3 * before, "after_ms": 1e3 * after, "changed": facts}
+            for kernel, facts, before, after in results
+        ],
+    }
+    present(arguments, figures, lambda: _print_tuned(figures))
+
+
+def _print_tuned(figures):
+    from rich.table import Table
+
+    table = Table(title=f"Kernels of {figures['model']} on {figures['target']}")
     for column in ("kernel", "before (ms)", "after (ms)", "changed"):
         table.add_column(column, justify="right" if "ms" in column else "left")
-    for kernel, facts, before, after in results:
-        changed = ", ".join(f"{name} {value}" for name, value in facts.items()) or "nothing"
-        table.add_row(kernel.name, f"{before * 1e3:.3f}", f"{after * 1e3:.3f}", changed)
+    for row in figures["kernels"]:
+        changed = ", ".join(f"{name} {value}" for name, value in row["changed"].items()) or "nothing"
+        table.add_row(row["name"], f"{row['before_ms']:.3f}", f"{row['after_ms']:.3f}", changed)
     print_table(table)
-    print(f"written to {user_records(needed_target())}")
+    print(f"written to {figures['records']}")
 
 
 def add_gpu_report(commands: Commands) -> None:
     """Add ``gpu-report``."""
     description = "What the GPU kernels move, take and can reach at most, said by nvcc without a GPU."
-    command = add_command(commands, "gpu-report", gpu_report, description)
-    command.add_argument("--json", metavar="FILE", help="write all figures there")
+    command = add_command(
+        commands, "gpu-report", gpu_report, description, "gpu-report", "gpu-report --json report.json"
+    )
+    add_json(command)
 
 
 def gpu_report(arguments: argparse.Namespace) -> None:
@@ -88,11 +128,8 @@ def gpu_report(arguments: argparse.Namespace) -> None:
     require("tvm", "gpu-report, which compiles kernels,", "tvm")
     from shiftaddvit_jax.costs.gpu_bounds import static_report
 
-    check_folders(arguments.json)
     report = static_report()
-    _print_gpu_report(report)
-    if arguments.json:
-        write_json(arguments.json, report)
+    present(arguments, report, lambda: _print_gpu_report(report))
 
 
 def _kernel_model(arguments):

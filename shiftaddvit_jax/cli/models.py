@@ -1,9 +1,8 @@
 """The command that lists the models."""
 
 import argparse
-import json
 
-from shiftaddvit_jax.cli.arguments import Commands, add_command
+from shiftaddvit_jax.cli.arguments import Commands, add_command, add_json, present
 from shiftaddvit_jax.command import print_table
 from shiftaddvit_jax.names import ATTENTION_KINDS, LINEAR_KINDS
 
@@ -11,13 +10,19 @@ from shiftaddvit_jax.names import ATTENTION_KINDS, LINEAR_KINDS
 def add_models(commands: Commands) -> None:
     """Add ``models``."""
     command = add_command(
-        commands, "models", models, "The models there are: parameters, multiply-adds, image size, kinds."
+        commands,
+        "models",
+        models,
+        "The models there are: parameters, multiply-adds, image size, kinds.",
+        "models",
+        "models pvt_v2_b0 deit_tiny --json",
+        "models pvt_v2_b0 --pretrained",
     )
     command.add_argument("names", nargs="*", metavar="NAME", help="show these alone")
-    command.add_argument("--json", action="store_true", help="print JSON")
     command.add_argument(
         "--pretrained", action="store_true", help="list published weights instead, by the names to download"
     )
+    add_json(command)
 
 
 def models(arguments: argparse.Namespace) -> None:
@@ -27,10 +32,8 @@ def models(arguments: argparse.Namespace) -> None:
 
         variants = arguments.names or [None]
         found = [name for variant in variants for name in list_pretrained(variant)]
-        print(json.dumps(found) if arguments.json else "\n".join(found))
+        present(arguments, found, lambda: print("\n".join(found)))
         return
-    from rich.table import Table
-
     from shiftaddvit_jax.costs import count_operations
     from shiftaddvit_jax.models import create_model, list_models, model_row
     from shiftaddvit_jax.models.variables import variable_shapes
@@ -42,9 +45,12 @@ def models(arguments: argparse.Namespace) -> None:
     for model in track(originals, "tracing models", len(names)):
         operations = count_operations(model, variable_shapes(model))
         rows.append(model_row(model.variant) | {"multiply_adds": round(operations.macs)})
-    if arguments.json:
-        print(json.dumps(rows))
-        return
+    present(arguments, rows, lambda: _print(rows))
+
+
+def _print(rows):
+    from rich.table import Table
+
     table = Table(title="Models, with their original attention")
     for index, column in enumerate(("model", "parameters", "multiply-adds", "image", "attention")):
         table.add_column(column, justify="right" if 0 < index < 4 else "left", no_wrap=index < 4)

@@ -1,14 +1,18 @@
 """The commands of novel view synthesis: a demo, training on a scene, scores and videos."""
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
-from shiftaddvit_jax.cli.arguments import Commands, add_command
-from shiftaddvit_jax.cli.convert import add_conversion, conversion_settings, print_layers
+from shiftaddvit_jax.cli.arguments import Commands, add_command, add_json, present
+from shiftaddvit_jax.cli.convert import (
+    add_conversion,
+    conversion_figures,
+    conversion_settings,
+    print_layers,
+)
 from shiftaddvit_jax.command import program
 from shiftaddvit_jax.optional import require
 
@@ -16,18 +20,33 @@ from shiftaddvit_jax.optional import require
 def add_nvs(commands: Commands) -> None:
     """Add ``nvs`` and its own commands."""
     command = add_command(
-        commands, "nvs", None, "Novel views of a scene from photographs: demo, train, convert, eval, render."
+        commands,
+        "nvs",
+        None,
+        "Novel views of a scene from photographs: demo, train, convert, eval, render.",
+        "nvs demo",
+        "nvs eval runs/views/moe --scene analytic",
     )
     inner = command.add_subparsers(dest="nvs_command", required=True, metavar="COMMAND")
     shown = add_command(
-        inner, "demo", demo, "On an analytic scene: train GNT-nano, reparameterize it, compare (minutes)."
+        inner,
+        "demo",
+        demo,
+        "On an analytic scene: train GNT-nano, reparameterize it, compare (minutes).",
+        "nvs demo",
+        "nvs demo --scene scenes/fern --longest-side 200 --workdir runs/fern",
     )
     shown.add_argument("--workdir", default="runs/views", metavar="DIR", help="default: %(default)s")
     _add_scene(shown, default="analytic")
     shown.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
 
     trained = add_command(
-        inner, "train", train, "Train a model on a scene; run again to resume, see also `shiftaddvit train`."
+        inner,
+        "train",
+        train,
+        "Train a model on a scene; run again to resume, see also `shiftaddvit train`.",
+        "nvs train --scene analytic --workdir runs/dense",
+        "nvs train --scene analytic --workdir runs/add --init-from runs/dense --attention hamming_linear",
     )
     _add_scene(trained, required=True)
     trained.add_argument("--workdir", required=True, metavar="DIR", help="where the run goes, and goes on")
@@ -43,22 +62,41 @@ def add_nvs(commands: Commands) -> None:
     trained.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
 
     converted = add_command(
-        inner, "convert", convert, "A dense model's layers as shift layers, fitted to rays without training."
+        inner,
+        "convert",
+        convert,
+        "A dense model's layers as shift layers, fitted to rays without training.",
+        "nvs convert runs/views/dense --scene analytic --projections shift --output runs/quick",
     )
     converted.add_argument("checkpoint", metavar="CHECKPOINT", help="a dense model's folder, or its run's")
     _add_scene(converted, required=True)
     converted.add_argument("--rays", type=int, default=512, metavar="N", help="default: %(default)s")
     add_conversion(converted)
     converted.add_argument("--output", required=True, metavar="DIR", help="where the new checkpoint goes")
+    add_json(converted)
 
-    scored = add_command(inner, "eval", evaluate, "PSNR, SSIM and FLIP on a scene's held-out views.")
+    scored = add_command(
+        inner,
+        "eval",
+        evaluate,
+        "PSNR, SSIM and FLIP on a scene's held-out views.",
+        "nvs eval runs/views/moe --scene analytic",
+        "nvs eval runs/views/moe --scene analytic --json scores.json",
+    )
     _add_model(scored)
     scored.add_argument(
         "--lpips", metavar="FILE", help="score LPIPS, too, by the state_dict of lpips.LPIPS(net='alex')"
     )
-    scored.add_argument("--json", action="store_true", help="print JSON")
+    add_json(scored)
 
-    made = add_command(inner, "render", render, "A video along a path of cameras, or its frames.")
+    made = add_command(
+        inner,
+        "render",
+        render,
+        "A video along a path of cameras, or its frames.",
+        "nvs render runs/views/moe --scene analytic --output spiral.mp4",
+        "nvs render runs/views/moe --scene analytic --path circle --frames 24 --output circle.gif",
+    )
     _add_model(made)
     made.add_argument(
         "--path",
@@ -141,10 +179,15 @@ def convert(arguments: argparse.Namespace) -> None:
     samples = sample_rays(dense, variables, scene, arguments.rays)
     converted, fitted, layers = calibrate_with_report(dense, variables, samples, **settings)
     save_model(arguments.output, converted, fitted, {"scene": _scene_name(arguments.scene)})
-    print_layers(layers, "ray")
     seconds = time.perf_counter() - start
-    print(f"written to {arguments.output}: {len(layers)} layers, {arguments.rays} rays, {seconds:.0f} s")
-    print(f"Next: {program()} nvs eval {arguments.output} --scene {arguments.scene}")
+    figures = {"output": arguments.output, "rays": arguments.rays, **conversion_figures(layers, seconds)}
+
+    def show():
+        print_layers(layers, "ray")
+        print(f"written to {arguments.output}: {len(layers)} layers, {arguments.rays} rays, {seconds:.0f} s")
+        print(f"Next: {program()} nvs eval {arguments.output} --scene {arguments.scene}")
+
+    present(arguments, figures, show)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -164,10 +207,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
     }
     names = next(iter(views.values()))
     means = {name: float(np.mean([scores[name] for scores in views.values()])) for name in names}
-    if arguments.json:
-        print(json.dumps({**means, "views": views}))
-        return
-    for name, scores in {**views, "mean": means}.items():
+    present(arguments, {**means, "views": views}, lambda: _print_scores({**views, "mean": means}))
+
+
+def _print_scores(rows):
+    for name, scores in rows.items():
         others = [f"{score.upper()} {value:.4f}" for score, value in scores.items() if score != "psnr"]
         print(", ".join([f"{name}: PSNR {scores['psnr']:.2f} dB", *others]))
 

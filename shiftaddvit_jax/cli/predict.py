@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shiftaddvit_jax.cli.arguments import (
+    PRINTED,
     Commands,
     add_command,
     add_engine,
+    add_json,
     add_source,
     add_source_settings,
-    check_folders,
     open_engine,
+    present,
+    print_notes,
     source_settings,
 )
-from shiftaddvit_jax.files import whole_file
+from shiftaddvit_jax.files import check_parent, whole_file
 from shiftaddvit_jax.optional import require
 
 if TYPE_CHECKING:
@@ -41,10 +44,13 @@ def add_info(commands: Commands) -> None:
         "info",
         info,
         "What a source of weights holds: model, classes, pixels, and what is not known.",
+        "info runs/demo/moe",
+        "info hf:OpenGVLab/pvt_v2_b0 --json",
+        "info weights.pth --model pvt_v2_b0",
     )
     add_source(command)
     add_source_settings(command)
-    command.add_argument("--json", action="store_true", help="print JSON")
+    add_json(command)
 
 
 def info(arguments: argparse.Namespace) -> None:
@@ -69,10 +75,11 @@ def info(arguments: argparse.Namespace) -> None:
         "class_names": source.class_names,
         "notes": source.notes,
     }
-    if arguments.json:
-        print(json.dumps(found))
-        return
-    pixels = source.preprocessing
+    present(arguments, found, lambda: _print_source(found, source.preprocessing))
+
+
+def _print_source(found, pixels):
+    described = found["model"]
     rows = {
         "model": f"{described['name']}, {found['parameters'] / 1e6:.2f} M parameters, "
         + f"{found['bytes'] / 1e6:.1f} MB"
@@ -80,7 +87,7 @@ def info(arguments: argparse.Namespace) -> None:
         **{name: ", ".join(dict.fromkeys(described[name])) for name in ("attention", "mlp", "projections")},
         **_formats(described),
         "LayerNorm epsilon": described["layer_norm_eps"] or "the authors'",
-        "classes": _classes(source.class_names),
+        "classes": _classes(found["class_names"]),
         "image": f"{pixels.resize.replace('_', ' ')} to {pixels.resize_to} pixels ({pixels.interpolation}), "
         f"the middle {pixels.size} x {pixels.size}",
         "pixels": f"{pixels.channels}, times {pixels.rescale:.5g}, mean {_numbers(pixels.mean)}, deviation "
@@ -89,7 +96,7 @@ def info(arguments: argparse.Namespace) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:{width}}  {value}")
-    for note in source.notes:
+    for note in found["notes"]:
         print(f"{'note':{width}}  {note}")
 
 
@@ -107,7 +114,15 @@ def _formats(described):
 
 def add_predict(commands: Commands) -> None:
     """Add ``predict``."""
-    command = add_command(commands, "predict", predict, "The most probable classes of images.")
+    command = add_command(
+        commands,
+        "predict",
+        predict,
+        "The most probable classes of images.",
+        "predict runs/demo/moe runs/demo/samples/*.png",
+        "predict hf:OpenGVLab/pvt_v2_b0 cat.jpg --top-k 3 --json",
+        "predict timm:pvt_v2_b0.in1k photos/ --output rows.csv",
+    )
     add_source(command)
     command.add_argument(
         "paths",
@@ -132,7 +147,7 @@ def add_predict(commands: Commands) -> None:
         help=f"write a row an image there, as {', '.join(FORMATS)} by its suffix; a stopped run goes on",
     )
     add_engine(command)
-    command.add_argument("--json", action="store_true", help="print JSON")
+    add_json(command)
 
 
 def predict(arguments: argparse.Namespace) -> None:
@@ -148,7 +163,9 @@ def predict(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
     if arguments.output:
-        check_folders(arguments.output)
+        if arguments.json:
+            raise ValueError("--output writes the rows, and so does --json; leave one out")
+        check_parent(arguments.output)
         if Path(arguments.output).suffix not in FORMATS:
             raise ValueError(f"--output must end in one of {', '.join(FORMATS)}, got {arguments.output}")
         if arguments.output.endswith(".parquet"):
@@ -159,14 +176,14 @@ def predict(arguments: argparse.Namespace) -> None:
             from shiftaddvit_jax.classifier import from_pretrained
 
             classifier = from_pretrained(source, max_batch=arguments.batch, **source_settings(arguments))
-            _print_notes(classifier.source.notes)
+            print_notes(classifier.source.notes)
             rows = partial(_rows, classifier, arguments.top_k)
         else:
             rows = partial(_rows_of_workers, map_on_workers, source, arguments)
         if arguments.output:
             failed, total = _write(rows, files, arguments.output, arguments.top_k)
         else:
-            failed, total = _print(rows, files, arguments.json)
+            failed, total = _print(rows, files, arguments)
     if failed:
         if len(failed) == total:
             raise ValueError(failed[0] if total == 1 else f"none of {total} images can be read; {failed[0]}")
@@ -210,7 +227,7 @@ def _rows_of_workers(
         task = progress.add_task("images", total=len(files), note="")
         for number, (notes, rows) in enumerate(map_on_workers(make, parts)):
             if not number:
-                _print_notes(notes)
+                print_notes(notes)
             for (path, answers, error), name in zip(rows, names, strict=False):
                 error = error and error.replace(path, name)
                 yield name, answers and [Answer(*answer) for answer in answers], error
@@ -231,33 +248,27 @@ def file_classification(
     return work
 
 
-def _print_notes(notes):
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-
-
-def _print(rows, files, as_json):
-    """Print rows; the errors, and the number of rows."""
+def _print(rows, files, arguments):
+    """Print rows as they come, or all as JSON; the errors, and the number of rows."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     entries, failed, total = {}, [], 0
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, quiet=arguments.json == PRINTED)
     for path, answers, error in rows(files):
         total += 1
         if error:
             failed.append(error)
-        if as_json:
-            entries[path] = {"error": error} if error else _entries(answers)
-        elif answers:
+        entries[path] = {"error": error} if error else _entries(answers)
+        if answers:
             table = Table(title=Text(path), title_justify="left", box=None, show_header=False)
             for answer in answers:
                 bar = "█" * round(30 * answer.probability)
                 table.add_row(Text(answer.label), f"{answer.probability:.1%}", bar)
             console.print(table)
-    if as_json and len(failed) < total:
-        print(json.dumps(entries))
+    if len(failed) < total:
+        present(arguments, entries, lambda: None)
     return failed, total
 
 
@@ -389,12 +400,12 @@ def _expand(paths: Sequence[str]) -> "list[str] | Iterator[str]":
         if Path(path).is_dir():
             inside = image_files(Path(path))
             if not inside:
-                raise ValueError(f"{path} has no image files")
+                raise ValueError(f"{path} has no image files; the source comes first, then images")
             files += map(str, inside)
         elif not Path(path).exists() and glob.has_magic(path):
             found = sorted(glob.glob(path, recursive=True))
             if not found:
-                raise ValueError(f"no file fits {path}")
+                raise ValueError(f"no file fits the pattern {path}; name files, folders or other patterns")
             files += found
         else:
             files.append(path)

@@ -1,13 +1,19 @@
 """The command that says how much worse a model gets when images are perturbed."""
 
 import argparse
-import json
 import math
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from shiftaddvit_jax.cli.arguments import Commands, add_command, model_notes, open_test_set
+from shiftaddvit_jax.cli.arguments import (
+    Commands,
+    add_command,
+    add_json,
+    model_notes,
+    open_test_set,
+    present,
+    print_notes,
+)
 from shiftaddvit_jax.command import print_table
 from shiftaddvit_jax.names import PERTURBATIONS, POINTS, RANDOMIZATIONS, SOURCES, STOPPING_RULES
 from shiftaddvit_jax.optional import require
@@ -25,11 +31,18 @@ def add_robustness(commands: Commands) -> None:
         "robustness",
         robustness,
         "Mean accuracy and loss over perturbed images, to a tolerance, and which perturbation costs most.",
+        "robustness runs/demo/moe --data digits --rotation uniform:-20:20",
+        "robustness runs/demo/moe --compare runs/demo/dense --data digits --blur uniform:0:1 --noise "
+        "uniform:0:0.1 --json robustness.json",
     )
     command.add_argument("checkpoint", metavar="CHECKPOINT", help="a model from anywhere, as `info` takes it")
     command.add_argument("--compare", metavar="DENSE", help="another model, on the same perturbations")
     command.add_argument(
-        "--data", required=True, choices=SOURCES, help="the data source whose held-out images are perturbed"
+        "--data",
+        required=True,
+        choices=SOURCES,
+        metavar="DATA",
+        help=f"whose held-out images are perturbed: {', '.join(SOURCES)}",
     )
     command.add_argument("--path", default="", metavar="DIR", help="where the data source's images lie")
     command.add_argument("--count", type=int, metavar="N", help="images to take, evenly; default: all")
@@ -57,7 +70,12 @@ def add_robustness(commands: Commands) -> None:
         "(their default); student, by the spread of 16 randomizations (Halton points' default); clt, by the "
         "central limit theorem (of iid points)",
     )
-    known.add_argument("--randomization", choices=RANDOMIZATIONS, help="of the points; default: their first")
+    known.add_argument(
+        "--randomization",
+        choices=RANDOMIZATIONS,
+        metavar="KIND",
+        help=f"of the points: {', '.join(RANDOMIZATIONS)}; default: the first that they have",
+    )
     known.add_argument(
         "--alpha", type=int, default=1, metavar="N", help="interlaced digits: above 1, higher-order points"
     )
@@ -70,7 +88,7 @@ def add_robustness(commands: Commands) -> None:
     )
     known.add_argument("--seed", type=int, default=0, metavar="N", help="of the points; default: %(default)s")
     command.add_argument("--output", metavar="FILE", help="draw accuracy along each parameter, as PNG or SVG")
-    command.add_argument("--json", action="store_true", help="print JSON")
+    add_json(command)
 
 
 def robustness(arguments: argparse.Namespace) -> None:
@@ -107,30 +125,27 @@ def robustness(arguments: argparse.Namespace) -> None:
     examples, labelled, note = open_test_set(arguments.data, arguments.path, sources, models)
     if not labelled:
         raise ValueError(f"{note}; perturb images of the classes that the model knows")
-    for text in filter(None, (*model_notes(models, sources), note)):
-        print(f"note: {text}", file=sys.stderr)
+    print_notes(filter(None, (*model_notes(models, sources), note)))
     found = measure_robustness(models, examples.evenly(arguments.count or len(examples)), design)
     surrogates = [fit_surrogate(found, found.scores[:, model, 0]) for model in range(len(models))]
     if arguments.output:
         from shiftaddvit_jax.pictures import plot_robustness
 
         plot_robustness(found, surrogates, sources, arguments.output)
-    if arguments.json:
-        print(json.dumps(_as_json(found, surrogates, sources)))
-    else:
+
+    def show():
         _print(found, surrogates, sources)
         if arguments.output:
             print(f"Accuracy along each parameter is in {arguments.output}")
 
+    present(arguments, _as_json(found, surrogates, sources), show)
+
 
 def _as_json(found: "Robustness", surrogates: "Sequence[Surrogate]", names: Sequence[str]) -> dict[str, Any]:
-    """The figures as values of JSON; what is not a number is null."""
+    """The figures as values of JSON."""
 
     def means(of: "Means"):
         return {name: estimate._asdict() for name, estimate in of._asdict().items()}
-
-    def numbers(values):
-        return [value if math.isfinite(value) else None for value in map(float, values)]
 
     design = found.design
     return {
@@ -152,9 +167,9 @@ def _as_json(found: "Robustness", surrogates: "Sequence[Surrogate]", names: Sequ
                 "sobol": {
                     "kernel": surrogate.kernel,
                     "evaluations": surrogate.evaluations,
-                    "predicted": numbers([surrogate.predicted])[0],
-                    "first_order": numbers(surrogate.first_order),
-                    "total": numbers(surrogate.total),
+                    "predicted": float(surrogate.predicted),
+                    "first_order": list(map(float, surrogate.first_order)),
+                    "total": list(map(float, surrogate.total)),
                 },
             }
             for name, plain, of, surrogate in zip(

@@ -9,9 +9,10 @@ from pathlib import Path
 from shiftaddvit_jax.cli.arguments import (
     Commands,
     add_command,
+    add_json,
     add_source,
     add_source_settings,
-    check_folders,
+    present,
     source_settings,
 )
 from shiftaddvit_jax.cli.convert import add_examples, open_examples, read_evenly
@@ -31,6 +32,8 @@ def add_search(commands: Commands) -> None:
         "search",
         search_choices,
         "Which layers of a dense model become shifts or mixtures, for the least loss within a budget.",
+        "search runs/demo/dense --images digits --budget 10uJ --output found",
+        "search runs/demo/dense --images digits --latencies choices.json --budget 2ms --json front.json",
     )
     add_source(command)
     add_source_settings(command)
@@ -103,7 +106,7 @@ def add_search(commands: Commands) -> None:
         "`convert --layers`, `reparameterize --layers` or --config.model.layers",
     )
     command.add_argument("--plot", metavar="FILE", help="draw the front there, as PNG or SVG")
-    command.add_argument("--json", metavar="FILE", help="write all figures there")
+    add_json(command)
 
 
 def search_choices(arguments: argparse.Namespace) -> None:
@@ -140,7 +143,6 @@ def search_choices(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"--loss cross_entropy needs labels: give --images one of {', '.join(SOURCES)}, or --loss error"
         )
-    check_folders(arguments.json)
     if arguments.plot:
         from shiftaddvit_jax.pictures.style import check_picture
 
@@ -174,13 +176,11 @@ def search_choices(arguments: argparse.Namespace) -> None:
     report = _report(found, costs, budget, arguments.loss, confirmed)
     if arguments.output:
         _write(Path(arguments.output), report["confirmed"])
-    if arguments.json:
-        write_json(arguments.json, report)
     if arguments.plot:
         from shiftaddvit_jax.pictures import plot_front
 
         plot_front(report, arguments.plot)
-    _print(report, arguments)
+    present(arguments, report, lambda: _print(report, arguments))
 
 
 def _confirm(found, source, costs, budget, calibration, images, loss, count):

@@ -11,7 +11,14 @@ MEBIBYTE = 2**20
 
 def add_serve(commands: Commands) -> None:
     """Add ``serve``."""
-    command = add_command(commands, "serve", serve, "Answer requests over HTTP: classes of images.")
+    command = add_command(
+        commands,
+        "serve",
+        serve,
+        "Answer requests over HTTP: classes of images.",
+        "serve runs/demo/moe",
+        "serve hf:OpenGVLab/pvt_v2_b0 --port 9000 --max-batch 16",
+    )
     add_source(command)
     command.add_argument("--model", metavar="NAME", help="the variant, where nothing beside weights tells it")
     command.add_argument(

@@ -1,9 +1,7 @@
 """Commands that train a model and use it."""
 
 import argparse
-import json
 import os
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +12,10 @@ from shiftaddvit_jax.cli.arguments import (
     add_checkpoint,
     add_command,
     add_engine,
+    add_json,
     open_engine,
+    present,
+    print_notes,
     shorten,
 )
 from shiftaddvit_jax.main import add_arguments
@@ -36,6 +37,8 @@ def add_demo(commands: Commands) -> None:
         "demo",
         demo,
         "On real handwritten digits: train a dense model, reparameterize it, compare (minutes).",
+        "demo",
+        "demo --workdir runs/second --seed 1",
     )
     command.add_argument("--workdir", default="runs/demo", metavar="DIR", help="default: %(default)s")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
@@ -54,7 +57,13 @@ def demo(arguments: argparse.Namespace) -> None:
 def add_train(commands: Commands) -> None:
     """Add ``train``."""
     command = add_command(
-        commands, "train", None, "Train and evaluate what a config describes; run again to resume."
+        commands,
+        "train",
+        None,
+        "Train and evaluate what a config describes; run again to resume.",
+        "train --config configs/digits.py --workdir runs/digits",
+        "train --config configs/digits.py --workdir runs/short --config.train.steps=100",
+        "train --config configs/pvt_v2_b0_imagenet.py:moe --plan",
     )
     add_arguments(command)
 
@@ -62,22 +71,34 @@ def add_train(commands: Commands) -> None:
 def add_eval(commands: Commands) -> None:
     """Add ``eval``."""
     command = add_command(
-        commands, "eval", evaluate_checkpoint, "Accuracy of a checkpoint on held-out images."
+        commands,
+        "eval",
+        evaluate_checkpoint,
+        "Accuracy of a checkpoint on held-out images.",
+        "eval --checkpoint runs/demo/moe/model",
+        "eval --checkpoint runs/mine/model --data folder --path photos --json eval.json",
     )
     add_checkpoint(command)
-    command.add_argument("--data", choices=SOURCES, default="digits", help="default: %(default)s")
+    command.add_argument(
+        "--data",
+        choices=SOURCES,
+        default="digits",
+        metavar="DATA",
+        help=f"{', '.join(SOURCES)}; default: %(default)s",
+    )
     command.add_argument("--path", default="", metavar="DIR", help="where the data set lies")
     add_engine(command)
-    command.add_argument("--json", action="store_true", help="print JSON")
+    add_json(command)
 
 
 def evaluate_checkpoint(arguments: argparse.Namespace) -> None:
     """Accuracy of a checkpoint on a test set."""
     with open_engine(arguments) as map_on_workers:
         found = _evaluated(arguments, map_on_workers)
-    if arguments.json:
-        print(json.dumps({**found, "confusion": found["confusion"].tolist()}))
-        return
+    present(arguments, {**found, "confusion": found["confusion"].tolist()}, lambda: _print(found))
+
+
+def _print(found):
     scores = f"top-1 {found['top1']:.2%}, top-5 {found['top5']:.2%}, loss {found['loss']:.4f} nats"
     print(f"{scores}, on {found['images']} held-out images")
     if found["shift_share"]:
@@ -92,8 +113,7 @@ def _evaluated(arguments, map_on_workers):
     from shiftaddvit_jax.train.evaluate import Evaluated, count_batches, summarize
 
     source, examples, note = open_evaluation(arguments.checkpoint, arguments.data, arguments.path)
-    if note:
-        print(f"note: {note}", file=sys.stderr)
+    print_notes(filter(None, [note]))
     if map_on_workers is None:
         return evaluate(source.model, source.variables, examples, preprocessing=source.preprocessing)
     checkpoint, path = (

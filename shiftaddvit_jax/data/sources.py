@@ -58,7 +58,10 @@ def load_dataset(source: str, path: str = "") -> Dataset:
         return _digits()
     root = Path(path)
     if not path or not root.is_dir():
-        raise ValueError(f"data source {source!r} needs a folder as data path, got {path!r}")
+        raise ValueError(
+            f"data source {source!r} needs a folder as data path, got {path!r}; give it by --path, or for "
+            "training by --config.data.path"
+        )
     if source == "idx":
         return _idx(root)
     return _checked(_folder(root) if source == "folder" else load_shards(source, root), root)

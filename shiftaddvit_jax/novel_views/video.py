@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from shiftaddvit_jax.files import whole_file, whole_folder
+from shiftaddvit_jax.files import check_parent, whole_file, whole_folder
 from shiftaddvit_jax.optional import require
 
 VIDEOS = (".mp4", ".gif")
@@ -24,8 +24,7 @@ def check_output(path: str | Path) -> Path:
     path = Path(path)
     if path.suffix and path.suffix.lower() not in VIDEOS:
         raise ValueError(f"{path} is no name for frames; expected one in .mp4 or .gif, or that of a folder")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"{path} cannot be written: there is no such folder")
+    check_parent(path)
     if not path.suffix and path.exists():
         raise ValueError(f"{path} exists; choose another name for the folder of frames")
     if path.suffix.lower() == ".mp4":

@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from shiftaddvit_jax.files import whole_file
+from shiftaddvit_jax.files import check_parent, whole_file
 
 # Okabe and Ito's palette, which the color-blind can tell apart too.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
@@ -23,8 +23,7 @@ def check_picture(path: str | Path) -> Path:
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path} is no name for a picture; it must end in .png or .svg")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"{path} cannot be written: there is no such folder")
+    check_parent(path)
     return path
 
 

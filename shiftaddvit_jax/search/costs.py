@@ -95,7 +95,7 @@ def read_costs(file: str | Path) -> Costs:
         }
         costs = Costs(found["unit"], float(found["rest"]), layers)
     except OSError as error:
-        raise ValueError(f"no latencies in {file}: {error.strerror}") from None
+        raise ValueError(f"no latencies in {file}: {error.strerror}; {expected}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{file} holds no latencies by choice; {expected}") from None
     if costs.unit not in WORDS:

@@ -51,7 +51,7 @@ def read_summary(run: str | Path) -> dict[str, Any]:
         summary = read_object(file)
     except FileNotFoundError:
         raise ValueError(
-            f"no {file}; expected the workdir of a finished run, or its {SUMMARY}: run its command again"
+            f"no file {file}; expected the workdir of a finished run, or its {SUMMARY}: run its command again"
         ) from None
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from None
