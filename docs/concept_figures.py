@@ -1,7 +1,11 @@
 """The pictures of ``docs/concepts.md``: ``python docs/concept_figures.py`` writes them to ``docs/images/``.
 
-Figures in them are computed here, and printed; `tests/test_docs.py` holds the page to them.
+Figures in them are computed here, and printed. `tests/test_docs.py` holds the page's tables to them, and
+`tests/nn/test_moe.py` routers that are trained on the balancing loss alone.
 """
+
+import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +16,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-import shiftaddvit_jax as sav
-from shiftaddvit_jax.costs import Operations, count_products, sum_operations
-from shiftaddvit_jax.models.variables import variable_shapes
-from shiftaddvit_jax.nn import MoEDense, latency_aware_loss, routing_loss
+from shiftaddvit_jax.costs import Operations, sum_operations, trace_products
+from shiftaddvit_jax.nn import MoEDense, latency_aware_loss, make_attention, routing_loss
 from shiftaddvit_jax.nn.moe import aimed_shift_share
 from shiftaddvit_jax.ops import binarize, power_of_two, two_power_numbers, two_powers_of_two
 
 WIDTH = 6.4  # inches: letters stay legible on a phone
 SMALL = 10
 
-HEAD_DIM = 32  # of PVTv2-B0, in every stage
+GRID, HEAD_DIM = (56, 56), 32  # of PVTv2-B0's first block
 ATTENTIONS = ("msa", "sra", "linear", "hamming_quadratic", "hamming_linear")
 WEIGHT_SHAPE = 768, 768
 TRAINED_RATIOS, SEEDS = (1.0, 1.5, 2.0, 3.0, 4.0), 3
@@ -32,11 +34,14 @@ MEASURED_RATIOS = 1.6, 3.3
 
 def attention_operations() -> dict[str, Operations]:
     """Operations among Q, K and V in the first block of PVTv2-B0, of one image at 224 x 224."""
+    tokens = jax.ShapeDtypeStruct((1, math.prod(GRID), HEAD_DIM), jnp.float32)
     counted = {}
     for kind in ATTENTIONS:
-        model = sav.create_model("pvt_v2_b0", attention=kind)
-        products = count_products(model, variable_shapes(model))
-        counted[kind] = sum_operations(each for each in products if each.module == "stage1/block1/attn")
+        layer = make_attention(kind, num_heads=1, sr_ratio=8)
+        call = partial(layer.apply, grid=GRID)
+        variables = jax.eval_shape(partial(layer.init, grid=GRID), jax.random.key(0), tokens)
+        products = trace_products(call, variables, tokens)
+        counted[kind] = sum_operations(each for each in products if not each.module)
     return counted
 
 
