@@ -4,6 +4,8 @@ import inspect
 import re
 
 import flax.linen as nn
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 
 import shiftaddvit_jax
 
@@ -15,7 +17,8 @@ version = release = shiftaddvit_jax.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 nb_execution_mode = "off"
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+html_math_renderer = "mathml"
 myst_heading_anchors = 3
 # One backtick in a docstring is a link to what it names, where that has an entry, and code elsewhere.
 default_role = "py:obj"
@@ -66,7 +69,16 @@ def tidy_docstring(app, what, name, thing, options, lines):
     ]
 
 
+def write_formula(writer, node):
+    """A formula as MathML, which browsers draw without a script from elsewhere."""
+    block = isinstance(node, nodes.math_block)
+    formula = tex2mathml(node.astext(), block)
+    writer.body.append(f'<div class="math">{formula}</div>' if block else formula)
+    raise nodes.SkipNode
+
+
 def setup(app):
     """What Sphinx calls first."""
+    app.add_html_math_renderer("mathml", (write_formula, None), (write_formula, None))
     app.connect("autodoc-process-signature", shorten_signature)
     app.connect("autodoc-process-docstring", tidy_docstring)

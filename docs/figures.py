@@ -3,6 +3,7 @@
 Every number in it stands in ``docs/benchmarks.md`` too, with the command that measured it.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -10,11 +11,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
+from shiftaddvit_jax.pictures.style import COLORS
+
 IMAGES = Path(__file__).with_name("images")
 
-# Okabe and Ito's palette, told apart by the colour-blind too.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#8C8C8C"
-INK = "#222222"
+BLUE, ORANGE, GREEN = COLORS[:3]
+GREY, INK = "#8C8C8C", "#222222"
+STYLE = {
+    "font.size": 11.5,
+    "axes.titlesize": 13,
+    "axes.titleweight": "bold",
+    "axes.titlepad": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "svg.hashsalt": "shiftaddvit_jax",
+}
 
 # What computes a product, by an example, and where in a block it is.
 PRIMITIVES = (
@@ -99,25 +112,13 @@ def draw_overview() -> Figure:
     return figure
 
 
-def main() -> None:
-    """Write every picture; the same source gives the same bytes."""
-    IMAGES.mkdir(exist_ok=True)
-    style = {
-        "font.size": 11.5,
-        "axes.titlesize": 13,
-        "axes.titleweight": "bold",
-        "axes.titlepad": 10,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "svg.hashsalt": "shiftaddvit_jax",
-    }
-    with rc_context(style):
-        path = IMAGES / "overview.svg"
-        draw_overview().savefig(path, metadata={"Date": None})
+def write(draw: Callable[[], Figure], name: str) -> None:
+    """Write what ``draw`` returns to ``docs/images/``; the same source gives the same bytes."""
+    path = IMAGES / f"{name}.svg"
+    with rc_context(STYLE):
+        draw().savefig(path, metadata={"Date": None})
     print(f"written to {path}")
 
 
 if __name__ == "__main__":
-    main()
+    write(draw_overview, "overview")

@@ -19,6 +19,8 @@ import shlex
 import tomllib
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 import shiftaddvit_jax as sav
@@ -35,6 +37,21 @@ PAGES = [
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TARGETS = re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 FOLDERS = ("shiftaddvit_jax", "kernels_tvm", "tests", "docs", "configs", "colab")
+PACKAGES = (
+    "bench",
+    "checkpoints",
+    "costs",
+    "data",
+    "models",
+    "nn",
+    "novel_views",
+    "ops",
+    "pictures",
+    "qmc",
+    "robustness",
+    "search",
+    "train",
+)
 FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -290,6 +307,21 @@ def test_names_within_sentences_exist(page):
             assert hasattr(importlib.import_module("shiftaddvit_jax.pictures"), span)
 
 
+@pytest.mark.parametrize("package", ["", *PACKAGES])
+def test_the_reference_has_every_public_name(package):
+    """Of a module that a page names, autodoc takes what has a docstring; tables are named one by one."""
+    name = f"shiftaddvit_jax.{package}".rstrip(".")
+    module, page = importlib.import_module(name), (ROOT / "docs/api" / f"{package or 'index'}.md").read_text()
+    assert f".. automodule:: {name}\n" in page
+    tables = re.findall(r"\.\. py:data:: (\w+)", page)
+    elsewhere = re.findall(r"\w+", "".join(re.findall(r":exclude-members:(.*)", page)))
+    assert set(elsewhere) <= set(sav.__all__)
+    for public in set(module.__all__) - {*tables, *elsewhere}:
+        thing = getattr(module, public)
+        assert callable(thing), f"{public} needs a py:data of its own"
+        assert thing.__doc__, f"{public} has no docstring"
+
+
 def test_every_page_is_in_the_table_of_contents():
     for folder in (ROOT / "docs", ROOT / "docs" / "api"):
         listed = " ".join(
@@ -305,3 +337,61 @@ def test_the_pictures_of_the_readme_are_small_and_say_what_they_show():
     for text, path in pictures:
         assert len(text) > 40
         assert (ROOT / path).stat().st_size < 150_000
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_picture_says_what_it_shows(page):
+    text = page.read_text()
+    assert "![](" not in text
+    for body in re.findall(r"^```\{(?:image|figure)\}.*?^```$", text, re.MULTILINE | re.DOTALL):
+        assert re.search(r"^:alt: \S", body, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def concept_figures():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "docs")
+        return importlib.import_module("concept_figures")
+
+
+def row_of(name):
+    """The cells behind ``name`` in a table of the page on concepts."""
+    (row,) = re.findall(rf"^\| {name}.*", (ROOT / "docs/concepts.md").read_text(), re.MULTILINE)
+    return [cell.strip() for cell in row.split("|")[2:-1]]
+
+
+def test_concepts_has_the_operations_that_are_counted(concept_figures):
+    for kind, operations in concept_figures.attention_operations().items():
+        counts = operations.macs, operations.adds, operations.popcounts
+        assert row_of(f"`{kind}`") == [f"{count / 1e6:.1f} M" if count else "" for count in counts]
+
+
+@pytest.mark.parametrize("grid", ["one power", "two powers", "integers"])
+def test_concepts_has_the_errors_that_are_computed(concept_figures, grid):
+    errors = concept_figures.rounding_errors()
+    levels, decibels = next(each[1:] for each in reversed(errors) if each[0] == grid)
+    number, _, found, worth = row_of(grid)
+    assert (number, found) == (str(levels), f"{decibels:.1f} dB")
+    assert worth == f"{concept_figures.worth_in_bits(errors, grid):.1f} bits".replace(".0", "")
+
+
+def test_the_attention_that_the_docs_add_is_a_mean():
+    names = dict(vars(importlib.import_module("shiftaddvit_jax.nn.attention")))
+    exec(blocks(ROOT / "docs/extend.md", "python")[0], names)
+    layer, x = names["MeanAttention"](2), np.random.default_rng(0).normal(size=(1, 6, 4)).astype(np.float32)
+    y, variables = layer.init_with_output(jax.random.key(0), x, (2, 3))
+    qkv, proj = (variables["params"][name]["kernel"] for name in ("qkv", "proj"))
+    expected = np.broadcast_to((x @ qkv[:, 8:]).mean(1, keepdims=True) @ proj, x.shape)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_browser_finds_what_is_wrong_with_pages(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    pages = {"good": "<p>short</p>", "wide": "<pre>" + 200 * "wide" + "</pre>", "blank": "<img src=none.png>"}
+    for name, body in pages.items():
+        (tmp_path / f"{name}.html").write_text(f"<!doctype html>{body}")
+    try:
+        found = importlib.import_module("check_pages").check_pages(tmp_path)
+    except FileNotFoundError as no_browser:
+        pytest.skip(str(no_browser))
+    assert [line.partition(".")[0] for line in found] == ["blank", "blank", "wide", "wide", "wide"]
