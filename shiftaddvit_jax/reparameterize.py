@@ -20,6 +20,7 @@ from shiftaddvit_jax.models.variables import LINEAR_LAYERS, init_named, variable
 from shiftaddvit_jax.names import PERFORMER_FEATURES, ROTATIONS
 from shiftaddvit_jax.nn import LINEAR_KINDS
 from shiftaddvit_jax.nn.attention import DRAW_FEATURES
+from shiftaddvit_jax.nn.kernels import is_packed
 from shiftaddvit_jax.nn.primitives import PerformerFeatures, Rotation
 from shiftaddvit_jax.ops import power_of_two, two_powers_of_two
 from shiftaddvit_jax.ops.power_of_two import check_weight_terms
@@ -151,6 +152,8 @@ def check_variables(model: nn.Module, variables: PyTree, shapes: PyTree | None =
 
     ``shapes`` are those that are expected, by default of variables that are not packed.
     """
+    if shapes is None and is_packed(variables["params"]):
+        raise ValueError("the variables are packed; expected a model's as they were trained")
     expected = _flat_shapes(variable_shapes(model) if shapes is None else shapes)
     found = _flat_shapes(variables)
     differences = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
