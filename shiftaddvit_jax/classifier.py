@@ -1,11 +1,13 @@
 """From a name to an answer: a model with its pixels and the names of its classes, ready to call on images."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt8
@@ -145,6 +147,19 @@ class Classifier:
             [Answer(self.class_names[index], float(row[index]), int(index)) for index in indices]
             for row, indices in zip(probabilities, best, strict=True)
         ]
+
+    def with_model(self, model: nn.Module, variables: PyTree) -> "Classifier":
+        """A classifier with the same pixels and classes, and another model, such as one made of this one's.
+
+        Args:
+          model: what `reparameterize` or `calibrate` made.
+          variables: its variables, packed or not.
+        """
+        about = {name: value for name, value in (self.source.about or {}).items() if name != "top1"}
+        source = replace(
+            self.source, model=model, variables=variables, about=about, notes=(), program=None, place=None
+        )
+        return Classifier(source, self.max_batch)
 
     def warm_up(self, batch: int | None = None) -> None:
         """Compile what batches of 1, 2, 4, ... up to ``batch`` need; by default up to ``max_batch``."""

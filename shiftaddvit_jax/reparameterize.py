@@ -152,6 +152,8 @@ def check_variables(model: nn.Module, variables: PyTree, shapes: PyTree | None =
 
     ``shapes`` are those that are expected, by default of variables that are not packed.
     """
+    if shapes is None and is_packed(variables["params"]):
+        raise ValueError("the variables are packed; expected a model's as they were trained")
     expected = _flat_shapes(variable_shapes(model) if shapes is None else shapes)
     found = _flat_shapes(variables)
     differences = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -160,6 +161,16 @@ def test_batches_are_padded_to_powers_of_two(classifier):
         assert classifier.logits(inputs[:count]).shape == (count, 3)
     assert classifier._apply._cache_size() == compiled == 3
     assert classifier.logits(inputs[:0]).shape == (0, 3)
+
+
+def test_another_model_has_the_same_pixels_and_classes(classifier):
+    inputs = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    known = replace(classifier.source, about={**classifier.source.about, "top1": 0.9}, program="a program")
+    variables = sav.pack(classifier.model, classifier.variables)
+    found = sav.Classifier(known).with_model(classifier.model, variables)
+    assert (found.preprocessing, found.class_names) == (classifier.preprocessing, classifier.class_names)
+    assert found.source.about == classifier.source.about
+    np.testing.assert_allclose(found.logits(inputs), classifier.logits(inputs), atol=1e-5)
 
 
 def test_threads_share_a_classifier(classifier, photographs):

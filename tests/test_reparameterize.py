@@ -154,6 +154,11 @@ def test_variables_of_another_model_are_refused_by_name(dense):
         sav.reparameterize(dense[0], variables, attention="linear")
 
 
+def test_packed_variables_are_refused(dense):
+    with pytest.raises(ValueError, match="the variables are packed; expected a model's as they were trained"):
+        sav.reparameterize(dense[0], sav.pack(*dense), mlp="shift")
+
+
 def test_an_unknown_kind_is_refused(dense):
     with pytest.raises(ValueError, match="did you mean 'hamming_linear'"):
         sav.reparameterize(*dense, attention="haming_linear")

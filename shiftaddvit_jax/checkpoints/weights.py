@@ -204,7 +204,8 @@ def _download(repository: str) -> Path:
 
     def get(file):
         try:
-            return Path(hf_hub_download(repository, file))
+            # Where there was no connection, the next file is not waited for again.
+            return Path(hf_hub_download(repository, file, local_files_only=bool(missing)))
         except LocalEntryNotFoundError:
             missing.append(file)
             return None

@@ -402,7 +402,7 @@ def test_the_hub_gives_all_shards(tmp_path, monkeypatch):
     shards(tmp_path, save_file, "model", ".safetensors")
     asked = []
 
-    def download(repository, file):
+    def download(repository, file, local_files_only):
         asked.append(file)
         if not (tmp_path / file).is_file():
             raise EntryNotFoundError(file)
@@ -413,3 +413,17 @@ def test_the_hub_gives_all_shards(tmp_path, monkeypatch):
     assert {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"} <= set(asked)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     assert_refused("ORG/NAME lacks model-00002-of-00002.safetensors", "hf:ORG/NAME")
+
+
+def test_without_a_connection_the_hub_is_asked_once(monkeypatch):
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    asked = []
+
+    def download(repository, file, local_files_only):
+        asked.append(local_files_only)
+        raise LocalEntryNotFoundError(file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert_refused("no connection to the Hub, and the cache does not have it", "hf:ORG/NAME")
+    assert asked == [False, True, True, True]
