@@ -48,7 +48,8 @@ def main() -> int:
             "--workdir", type=Path, default=Path("runs/fashion_mnist"), help="default: %(default)s"
         )
     asked = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("studies").setLevel(logging.INFO)
     if asked.command == "run":
         names = list(filter(None, asked.rows.split(","))) or list(BY_NAME)
         for name in names:

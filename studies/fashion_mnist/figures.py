@@ -49,8 +49,8 @@ def plot_tradeoffs(rows: Rows, path: Path) -> Figure:
         if front := pareto_front([(row[key], row["top1"][0]) for row in shown.values()]):
             panel.step(*zip(*front, strict=True), where="post", color="0.6", linewidth=1, zorder=0)
         panel.set_xlabel(label)
-        panel.set_xlim(left=0)
-        panel.margins(x=0.15, y=0.1)
+        panel.set_xlim(0, 1.4 * max((row[key] for row in shown.values()), default=1))  # with room for names
+        panel.margins(y=0.1)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("top-1 on the test images (%)")
     for group in dict.fromkeys(row["group"] for row in rows.values()):

@@ -17,19 +17,20 @@ MODELS = {
 }
 CARD = """# {name}
 
-PVTv2-nano for photographs of clothes, 28 x 28 pixels in grey: {what}.
+PVTv2-nano for photographs of clothes, 28 x 28 pixels in grey:
+{what}.
 
 - **Data**: Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017; MIT licence): 60,000 training images; 10,000 test
   images, seen once, at the end.
 - **Recipe**: `{command}`; the whole way is in `docs/results.md`.
-- **Accuracy**: {top1:.2f} % top-1 of these weights (seed 0) on the test images; {mean:.2f} ±
-  {deviation:.2f} % over {seeds} seeds (mean and standard deviation).
+- **Accuracy**: {top1:.2f} % top-1 of these weights (seed 0) on the test images{others}.
 - **Size**: {kilobytes:.0f} kB of weights, packed.
 - **Use**: `shiftaddvit predict {name} PICTURE`, or
   `shiftaddvit_jax.from_pretrained("{name}")`. A picture should show one piece of clothing, light on a dark
   ground, as in the data; of anything else the answer means nothing.
 - **Licence**: Apache-2.0, as the package.
 """
+OTHERS = "; {mean:.2f} ± {deviation:.2f} % over {seeds} seeds (mean and standard deviation)"
 
 
 def ship(workdir: Path, data: Path, docs: Path) -> None:
@@ -52,9 +53,7 @@ def ship(workdir: Path, data: Path, docs: Path) -> None:
             what=what,
             command=first[row]["command"],
             top1=100 * first[row]["top1"],
-            mean=mean,
-            deviation=deviation or 0.0,
-            seeds=rows[row]["seeds"],
+            others="" if deviation is None else OTHERS.format(mean=mean, deviation=deviation, **rows[row]),
             kilobytes=first[row]["packed_bytes"] / 1e3,
         )
         (SHIPPED / name / "README.md").write_text(card)
