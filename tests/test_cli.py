@@ -118,6 +118,14 @@ def test_reparameterize_writes_a_checkpoint_and_says_what_it_made(checkpoint, tm
     assert description["class_names"] == list("0123456789")
 
 
+def test_reparameterize_takes_a_rotation(checkpoint, tmp_path):
+    command = ["reparameterize", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "codes")]
+    assert main([*command, "--attention", "hamming_quadratic", "--rotation", "hadamard_4x"]) == 0
+    model, variables, _ = sav.load_model(tmp_path / "codes")
+    assert model.primitives.rotation == "hadamard_4x"
+    assert variables["rotation"]["stage1"]["block1"]["attn"]["signs"].shape[0] == 4
+
+
 def test_train_takes_overrides_from_the_command_line(tmp_path, capsys):
     overrides = ["--config.train.steps=2", "--config.data.batch_size=4", "--config.model.attention=linear"]
     command = ["train", "--config", "configs/digits.py", "--workdir", str(tmp_path / "run")]
@@ -332,6 +340,11 @@ def test_models_are_listed_with_their_published_sizes(capsys):
     assert deit["attention"] == ["msa", "linear", "hamming_linear", "hamming_quadratic", "binary_softmax"]
 
 
+def test_published_weights_are_listed(capsys):
+    assert main(["models", "--pretrained"]) == 0
+    assert capsys.readouterr().out.split() == sav.list_pretrained()
+
+
 def test_the_table_of_models_fits_100_columns(capsys):
     assert main(["models", "pvt_v2_nano", "deit_tiny"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -431,9 +444,12 @@ def test_pretrained_weights_that_cannot_be_had_are_refused(arguments, message, t
 def test_pack_writes_a_packed_checkpoint_and_says_what_it_saves(tmp_path, capsys):
     model = sav.create_model("pvt_v2_nano", num_classes=10, attention="msa", mlp="shift")
     sav.save_model(tmp_path / "model", model, sav.init_variables(model, jax.random.key(0)))
-    assert main(["pack", "--checkpoint", f"{tmp_path}/model", "--output", f"{tmp_path}/packed"]) == 0
+    command = ["pack", "--checkpoint", f"{tmp_path}/model", "--output", f"{tmp_path}/packed"]
+    assert main([*command, "--activations", "int8"]) == 0
     assert "kB became" in capsys.readouterr().out
-    assert sav.load_model(tmp_path / "packed")[2]["packed"]
+    packed, _, about = sav.load_model(tmp_path / "packed")
+    assert about["packed"]
+    assert packed.primitives.activations == "int8"
 
 
 def test_compile_says_how_many_kernels_it_made_and_where(capsys):

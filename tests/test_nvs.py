@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -49,11 +50,10 @@ def scene():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A model of random weights, which renders as fast as one that was trained."""
-    model = sav.create_model("gnt_nano")
-    folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    save_model(folder, model, init_variables(model, jax.random.key(0)), {"psnr": 5.0})
-    return folder
+    """What `nvs train` makes in one step, which renders as fast as what was trained for long."""
+    folder = tmp_path_factory.mktemp("runs") / "dense"
+    assert main(["nvs", "train", *SCENE, "--workdir", str(folder), "--steps", "1", "--rays", "8"]) == 0
+    return folder / "model"
 
 
 @pytest.fixture(scope="module")
@@ -313,12 +313,14 @@ def test_eval_scores_each_held_out_view(checkpoint, scene, capsys):
     assert found["psnr"] == pytest.approx(np.mean([view["psnr"] for view in found["views"].values()]))
 
 
-def test_render_writes_frames_along_a_path(checkpoint, scene, tmp_path, capsys):
-    (tmp_path / "path.json").write_text(json.dumps(scene.poses[:2].tolist()))
-    path = ("--path", str(tmp_path / "path.json"), "--output", str(tmp_path / "a.gif"))
-    assert main(["nvs", "render", str(checkpoint), *SCENE, *path]) == 0
-    with Image.open(tmp_path / "a.gif") as image:
-        assert image.n_frames == 2
+@pytest.mark.parametrize("path", ["path.json", "spiral"])
+def test_render_writes_frames_along_a_path(path, checkpoint, scene, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("path.json").write_text(json.dumps(scene.poses[:3].tolist()))
+    frames = ("--path", path, "--frames", "3", "--output", "a.gif")
+    assert main(["nvs", "render", str(checkpoint), *SCENE, *frames]) == 0
+    with Image.open("a.gif") as image:
+        assert image.n_frames == 3
 
 
 @pytest.mark.parametrize(

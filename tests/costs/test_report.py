@@ -1,6 +1,9 @@
+import json
+
 import pytest
 
 import shiftaddvit_jax as sav
+from shiftaddvit_jax.cli import main
 from shiftaddvit_jax.costs import (
     accelerator_cost,
     compute_energy,
@@ -92,6 +95,8 @@ def test_additive_attention_and_mixtures_save_the_papers_headline_against_msa():
     assert all(energy["shiftaddvit"][name] < energy["sra"][name] for name in saved)
 
 
-def test_a_model_without_spatial_reduction_is_not_compared_with_it():
-    (row,) = energy_savings(["deit_tiny"])
+def test_a_model_without_spatial_reduction_is_not_compared_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("shiftaddvit_jax.cli.analysis.PAPER_MODELS", ["deit_tiny"])
+    assert main(["report", "--savings", "--json", str(tmp_path / "savings.json")]) == 0
+    (row,) = json.loads((tmp_path / "savings.json").read_text())
     assert row["energy_mj"].keys() == {"shiftaddvit", "msa"}

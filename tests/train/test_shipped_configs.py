@@ -3,11 +3,12 @@
 import pytest
 
 from shiftaddvit_jax import main as training
+from shiftaddvit_jax.cli import main
 from shiftaddvit_jax.main import find_config, load_config
 from shiftaddvit_jax.models import list_models
 from shiftaddvit_jax.train import default_config
 from shiftaddvit_jax.train.config import check_config, with_steps
-from shiftaddvit_jax.train.plan import plan_run, print_plan
+from shiftaddvit_jax.train.plan import print_plan
 from shiftaddvit_jax.train.recipes import STAGES
 from shiftaddvit_jax.train.start import begin, with_files_read
 from shiftaddvit_jax.train.step import learning_rate, make_optimizer, make_recipe
@@ -104,11 +105,15 @@ def test_a_file_of_latencies_becomes_its_numbers(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_plan_says_what_the_run_would_be(capsys):
-    config = default_config()
-    config.data.batch_size = 8
-    config.train.update({"epochs": 2.0, "ema_decay": 0.9})
-    plan = plan_run(config)
+def test_a_plan_says_what_the_run_would_be(capsys, monkeypatch):
+    plans = []
+    monkeypatch.setattr(
+        "shiftaddvit_jax.train.plan.print_plan", lambda plan: plans.append(plan) or print_plan(plan)
+    )
+    overrides = ("data.batch_size=8", "train.epochs=2.0", "train.ema_decay=0.9")
+    command = ["train", "--config", "configs/digits.py", "--plan"]
+    assert main([*command, *(f"--config.{override}" for override in overrides)]) == 0
+    (plan,) = plans
     assert plan["steps"] == round(2 * 1198 / 8)
     assert plan["images"] == (1198, 599)
     assert plan["parameters"] == 316_042
@@ -117,7 +122,6 @@ def test_a_plan_says_what_the_run_would_be(capsys):
     assert plan["learning_rates"][1] == (100, pytest.approx(2e-3))
     assert plan["step_seconds"] > 0
     assert plan["seconds"] >= plan["steps"] * plan["step_seconds"]
-    print_plan(plan)
     shown = capsys.readouterr().out
     assert "316,042 parameters, 10 classes" in shown
     assert max(map(len, shown.splitlines())) <= 100
