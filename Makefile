@@ -59,7 +59,8 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	$(PIP) --editable '.[docs]'
 	touch $@
 
-# A warning is an error; -E reads every docstring again, whatever was built before.
+# A warning is an error; -E reads every docstring again, whatever was built before. Notebooks run once, and again
+# when their code changes; DOCS_NOTEBOOKS=off leaves their outputs out.
 docs: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build -W --keep-going -E -b html docs docs/_build/html
 	@echo "written to docs/_build/html/index.html"
@@ -88,4 +89,4 @@ release-check: $(VENV)/.installed-release
 	@echo "dist/ holds what can be released"
 
 clean:
-	rm -rf $(VENV) dist runs docs/_build
+	rm -rf $(VENV) dist runs docs/_build docs/notebooks

@@ -1,7 +1,10 @@
 """How ``make docs`` builds the pages: Sphinx, MyST Markdown, and the API reference from docstrings."""
 
 import inspect
+import os
 import re
+import shutil
+from pathlib import Path
 
 import flax.linen as nn
 from docutils import nodes
@@ -16,7 +19,14 @@ version = release = shiftaddvit_jax.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
-nb_execution_mode = "off"
+# Outputs are kept in _build until a notebook's code changes. DOCS_NOTEBOOKS=off builds quickly, without them.
+nb_execution_mode = "off" if os.environ.get("DOCS_NOTEBOOKS") == "off" else "cache"
+nb_execution_excludepatterns = [] if shutil.which("nvidia-smi") else ["notebooks/gpu_benchmark.ipynb"]
+nb_execution_timeout = 900  # seconds a cell
+nb_execution_in_temp = True  # what they write is in no one's way
+nb_execution_show_tb = True
+nb_output_stderr = "remove"  # logs of what compiles
+nb_merge_streams = True
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 html_math_renderer = "mathml"
 myst_heading_anchors = 3
@@ -51,6 +61,20 @@ html_theme_options = {
 }
 
 
+def copy_notebooks(app):
+    """Copies of colab/'s notebooks, in docs/notebooks/, where Sphinx looks for pages."""
+    copies = Path(app.srcdir, "notebooks")
+    shutil.rmtree(copies, ignore_errors=True)
+    copies.mkdir()
+    for notebook in Path(app.srcdir).parent.glob("colab/*.ipynb"):
+        shutil.copy2(notebook, copies)
+
+
+def link_to_copies(app, page, source):
+    """A link to a notebook in the repository leads to its page here."""
+    source[0] = re.sub(r"\.\./colab/(\w+\.ipynb)", r"notebooks/\1", source[0])
+
+
 def shorten_signature(app, what, name, thing, options, signature, returned):
     """A signature without Flax's ``parent`` and ``name``, and without where ``Array`` is from."""
     if inspect.isclass(thing) and issubclass(thing, (nn.Conv, nn.Dense)):
@@ -79,6 +103,8 @@ def write_formula(writer, node):
 
 def setup(app):
     """What Sphinx calls first."""
+    app.connect("builder-inited", copy_notebooks)
+    app.connect("source-read", link_to_copies)
     app.add_html_math_renderer("mathml", (write_formula, None), (write_formula, None))
     app.connect("autodoc-process-signature", shorten_signature)
     app.connect("autodoc-process-docstring", tidy_docstring)

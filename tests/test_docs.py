@@ -4,7 +4,7 @@ Commands are parsed here by the parsers that run them, and not run: `test_cli.py
 reparameterize, models, report, pack and compile; `test_demo.py` demo, plot and the page of report;
 `test_compile_for_gpus.py` compile for GPUs, the tests of timing (`test_bench.py`, `test_latency.py`,
 `test_tuning.py`, `test_gpu_bench.py`, `test_gpu_report.py`) bench, measure-latency, tune and gpu-report;
-`test_notebook.py` both notebooks. The calls of Python blocks are held to the signatures of what they call;
+`test_notebook.py` the notebooks. The calls of Python blocks are held to the signatures of what they call;
 `test_reparameterize.py`, `test_pretrained.py` and `test_pack.py` run them.
 """
 
