@@ -57,9 +57,9 @@ def make_record(name: str, seed: int, workdir: Path, data: Path) -> dict:
 
 
 def _aims(row, workdir, shares):
-    """The share of tokens that the balancing loss, or ``balance``, wants on shift experts, if one does."""
+    """The share of tokens that the row's command wants on shift experts, if it does."""
     settings = row.settings or {}
-    if not shares or row.command not in ("train", "balance") or settings.get("train.balance_weight") == 0:
+    if not shares or row.command == "pack" or settings.get("train.balance_weight") == 0:
         return {}
     latencies = settings.get("train.latencies", "(6.0,4.0)")
     if latencies.endswith(LATENCIES) or any(option.endswith(LATENCIES) for option in row.options):
