@@ -507,13 +507,15 @@ def test_convert_writes_a_checkpoint_that_packs_without_loss(tmp_path, capsys, r
     about = {"class_names": list("0123456789"), "top1": 0.5}
     sav.save_model(tmp_path / "dense", model, sav.init_variables(model, jax.random.key(0)), about)
     command = ["convert", str(tmp_path / "dense"), "--images", "digits", "--count", "16", "--mlp"]
+    codes = ["--attention", "binary_softmax,msa,msa,msa", "--rotation", "hadamard_2x"]
     terms = ["--weight-terms", "2", "--output", str(tmp_path / "shift")]
-    assert main([*command, "shift,dense,dense,dense", *terms]) == 0
+    assert main([*command, "shift,dense,dense,dense", *codes, *terms]) == 0
     printed = capsys.readouterr().out
-    assert "2 layers, 16 images" in printed
+    assert "3 layers, 16 images" in printed  # the new attention's last one, too
     assert "shift_two_terms" in printed
     student, variables, description = sav.load_model(tmp_path / "shift")
-    assert student.primitives.weight_terms == 2
+    assert (student.primitives.weight_terms, student.primitives.rotation) == (2, "hadamard_2x")
+    assert student.attention == ("binary_softmax", "msa", "msa", "msa")
     assert student.mlp == ("shift", "dense", "dense", "dense")
     assert description["class_names"] == list("0123456789")
     assert "top1" not in description

@@ -1,11 +1,31 @@
 """What README.md, CONTRIBUTING.md, docs/ and help say a person can type, open and import is there.
 
-Commands are parsed here by the parsers that run them, and not run: `test_cli.py` runs train, eval, predict,
-reparameterize, models, report, pack and compile; `test_demo.py` demo, plot and the page of report;
-`test_compile_for_gpus.py` compile for GPUs, the tests of timing (`test_bench.py`, `test_latency.py`,
-`test_tuning.py`, `test_gpu_bench.py`, `test_gpu_report.py`) bench, measure-latency, tune and gpu-report;
-`test_notebook.py` the notebooks. The calls of Python blocks are held to the signatures of what they call;
-`test_reparameterize.py`, `test_pretrained.py` and `test_pack.py` run them.
+Commands are parsed here by the parsers that run them, and run elsewhere, on small models:
+
+- train, eval, predict, reparameterize, models, report, pack, compile: `test_cli.py`, `test_predict.py`; of
+  train, --plan `train/test_shipped_configs.py`, --sweep `train/test_sweep.py`, several processes
+  `train/test_devices.py`, distillation and latencies `train/test_step.py`, `bench/test_latency.py`;
+- convert `test_calibrate.py`, balance `test_balance.py`, search and --layers `search/test_search_run.py`, robustness
+  `test_robustness.py`, compare `test_compare.py` and `train/test_summary.py`, --engine ray `test_cluster.py`;
+- export and its bundle `checkpoints/test_bundle.py`, serve `serve/test_server.py`, compile --target
+  `test_compile_for_gpus.py`;
+- demo, plot, report --html `test_demo.py`; report --savings `costs/test_report.py`; nvs train, convert, eval
+  and render `test_nvs.py`;
+- bench `bench/test_bench.py` and `bench/test_roofline.py`, measure-latency `bench/test_latency.py`;
+- notebooks `test_notebook.py`. Calls in Python blocks are held to the signatures of what they call;
+  `test_reparameterize.py`, `checkpoints/test_pretrained.py` and `test_pack.py` run them.
+
+No test runs
+
+- what downloads: sources of ``hf:`` and ``timm:``, for which `checkpoints/test_pretrained.py` and
+  `test_classifier.py` have folders of the same layout;
+- gpu-report, which needs nvcc (its parts: `costs/test_gpu_bounds.py`), --distributed, which needs SLURM,
+  Kubernetes or a TPU pod, and --device gpu without a GPU (with one: `bench/test_gpu_bench.py`);
+- tune, which compiles kernels for minutes (its parts: `kernels/test_tuning.py`), nvs demo, which trains four
+  models in minutes, bench at 224 pixels, and its peers that the extra ``test`` lacks;
+- the scripts of docs/, minutes to hours, which are imported here; but for what they compute for
+  docs/concepts.md, and check_pages.py;
+- make, pip and venv, which set up what runs the tests.
 """
 
 import argparse
@@ -395,3 +415,9 @@ def test_a_browser_finds_what_is_wrong_with_pages(tmp_path, monkeypatch):
     except FileNotFoundError as no_browser:
         pytest.skip(str(no_browser))
     assert [line.partition(".")[0] for line in found] == ["blank", "blank", "wide", "wide", "wide"]
+
+
+@pytest.mark.parametrize("script", sorted({path.stem for path in (ROOT / "docs").glob("*.py")} - {"conf"}))
+def test_every_script_finds_what_it_imports(script, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    importlib.import_module(script)

@@ -103,8 +103,9 @@ def test_a_bundles_kernels_answer_where_there_is_no_compiler(source, tmp_path):
     target = host_target().name
     folder = tmp_path / "bundle"
     command = [sys.executable, "-m", "shiftaddvit_jax", "export", source.name, "--output", folder]
-    subprocess.run([*command, "--kernels", target, "--threads", "2", "--stablehlo"], check=True)
+    subprocess.run([*command, "--kernels", target, "--threads", "2", "--stablehlo", "--onnx"], check=True)
     made = json.loads((folder / "manifest.json").read_text())
+    assert "model.onnx" in made["files"]
     assert set(made["program"]["calls"]) == set(made["kernels"]["targets"][target])
     for environment, expected in (
         ({}, "True|True"),

@@ -161,6 +161,7 @@ def test_what_search_writes_other_commands_take(checkpoint, tmp_path, capsys):
         "16",
         "--confirm",
         "1",
+        "--baselines",
     )
     files = (
         "--output",
@@ -173,6 +174,7 @@ def test_what_search_writes_other_commands_take(checkpoint, tmp_path, capsys):
     assert main(command(checkpoint, *settings, *files)) == 0
     printed = capsys.readouterr().out
     assert "all shift:" in printed
+    assert "random" in printed
     assert (tmp_path / "front.png").stat().st_size > 1000
     report = json.loads((tmp_path / "all.json").read_text())
     best = json.loads((tmp_path / "found" / "1.json").read_text())
