@@ -5,8 +5,9 @@ Commands are parsed here by the parsers that run them, and run elsewhere, on sma
 - train, eval, predict, reparameterize, models, report, pack, compile: `test_cli.py`, `test_predict.py`; of
   train, --plan `train/test_shipped_configs.py`, --sweep `train/test_sweep.py`, several processes
   `train/test_devices.py`, distillation and latencies `train/test_step.py`, `bench/test_latency.py`;
-- convert `test_calibrate.py`, balance `test_balance.py`, search and --layers `search/test_search_run.py`, robustness
-  `test_robustness.py`, compare `test_compare.py` and `train/test_summary.py`, --engine ray `test_cluster.py`;
+- convert `test_calibrate.py`, balance `test_balance.py`, search and --layers `search/test_search_run.py`,
+  robustness `test_robustness.py`, compare `test_compare.py` and `train/test_summary.py`,
+  --engine ray `test_cluster.py`;
 - export and its bundle `checkpoints/test_bundle.py`, serve `serve/test_server.py`, compile --target
   `test_compile_for_gpus.py`;
 - demo, plot, report --html `test_demo.py`; report --savings `costs/test_report.py`; nvs train, convert, eval
