@@ -342,7 +342,7 @@ def test_a_wrong_argument_is_one_line(checkpoint, arguments, says, capsys, tmp_p
     arguments = [str(checkpoint) if argument == "CHECKPOINT" else argument for argument in arguments]
     assert main(["nvs", *arguments]) == 2
     *_, error = capsys.readouterr().err.strip().splitlines()  # after what was read
-    assert error.startswith("shiftaddvit nvs: error:")
+    assert error.startswith(f"shiftaddvit nvs {arguments[0]}: error:")
     assert says in error
 
 

@@ -117,7 +117,7 @@ def test_parquet_has_the_same_columns(checkpoint, folder, tmp_path):
     ("arguments", "message"),
     [
         (["nothing.png"], "no image file at nothing.png"),
-        (["no*.png"], "no file fits no*.png"),
+        (["no*.png"], "no file fits the pattern no*.png"),
         (["x.png", "--output", "rows.txt"], "--output must end in one of .jsonl, .csv, .parquet"),
         (["x.png", "--batch", "0"], "--batch must be at least 1"),
         (["x.png", "-"], "leave out the others"),

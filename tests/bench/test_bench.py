@@ -278,7 +278,7 @@ def test_peers_that_are_not_installed_are_named_with_the_extra(monkeypatch, caps
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give a model's name or --kernels"),
+        ([], "give a model's name, or --kernels"),
         (["pvt_v2_nano", "--kernels", "--plot", "a.png"], "have neither --plot nor"),
         (["pvt_v2_nan"], "did you mean 'pvt_v2_nano'"),
         (["pvt_v2_nano", "--peers", "onnxruntim"], "did you mean 'onnxruntime'"),

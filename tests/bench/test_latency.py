@@ -169,7 +169,7 @@ def test_the_fit_is_drawn(measured, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["pvt_v2_nano"], "no mixtures of experts; choose mlp='moe'"),
+        (["pvt_v2_nano"], "no mixtures of experts to time; give it --mlp moe"),
         (
             ["pvt_v2_nano", "--mlp", "moe", "--implementation", "xla", "--rounds", "0"],
             "rounds must be at least 1",

@@ -133,7 +133,7 @@ def test_the_only_variant_is_taken_and_one_of_several_must_be_named(tmp_path):
 
 def test_a_folder_without_weights_says_what_it_has(tmp_path):
     save(tmp_path, STATE, "best.pth")
-    assert_refused(r"has neither .*; it has best.pth; name the file itself", tmp_path)
+    assert_refused(r"has neither .*; it has best.pth, and is no checkpoint.*, or the file itself", tmp_path)
     (tmp_path / "model.json").write_text("{}")
     (tmp_path / "variables").mkdir()
     assert_refused("is a checkpoint of this package; read it by load_model", tmp_path)

@@ -131,7 +131,7 @@ def test_a_port_in_use_is_refused(capsys):
         (["a", "--port", "99999"], "port must be from 0 to 65535, got 99999"),
         (["a", "--host", "256.0.0.1"], "256.0.0.1, port 8000, can't be listened on"),
         (["a", "--max-batch", "0"], "max_batch must be at least 1, got 0"),
-        (["a", "--workers", "2"], "unrecognized arguments"),
+        (["a", "--workers", "2"], "unknown option '--workers'"),
         (["there/is/none", "--port", "0"], "there/is/none"),
     ],
 )

@@ -129,7 +129,7 @@ def test_a_plan_says_what_the_run_would_be(capsys, monkeypatch):
 
 def test_a_run_needs_a_workdir_and_a_plan_does_not(capsys):
     assert training.main(["--config", "digits.py"]) == 2
-    assert "--workdir DIR is missing" in capsys.readouterr().err
+    assert "--workdir is missing; give the run a folder" in capsys.readouterr().err
 
 
 def test_layers_are_read_from_a_file_of_search(tmp_path):
