@@ -34,9 +34,10 @@ Rows = Mapping[str, Mapping[str, Any]]
 
 def plot_tradeoffs(rows: Rows, path: Path) -> Figure:
     """Accuracy against energy and against milliseconds, a point a model, with the Pareto front."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
     axes = {"energy_uj": "energy on the accelerator (µJ an image)", "ms": "median latency (ms an image)"}
+    axes = {key: label for key, label in axes.items() if any(row[key] is not None for row in rows.values())}
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
     for panel, (key, label) in zip(panels, axes.items(), strict=True):
         shown = {name: row for name, row in rows.items() if row[key] is not None}
         for name, row in shown.items():
@@ -49,7 +50,7 @@ def plot_tradeoffs(rows: Rows, path: Path) -> Figure:
         if front := pareto_front([(row[key], row["top1"][0]) for row in shown.values()]):
             panel.step(*zip(*front, strict=True), where="post", color="0.6", linewidth=1, zorder=0)
         panel.set_xlabel(label)
-        panel.set_xlim(0, 1.4 * max((row[key] for row in shown.values()), default=1))  # with room for names
+        panel.set_xlim(0, 1.4 * max(row[key] for row in shown.values()))  # with room for names
         panel.margins(y=0.1)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("top-1 on the test images (%)")
