@@ -394,7 +394,7 @@ class DepthwiseConvDescription(Description):
 
 @dataclass(frozen=True)
 class PatchEmbedDescription(Description):
-    """A strided convolution whose patches may overlap, zero-padded by half a patch, then a LayerNorm.
+    """A strided convolution, then a LayerNorm; where patches overlap, it is zero-padded by half a patch.
 
     Attributes:
       projection: the product with a patch, its channels last; its outputs are a multiple of 16.
@@ -403,7 +403,7 @@ class PatchEmbedDescription(Description):
       channels: of a pixel; with an input LayerNorm a multiple of 16.
       patch: side of a patch.
       stride: pixels from one patch to the next.
-      epsilon: of the LayerNorm.
+      epsilon: of the LayerNorm; None for none.
       input_epsilon: of a LayerNorm of each pixel before the convolution; None for none.
     """
 
@@ -413,13 +413,13 @@ class PatchEmbedDescription(Description):
     channels: int
     patch: int
     stride: int
-    epsilon: float
+    epsilon: float | None
     input_epsilon: float | None = None
 
     @property
     def padding(self) -> int:
         """Zeros on each side of an image."""
-        return self.patch // 2
+        return self.patch // 2 if self.patch > self.stride else 0
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -437,7 +437,7 @@ class PatchEmbedDescription(Description):
     def arguments(self) -> list[Parameter]:
         """Name, shape and dtype of each parameter, in the order in which the kernel takes them."""
         input_norm = _layer_norm("input_norm", self.channels) if self.input_epsilon is not None else []
-        norm = _layer_norm("norm", self.projection.outputs)
+        norm = _layer_norm("norm", self.projection.outputs) if self.epsilon is not None else []
         return input_norm + _prefixed("projection", self.projection) + norm
 
 

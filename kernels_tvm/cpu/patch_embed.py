@@ -1,4 +1,4 @@
-"""A patch embedding: norm(convolution(x)) or norm(convolution(input_norm(x))), as a product of patches."""
+"""A patch embedding as a product of patches: norm(convolution(input_norm(x))), with or without the norms."""
 
 from tvm.script.ir_builder import tirx as T
 
@@ -15,7 +15,7 @@ def patch_embed_kernel(target: Target, threads: int, embed: PatchEmbedDescriptio
     """From x [images, height * width * channels] and the parameters to y [images, tokens, features]."""
     rows, columns = embed.grid
     features = embed.projection.outputs
-    together = rows_together(rows * columns)
+    epsilon, together = embed.epsilon, rows_together(rows * columns)
 
     def body(arguments: Arguments):
         x = arguments("x", ("images", embed.height * embed.width * embed.channels), "float32")
@@ -31,6 +31,12 @@ def patch_embed_kernel(target: Target, threads: int, embed: PatchEmbedDescriptio
             image, token = split(row, rows * columns)
             T.buffer_store(y, value, [image, token, lanes(column)])
 
+        few = few_rows(rows * columns, embed.projection)
+        parameters = part(buffers, "projection_")
+        apply_layer(target, threads, embed.projection, parameters, total, load_row, store, few)
+        if epsilon is None:
+            return
+
         def normalize(group):
             image, first = split(group * together, rows * columns)
             layer_norm_rows(
@@ -39,13 +45,10 @@ def patch_embed_kernel(target: Target, threads: int, embed: PatchEmbedDescriptio
                 features,
                 buffers["norm_scale"],
                 buffers["norm_bias"],
-                embed.epsilon,
+                epsilon,
                 lambda row, column, value: T.buffer_store(y, value, [image, first + row, lanes(column)]),
             )
 
-        few = few_rows(rows * columns, embed.projection)
-        parameters = part(buffers, "projection_")
-        apply_layer(target, threads, embed.projection, parameters, total, load_row, store, few)
         groups = T.floordiv(total, together)
         for_each_row(target, groups, 4 * features * together, threads, normalize)
 

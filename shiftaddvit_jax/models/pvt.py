@@ -12,6 +12,7 @@ from shiftaddvit_jax.models.preprocessing import Preprocessing
 from shiftaddvit_jax.models.pyramid import SIDES, SR_RATIOS, STAGES, check_size, reductions, stage_arguments
 from shiftaddvit_jax.nn import Block, Primitives, make_layer_norm, make_linear, make_patch_conv
 from shiftaddvit_jax.nn.norm import PATCH_EPSILON
+from shiftaddvit_jax.nn.plan import in_one_kernel, patch_embedding
 from shiftaddvit_jax.nn.position import Interpolation, resize_position_embeddings
 from shiftaddvit_jax.validation import check_images
 
@@ -44,7 +45,7 @@ class Stage(nn.Module):
         dtype = primitives.dtype or x.dtype
         x = PatchEmbed(
             self.features, self.patch_size, self.block["layer_norm_eps"], primitives, name="patch_embed"
-        )(x)
+        )(x, train=train)
         batch, *sides, channels = x.shape
         grid = sides[0], sides[1]
         x = x.reshape(batch, math.prod(grid), channels)
@@ -81,13 +82,21 @@ class PatchEmbed(nn.Module):
     layer_norm_eps: float | None
     primitives: Primitives
 
-    @nn.compact
+    def setup(self) -> None:
+        """The layers by their names."""
+        self.proj = make_patch_conv(self.features, self.patch_size, self.primitives)
+        self.norm = make_layer_norm(self.layer_norm_eps, self.primitives, default=PATCH_EPSILON)
+
+    @property
+    def stride(self) -> int:
+        """Distance between neighbouring patches in pixels."""
+        return self.patch_size
+
+    @in_one_kernel(patch_embedding)
     def __call__(
-        self, x: Float[Array, "batch height width channels"]
+        self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch rows columns features"]:
-        x = make_patch_conv(self.features, self.patch_size, self.primitives, name="proj")(x)
-        norm = make_layer_norm(self.layer_norm_eps, self.primitives, name="norm", default=PATCH_EPSILON)
-        return norm(x)
+        return self.norm(self.proj(x))
 
 
 class PyramidVisionTransformer(nn.Module):

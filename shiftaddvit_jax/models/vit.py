@@ -11,12 +11,47 @@ from jaxtyping import Array, Float
 from shiftaddvit_jax.models.outputs import Outputs
 from shiftaddvit_jax.models.preprocessing import Preprocessing
 from shiftaddvit_jax.nn import Block, Primitives, make_layer_norm, make_linear, make_patch_conv
+from shiftaddvit_jax.nn.plan import in_one_kernel, patch_embedding
 from shiftaddvit_jax.nn.position import Interpolation, resize_position_embeddings
 from shiftaddvit_jax.validation import check_images
 
 PATCH_SIZE = 16  # of all published variants
 # The kinds that the paper gives DeiT, and that of BinaryAttention.
 ATTENTION_KINDS = ("msa", "linear", "hamming_linear", "hamming_quadratic", "binary_softmax")
+
+
+class PatchEmbed(nn.Module):
+    """A convolution over patches that do not overlap.
+
+    Attributes:
+      features: channels of a token.
+      patch_size: side of a patch.
+      primitives: how products are computed.
+    """
+
+    features: int
+    patch_size: int
+    primitives: Primitives
+
+    def setup(self) -> None:
+        """The convolution, whose parameters are the embedding's own."""
+        self.proj = make_patch_conv(self.features, self.patch_size, self.primitives)
+        nn.share_scope(self, self.proj)
+
+    @property
+    def stride(self) -> int:
+        """Distance between neighbouring patches in pixels."""
+        return self.patch_size
+
+    @property
+    def norm(self) -> None:
+        """There is no LayerNorm behind it."""
+
+    @in_one_kernel(patch_embedding)
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], train: bool = False
+    ) -> Float[Array, "batch rows columns features"]:
+        return self.proj(x)
 
 
 class VisionTransformer(nn.Module):
@@ -63,7 +98,7 @@ class VisionTransformer(nn.Module):
     def setup(self) -> None:
         """The layers by their names."""
         init, channels = nn.initializers.truncated_normal(0.02), self.embed_dim
-        self.patch_embed = make_patch_conv(channels, self.patch_size, self.primitives, name="patch_embed")
+        self.patch_embed = PatchEmbed(channels, self.patch_size, self.primitives)
         self.first = [
             self.param(name, init, (channels,), jnp.float32)
             for name in (("cls_token", "dist_token") if self.distilled else ("cls_token",))
@@ -158,7 +193,7 @@ class VisionTransformer(nn.Module):
                     f"sides must be multiples of {patch}, got {side}"
                 )
         dtype = self.primitives.dtype or jnp.float32
-        x = self.patch_embed(images.astype(dtype))
+        x = self.patch_embed(images.astype(dtype), train=train)
         batch, *sides, channels = x.shape
         grid = sides[0], sides[1]
         embeddings = resize_position_embeddings(self.pos_embed, self._trained_grid, grid, self.interpolation)

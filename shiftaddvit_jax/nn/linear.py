@@ -13,7 +13,7 @@ from shiftaddvit_jax.ops.precision import CONV_GENERAL_DILATED, DOT_GENERAL, Pre
 from shiftaddvit_jax.validation import check_choice
 
 
-def make_patch_conv(features: int, side: int, primitives: Primitives, *, name: str) -> Conv:
+def make_patch_conv(features: int, side: int, primitives: Primitives, *, name: str | None = None) -> Conv:
     """A convolution over patches of ``side`` x ``side`` that do not overlap."""
     return Conv(
         features,

@@ -227,13 +227,15 @@ def patch_embedding(
         "dense", embed.patch_size**2 * channels, embed.features, precision=embed.primitives.precision
     )
     input_epsilon = x.epsilon if isinstance(x, Unnormalized) else None
+    epsilon = embed.norm.epsilon if embed.norm else None
     description = PatchEmbedDescription(
-        projection, height, width, channels, embed.patch_size, embed.stride, embed.norm.epsilon, input_epsilon
+        projection, height, width, channels, embed.patch_size, embed.stride, epsilon, input_epsilon
     )
 
     def run(x, params):
-        arrays = linear_arrays(projection, params["proj"], embed.primitives.weight_bits, "projection_")
-        arrays |= norm_arrays(params["norm"])
+        layer = params.get("proj", params)  # without a norm, the parameters are the layer's own
+        arrays = linear_arrays(projection, layer, embed.primitives.weight_bits, "projection_")
+        arrays |= norm_arrays(params["norm"]) if embed.norm else {}
         if isinstance(x, Unnormalized):
             arrays |= {"input_norm_scale": x.scale, "input_norm_bias": x.bias}
             x = x.x
