@@ -159,14 +159,14 @@ def check_robustness_and_search(notebook):
     text = printed(notebook)
     taken = int(re.search(r"^(\d+) disturbances of 12 images", text, re.MULTILINE)[1])
     assert taken == 256 if "needs qmcpy" in text else taken >= 256
-    shift, dense, difference = (
+    shifts, dense, difference = (
         float(re.search(rf"^{name} .* (-?[\d.]+)% ± [\d.]+%$", text, re.MULTILINE)[1])
-        for name in ("shift", "dense", "difference")
+        for name in ("shifts", "dense", "difference")
     )
-    assert difference == pytest.approx(shift - dense, abs=0.11)
+    assert difference == pytest.approx(shifts - dense, abs=0.11)
     assert re.findall(r"^(\w+) +[\d.]+% of 599 digits right", text, re.MULTILINE) == [
+        "shifts",
         "dense",
-        "shift",
         "searched",
     ]
     assert len(pictures(notebook)) == 5
@@ -179,12 +179,11 @@ def check_novel_views(notebook):
             r"^(\w+) +([\d.]+) dB +[\d.]+ +[\d.]+ +([\d.]+) M +([\d.]+) M$", printed(notebook), re.MULTILINE
         )
     }
-    psnr, multiplications, shifts = zip(
-        *(found[name] for name in ("dense", "rounded", "converted")), strict=True
-    )
-    assert abs(psnr[2] - psnr[0]) < 1
-    assert multiplications[1] == multiplications[2] < multiplications[0] / 10
-    assert shifts[0] == 0 < shifts[1] == shifts[2]
+    (dense, *costs), (_, *rounded), (converted, *same) = map(found.get, ("dense", "rounded", "converted"))
+    assert converted == pytest.approx(dense, abs=1)
+    assert rounded == same
+    assert costs[1] == 0 < same[1]
+    assert same[0] < costs[0] / 10
     assert len(pictures(notebook)) == 4
     assert sum("image/gif" in output.get("data", {}) for output in outputs(notebook)) == 1
 
