@@ -211,7 +211,7 @@ RUNS = {
         check_robustness_and_search,
     ),
     "novel_views": (
-        "SCENE, SIDE, STEPS, RAYS, FRAMES, SEED, WORKDIR = 'analytic', 16, 4, 32, 2, 0, 'run'",
+        "SCENE, SIDE, STEPS, RAYS, FRAMES, SEED, WORKDIR = 'analytic', 24, 4, 32, 2, 0, 'run'",
         check_novel_views,
     ),
     "gpu_benchmark": ("MODEL, BATCHES, ROUNDS = 'pvt_v2_b0', (1, 32), 1", check_gpu_benchmark),
