@@ -97,9 +97,11 @@ _PACKAGES = (
     "data",
     "models",
     "nn",
+    "novel_views",
     "ops",
     "pictures",
     "qmc",
+    "robustness",
     "search",
     "train",
 )

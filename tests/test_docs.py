@@ -332,6 +332,10 @@ def test_names_within_sentences_exist(page):
             assert hasattr(importlib.import_module("shiftaddvit_jax.pictures"), span)
 
 
+def test_every_package_of_the_reference_is_loaded_when_it_is_asked_for():
+    assert sav._PACKAGES == PACKAGES
+
+
 @pytest.mark.parametrize("package", ["", *PACKAGES])
 def test_the_reference_has_every_public_name(package):
     """Of a module that a page names, autodoc takes what has a docstring; tables are named one by one."""
