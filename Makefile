@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test test-fast lint format docs gpu-check release-check clean
+.PHONY: help setup demo test test-fast lint format docs gpu-check release-check kernels-wheel clean
 
 help:
 	@echo "make setup   install into .venv, as the other targets do first"
@@ -15,6 +15,7 @@ help:
 	@echo "make docs    build docs/ into docs/_build/html"
 	@echo "make gpu-check   what only an NVIDIA GPU can show, with this machine's own JAX (8 minutes)"
 	@echo "make release-check   build the wheel and the sdist, look into them, install and run each (minutes)"
+	@echo "make kernels-wheel   compile the kernels of shipped models and the paper's, and build their wheel (half an hour)"
 
 setup: $(VENV)/.installed
 
@@ -87,6 +88,13 @@ release-check: $(VENV)/.installed-release
 	done
 	rm -rf dist/venv
 	@echo "dist/ holds what can be released"
+
+# What is compiled stays in the cache, so that a stopped run goes on where it was. THREADS=2 is a quarter of it.
+kernels-wheel: $(VENV)/.installed-test $(VENV)/.installed-release
+	$(BIN)/python packaging/compiled_kernels/compile_models.py $(if $(THREADS),--threads $(THREADS))
+	$(BIN)/python -m build --wheel --outdir dist packaging/compiled_kernels
+	$(BIN)/twine check --strict dist/shiftaddvit_jax_kernels-*.whl
+	$(BIN)/check-wheel-contents --config packaging/compiled_kernels/pyproject.toml dist/shiftaddvit_jax_kernels-*.whl
 
 clean:
 	rm -rf $(VENV) dist runs docs/_build docs/notebooks

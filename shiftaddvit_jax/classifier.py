@@ -14,11 +14,11 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from PIL import Image
 
 from shiftaddvit_jax.checkpoints import Source, open_source, push_to_hub, save_pretrained
+from shiftaddvit_jax.compile import runs_on_kernels
 from shiftaddvit_jax.data.images import SUFFIXES
 from shiftaddvit_jax.data.listing import Listing, walk
 from shiftaddvit_jax.data.preprocessing import preprocess
 from shiftaddvit_jax.data.stream import Prepared, prepare_all
-from shiftaddvit_jax.ops.implementation.custom_call import unavailable
 from shiftaddvit_jax.pack import inference_variables
 from shiftaddvit_jax.validation import check_head
 
@@ -183,7 +183,7 @@ class Classifier:
     def _inference_variables(self) -> PyTree:
         if self.source.program is not None:
             return self.variables
-        return inference_variables(self.model, self.variables, for_kernels=unavailable() is None)
+        return inference_variables(self.model, self.variables, for_kernels=runs_on_kernels(self.model))
 
     @cached_property
     def _apply(self) -> Any:

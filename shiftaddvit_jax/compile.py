@@ -1,8 +1,10 @@
 """A model's TVM kernels before its first use: compiled for this machine or for a GPU, or tuned here."""
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Collection, Mapping
+import shutil
+from collections.abc import Collection, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,25 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from kernels_tvm.cpu.library import build, kernel_target, load
+from kernels_tvm.cpu.compiled import RUNTIME, makers
+from kernels_tvm.cpu.library import build, entry_name, is_provided, kernel_target, load
 from kernels_tvm.cpu.targets import Target
 from kernels_tvm.cpu.tuning import count_trials, save_record, tune
 from kernels_tvm.gpu.targets import GpuTarget
-from kernels_tvm.store import PACKAGES, Kernel, can_link, is_installed
-from shiftaddvit_jax.files import write_json
+from kernels_tvm.runtime import LIBRARY, runtime_folder
+from kernels_tvm.store import (
+    PACKAGES,
+    Kernel,
+    adopt,
+    cache_folder,
+    can_link,
+    is_installed,
+    read_entry,
+    save_entry,
+)
+from shiftaddvit_jax.files import file_digests, whole_folder, write_json
 from shiftaddvit_jax.models.variables import example_inputs
-from shiftaddvit_jax.ops.implementation.custom_call import record_kernels
+from shiftaddvit_jax.ops.implementation.custom_call import record_kernels, unavailable
 from shiftaddvit_jax.optional import how_to_install
 from shiftaddvit_jax.pack import packed_shapes
 from shiftaddvit_jax.progress import progress_bar, track
@@ -46,30 +59,95 @@ def kernel_calls(model: nn.Module, batch: int = 1, for_gpu: bool = False) -> Map
     return dict(kernels)
 
 
+def runs_on_kernels(model: nn.Module) -> bool:
+    """Whether a model's kernels are to be had here: compiled when they are called, or found compiled."""
+    if unavailable() is not None:
+        return False
+    return is_installed() or all(is_provided(kernel.key) for kernel in kernels_of(model))
+
+
+def check_compiler() -> None:
+    """Raise a ``ValueError`` unless TVM and a linker are here."""
+    if not is_installed() or not can_link():
+        raise ValueError(f"TVM and a linker make kernels: {how_to_install('tvm')}, and put g++ on the PATH")
+
+
 def compile_kernels(kernels: Collection[Kernel]) -> None:
     """Compile kernels into the cache, with a progress bar; kernels that are in the cache are loaded."""
     for kernel in track(kernels, "compiling", len(kernels)):
         load(kernel)
 
 
-def compile_kernel_library(kernel: Kernel, target: Target, threads: int, path: Path) -> None:
-    """Compile a CPU kernel into a library for another machine.
+def write_kernels(
+    folder: Path, kernels: Collection[Kernel], targets: Sequence[Target], threads: int
+) -> dict[str, Any]:
+    """Compile CPU kernels for other machines, with a progress bar, and describe them: a part of a manifest.
+
+    Libraries go to ``kernels/TARGET/`` in ``folder``, and what they call to ``kernels/runtime/``. What the
+    cache has is copied.
 
     Args:
-      kernel: what is compiled.
-      target: for what kind of CPU, with the tile sizes on record for it.
-      threads: how many share its work.
-      path: the library.
+      folder: of a bundle, or of the package of compiled kernels.
+      kernels: what is compiled.
+      targets: for what kinds of CPU, with the tile sizes on record for each.
+      threads: how many share a kernel's work.
 
     Raises:
-      ValueError: it can't be linked here, such as for another processor architecture.
+      ValueError: one can't be linked here, such as for another processor architecture.
     """
-    built = build(kernel, kernel_target(kernel, target), threads)
+    made = {}
+    work = [(target, kernel) for target in targets for kernel in kernels]
+    for target, kernel in track(work, f"compiling for {threads} threads", len(work)):
+        library = _compile_library(kernel, target, threads, folder / "kernels" / target.name)
+        made.setdefault(target.name, {})[kernel.key] = library.relative_to(folder).as_posix()
+    installed, copied = runtime_folder(), folder / RUNTIME
+    assert installed is not None  # it has just compiled
+    copied.mkdir(exist_ok=True)
+    shutil.copyfile(installed / LIBRARY, copied / LIBRARY)
+    return {"threads": threads, "made_by": makers(), "targets": made}
+
+
+def _compile_library(kernel, target, threads, folder):
+    """The path of the kernel's library in ``folder``, a copy of the cache's entry."""
+    tiled = kernel_target(kernel, target)
+    library = folder / f"{entry_name(kernel, tiled, threads)}.so"
+    kept = cache_folder() / library.name
+    if read_entry(kept) is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(kept, library)
+        return library
+    built = build(kernel, tiled, threads)
     try:
-        built.export_library(str(path))
+        save_entry(built.export_library, library)
     except RuntimeError as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
         raise ValueError(f"{kernel.name} can't be linked for {target.name} here: {reason}") from None
+    with contextlib.suppress(OSError):  # the cache can't be written
+        adopt(library)
+    return library
+
+
+def write_package(
+    folder: Path, kernels: Collection[Kernel], targets: Sequence[Target], threads: Sequence[int]
+) -> dict[str, Any]:
+    """Write the package of compiled CPU kernels, whole or not at all, and return its manifest.
+
+    Args:
+      folder: an existing one is replaced.
+      kernels: what is compiled.
+      targets: for what kinds of CPU, with the tile sizes on record for each.
+      threads: for each number of threads that share a kernel's work.
+
+    Raises:
+      ValueError: there is no compiler here, or it can't compile for a target.
+    """
+    check_compiler()
+    with whole_folder(folder) as temporary:
+        parts = [write_kernels(temporary, kernels, targets, count) for count in threads]
+        manifest = {"kernels": parts, "files": file_digests(temporary)}
+        write_json(temporary / "manifest.json", manifest)
+        (temporary / "__init__.py").write_text('"""Compiled kernels: found here, never imported."""\n')
+    return manifest
 
 
 def export_kernels(model: nn.Module, target: GpuTarget, folder: Path) -> dict[str, Any]:
@@ -81,10 +159,7 @@ def export_kernels(model: nn.Module, target: GpuTarget, folder: Path) -> dict[st
     Raises:
       ValueError: there is no compiler here.
     """
-    if not is_installed() or not can_link():
-        raise ValueError(
-            f"TVM and a linker make the libraries: {how_to_install('tvm')}, and put g++ on the PATH"
-        )
+    check_compiler()
     from kernels_tvm.gpu.export import export_kernel
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ def predicted(output, *arguments):
 
 @pytest.fixture(autouse=True)
 def on_xla(monkeypatch):
-    monkeypatch.setattr(classifier, "unavailable", lambda: "not in these tests")
+    monkeypatch.setattr(classifier, "runs_on_kernels", lambda model: False)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def files(images):
 @pytest.fixture(scope="module")
 def local_rows(checkpoint, files, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classifier, "unavailable", lambda: "not in these tests")
+        patch.setattr(classifier, "runs_on_kernels", lambda model: False)
         return predicted(tmp_path_factory.mktemp("local") / "rows.jsonl", checkpoint, *files)
 
 

@@ -180,8 +180,9 @@ def check_shiftaddvit(words):
 
 
 def check_pip(words):
-    """Raise unless what is installed is this repository, or this folder with extras that there are."""
-    if words == ["install", f"git+{PROJECT['project']['urls']['Repository']}"]:
+    """Raise unless what is installed is this repository, its wheel of kernels, or this folder with extras."""
+    wheel = "dist/shiftaddvit_jax_kernels-*.whl"  # of make kernels-wheel
+    if words[0] == "install" and words[1:] in ([f"git+{PROJECT['project']['urls']['Repository']}"], [wheel]):
         return
     assert words[:2] == ["install", "-e"]
     extras = re.fullmatch(r"\.(?:\[([\w,]+)\])?", words[2])

@@ -1,6 +1,7 @@
 """What is released: one version, and a wheel with all that runs and nothing else."""
 
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -43,6 +44,30 @@ def test_the_wheel_holds_both_packages_and_the_configs_and_nothing_else(wheel):
     packages = files_in("shiftaddvit_jax") | files_in("kernels_tvm")
     about = {f"{ABOUT}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt")}
     assert wheel == packages | configs | about | {f"{ABOUT}/licenses/LICENSE"}
+
+
+def test_the_wheel_of_compiled_kernels_holds_them_and_asks_for_the_version_that_made_them(tmp_path):
+    project = shutil.copytree(
+        ROOT / "packaging" / "compiled_kernels",
+        tmp_path / "packaging" / "kernels",
+        ignore=shutil.ignore_patterns("*shiftaddvit_jax_kernels*"),
+    )
+    (tmp_path / "shiftaddvit_jax").mkdir()
+    shutil.copy(ROOT / "shiftaddvit_jax" / "__init__.py", tmp_path / "shiftaddvit_jax")
+    package = project / "shiftaddvit_jax_kernels"
+    names = {"__init__.py", "manifest.json", "kernels/avx2/mlp.so", "kernels/runtime/libtvm_runtime.so"}
+    for name in names:
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).touch()
+    (file,) = WheelBuilder(str(project)).build(directory=str(tmp_path), versions=["standard"])
+    assert Path(file).name == f"shiftaddvit_jax_kernels-{sav.__version__}-py3-none-manylinux_2_28_x86_64.whl"
+    wheel = zipfile.ZipFile(file)
+    about = f"shiftaddvit_jax_kernels-{sav.__version__}.dist-info"
+    assert set(wheel.namelist()) == {f"shiftaddvit_jax_kernels/{name}" for name in names} | {
+        f"{about}/{name}" for name in ("METADATA", "RECORD", "WHEEL")
+    }
+    needed = re.findall("^Requires-Dist: (.+)$", wheel.read(f"{about}/METADATA").decode(), re.M)
+    assert needed == [f"shiftaddvit-jax[export]=={sav.__version__}"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """CPU kernels by name and description: compiled once, then loaded from the cache, see `kernels_tvm.store`.
 
-Kernels that came with a model, see `provide`, take the cache's place: they need no compiler.
+Kernels that came with a model, see `provide`, or that `kernels_tvm.cpu.compiled` finds, take the cache's
+place: they need no compiler.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kernels_tvm import store
+from kernels_tvm.cpu.compiled import installed, installed_library
 from kernels_tvm.cpu.targets import TARGETS, Target, host_target, thread_count
 from kernels_tvm.runtime import load_function, once, start
 from kernels_tvm.store import Kernel, load_or_build
@@ -125,14 +127,26 @@ def provide(libraries: Mapping[str, Path], threads: int) -> None:
 
 
 def is_provided(key: str | None = None) -> bool:
-    """Whether the kernel with this key, or by default any, came with a model."""
-    return bool(_provided) if key is None else key in _provided
+    """Whether the kernel with this key, or by default any, came with a model or an installed package."""
+    if key is None:
+        return bool(_provided) or installed() is not None
+    return _provided_library(key) is not None
+
+
+def _provided_library(key):
+    """The path of a provided kernel's library, or None. Tile sizes that were tuned here want another one."""
+    path = _provided.get(key) or installed_library(key)
+    if path is None or key in _provided or not store.is_installed():
+        return path
+    return None if key in _records(user_records(needed_target())) else path
 
 
 @once
 def load_provided(key: str):
     """The function of the provided kernel with this key."""
-    return load_function(_provided[key])
+    path = _provided_library(key)
+    assert path is not None  # `is_provided` said so
+    return load_function(path)
 
 
 @once
@@ -141,9 +155,12 @@ def load(kernel: Kernel):
 
     Raises:
       ValueError: this machine's CPU is not among the targets.
+      RuntimeError: there is no compiler.
     """
     if is_provided(kernel.key):
         return load_provided(kernel.key)
+    if not store.is_installed():
+        raise RuntimeError(f"no compiled kernel {kernel.name} of this description, and TVM is not installed")
     target, threads = kernel_target(kernel), thread_count()
     # TVM itself takes half of the CPUs, even on machines without hyper-threads.
     os.environ.setdefault("TVM_NUM_THREADS", str(threads))

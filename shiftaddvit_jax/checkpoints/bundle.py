@@ -14,8 +14,6 @@ The first two and the last are always there. Kernels and programs are machine co
 
 import dataclasses
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,18 +28,17 @@ from jaxtyping import PyTree
 
 from kernels_tvm import store
 from kernels_tvm.cpu import library
-from kernels_tvm.cpu.targets import TARGETS, host_target, named_target, runs_here, thread_count
+from kernels_tvm.cpu.compiled import RUNTIME, choose
+from kernels_tvm.cpu.targets import named_target, thread_count
 from kernels_tvm.gpu.targets import gpu_target
-from kernels_tvm.runtime import LIBRARY, runtime_folder
 from shiftaddvit_jax.checkpoints.canonical import read_canonical, write_canonical
-from shiftaddvit_jax.compile import compile_kernel_library, export_kernels, kernels_of
+from shiftaddvit_jax.compile import check_compiler, export_kernels, kernels_of, write_kernels
 from shiftaddvit_jax.files import check_digests, file_digests, read_object, whole_folder, write_json
 from shiftaddvit_jax.models import Preprocessing, create_model, model_arguments
 from shiftaddvit_jax.nn.kernels import is_packed
-from shiftaddvit_jax.ops.implementation.custom_call import portable_calls, provide_kernels
+from shiftaddvit_jax.ops.implementation.custom_call import portable_calls, provide_kernels, register_provided
 from shiftaddvit_jax.optional import how_to_install, require
 from shiftaddvit_jax.pack import pack, packed_shapes
-from shiftaddvit_jax.progress import track
 
 FORMAT, VERSION = "shiftaddvit bundle", 1
 MANIFEST, CONFIG, WEIGHTS, PROGRAM, ONNX = (
@@ -140,8 +137,8 @@ def export_bundle(
         raise ValueError(f"{folder} exists and is not a bundle; choose another folder")
     gpus = [gpu_target(name.removeprefix(CUDA)) for name in targets if name.startswith(CUDA)]
     cpus = [named_target(name) for name in targets if not name.startswith(CUDA)]
-    if targets and not (store.is_installed() and store.can_link()):
-        raise ValueError(f"TVM and a linker make kernels: {how_to_install('tvm')}, and put g++ on the PATH")
+    if targets:
+        check_compiler()
     threads = threads or thread_count()
     if not is_packed(variables["params"]):
         variables = pack(model, variables)
@@ -149,7 +146,7 @@ def export_bundle(
     with whole_folder(folder) as temporary:
         write_portable(temporary, model, variables, about)
         if cpus:
-            manifest["kernels"] = _write_kernels(temporary, model, cpus, threads)
+            manifest["kernels"] = write_kernels(temporary, kernels_of(model), cpus, threads)
         for target in gpus:
             export_kernels(model, target, temporary / "kernels" / f"{CUDA}{target.name}")
         if stablehlo:
@@ -218,6 +215,8 @@ def open_bundle(folder: Path) -> tuple[nn.Module, PyTree, dict[str, Any], Callab
             store.adopt(path)
     program = None
     if PROGRAM in files and jax.default_backend() == "cpu" and all(map(library.is_provided, calls)):
+        for key in calls:
+            register_provided(key)
         program = export.deserialize(bytearray((folder / PROGRAM).read_bytes())).call
     return model, variables, about, program, notes
 
@@ -230,53 +229,18 @@ def _check_version(version, where):
         )
 
 
-def _write_kernels(folder, model, targets, threads):
-    """Compile a model's kernels for CPUs into ``folder``; the manifest's part about them."""
-    kernels = kernels_of(model)
-    made = {}
-    work = [(target, kernel) for target in targets for kernel in kernels]
-    for target, kernel in track(work, "compiling", len(work)):
-        path = folder / "kernels" / target.name / f"{store.portable_name(kernel.key)}.so"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        compile_kernel_library(kernel, target, threads, path)
-        made.setdefault(target.name, {})[kernel.key] = path.relative_to(folder).as_posix()
-    installed, copied = runtime_folder(), folder / "kernels" / "runtime"
-    assert installed is not None  # it has just compiled
-    copied.mkdir()
-    shutil.copyfile(installed / LIBRARY, copied / LIBRARY)
-    return {"threads": threads, "made_by": _makers(), "targets": made}
-
-
-def _makers():
-    """What kernels depend on beside their target: the text that makes them, and what they call."""
-    return {"source": store.source_hash("cpu"), "apache-tvm-ffi": store.runtime_version()}
-
-
 def _provide(folder, kernels, files):
     """Make a bundle's CPU kernels ready for this machine, if any suit it; notes on why not."""
     if not kernels or jax.default_backend() != "cpu":
         return ()
     if find_spec("jax_tvm_ffi") is None:
         return (f"the bundle's kernels are not used: {how_to_install('export')} brings what calls them",)
-    if kernels["made_by"] != _makers():
-        return ("the bundle's kernels are not used: other versions made them",)
-    has_compiler = store.is_installed()
-    wanted = os.environ.get("SHIFTADDVIT_TARGET")
-    suiting = [
-        target
-        for target in TARGETS
-        if target.name in kernels["targets"] and wanted in (None, target.name) and runs_here(target)
-    ]
-    if not suiting:
-        return (f"the bundle has no kernels for this CPU, only for {', '.join(kernels['targets'])}",)
-    threads = kernels["threads"]
-    name = suiting[0].name
-    if has_compiler and (suiting[0] != host_target() or thread_count() != threads):
-        return (f"this machine compiles its own kernels: the bundle's are for {name} and {threads} threads",)
-    if os.environ.get("TVM_NUM_THREADS", str(threads)) != str(threads):
-        return (f"the bundle's kernels are not used: they are for {threads} threads, TVM_NUM_THREADS is not",)
-    libraries = {key: folder / path for key, path in kernels["targets"][name].items() if path in files}
-    provide_kernels(libraries, threads, folder / "kernels" / "runtime")
+    try:
+        libraries, threads = choose([kernels])
+    except ValueError as reason:
+        return (f"the bundle's kernels are not used: {reason}",)
+    libraries = {key: folder / path for key, path in libraries.items() if path in files}
+    provide_kernels(libraries, threads, folder / RUNTIME)
     return ()
 
 

@@ -36,7 +36,7 @@ from kernels_tvm.descriptions import (
 from shiftaddvit_jax.nn.kernels import Params, describe_linear, is_packed, linear_arrays, norm_arrays
 from shiftaddvit_jax.nn.position import resize_position_biases
 from shiftaddvit_jax.ops.implementation import float32_only, uses_tvm, with_gradient
-from shiftaddvit_jax.ops.implementation.custom_call import on_gpu, with_xla_gradient
+from shiftaddvit_jax.ops.implementation.custom_call import on_gpu
 from shiftaddvit_jax.ops.implementation.fused import (
     fused_attention,
     fused_head,
@@ -118,7 +118,8 @@ def in_one_kernel(describe: Callable[..., PlannedKernel | None]) -> Callable[[Ca
             def reference(x, params):
                 return alone.apply({"params": params}, x, *arguments, method=method.__name__)
 
-            return with_xla_gradient(kernel[1], reference)(x, self.variables["params"])
+            run_kernel = with_gradient(self.primitives.implementation, kernel[1], reference)
+            return run_kernel(x, self.variables["params"])
 
         return run
 

@@ -15,7 +15,8 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import shiftaddvit_jax as sav
-from shiftaddvit_jax.compile import compile_kernels, kernels_of
+from shiftaddvit_jax import compile as compiling
+from shiftaddvit_jax.compile import compile_kernels, kernels_of, runs_on_kernels
 
 
 @functools.cache
@@ -136,6 +137,16 @@ def test_the_kernels_of_a_model_are_those_that_its_first_call_makes():
     named = {kernel.name for kernel in kernels}
     expected = {"patch_embed", "hamming_linear", "softmax_attention", "mlp", "head"}
     assert named == expected
+
+
+def test_where_nothing_compiles_a_model_runs_on_kernels_if_all_of_them_are_there(monkeypatch):
+    model, _ = model_and_packed()
+    keys = {kernel.key for kernel in kernels_of(on(model, "tvm"))}
+    monkeypatch.setattr(compiling, "is_installed", lambda: False)
+    monkeypatch.setattr(compiling, "is_provided", keys.__contains__)
+    assert runs_on_kernels(model)
+    keys.pop()
+    assert not runs_on_kernels(model)
 
 
 ON_FOUR_DEVICES = """

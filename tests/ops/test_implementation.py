@@ -25,7 +25,7 @@ from shiftaddvit_jax.ops import (
     packed_product,
     shift_product,
 )
-from shiftaddvit_jax.ops.implementation import custom_call, uses_tvm
+from shiftaddvit_jax.ops.implementation import custom_call, uses_tvm, with_gradient
 
 SQUARE, HALF, CODES = jnp.ones((3, 3)), jnp.ones((3, 3), jnp.bfloat16), jnp.ones((3, 3), jnp.int8)
 BITS = jnp.ones((3, 1), jnp.uint32)
@@ -256,3 +256,17 @@ def test_threads_of_one_caller_stay_awake_until_its_next_call(monkeypatch, dispa
     finally:
         jax.config.update(flag, True)
     assert os.environ.get(name) == waits
+
+
+def missing(x):
+    raise RuntimeError("no compiler")
+
+
+def test_where_a_kernel_cannot_be_compiled_xla_computes_with_a_warning():
+    with pytest.warns(UserWarning, match="XLA computes what TVM has a kernel for: no compiler"):
+        assert (with_gradient(None, missing, jnp.negative)(SQUARE) == -SQUARE).all()
+
+
+def test_a_kernel_that_is_asked_for_and_cannot_be_compiled_is_an_error():
+    with pytest.raises(RuntimeError, match="no compiler"):
+        with_gradient("tvm", missing, jnp.negative)(SQUARE)

@@ -13,6 +13,7 @@ from shiftaddvit_jax.ops.implementation.custom_call import (
     recording_for_gpu,
     unavailable,
     unless_differentiated,
+    where_compiled,
     where_it_runs,
     with_xla_gradient,
 )
@@ -78,10 +79,13 @@ def uses_tvm(
 def with_gradient(implementation: Implementation, kernel: Callable, reference: Callable) -> Callable:
     """``kernel`` with the gradient of ``reference``, which XLA runs; both are functions of the same arrays.
 
-    On GPUs all training is XLA's: there, with ``None``, XLA also runs the forward pass of a gradient.
+    With ``None``, XLA runs what can't be compiled. On GPUs all training is XLA's: there, with ``None``, XLA
+    also runs the forward pass of a gradient.
     """
     if implementation is None and on_gpu():
         return unless_differentiated(where_it_runs(kernel, reference), reference)
+    if implementation is None:
+        kernel = where_compiled(kernel, reference)
     return with_xla_gradient(kernel, reference)
 
 

@@ -27,7 +27,7 @@ def unavailable() -> str | None:
     """Why no TVM kernel runs here, in one line; None if kernels run."""
     if jax.default_backend() not in ("cpu", "gpu"):
         return f"TVM kernels run on CPU and GPU, and JAX runs on {jax.default_backend()!r}"
-    if not store.is_installed() and not library.is_provided():
+    if not store.is_installed() and (on_gpu() or not library.is_provided()):
         return f"TVM is not installed ({how_to_install('tvm')})"
     if on_gpu() and gpu_target() is None:
         return "this GPU is not among the kernels' targets"
@@ -149,8 +149,6 @@ def provide_kernels(libraries: Mapping[str, Path], threads: int, runtime: Path) 
     provide_runtime(runtime)
     library.provide(libraries, threads)
     unavailable.cache_clear()
-    for key in libraries:
-        register_provided(key)
 
 
 @once
@@ -158,8 +156,9 @@ def _register(kernel: Kernel) -> str:
     if library.is_provided(kernel.key):
         return register_provided(kernel.key)
     _choose_waiting()
+    function = library.load(kernel)
     entry = library.entry_name(kernel, library.kernel_target(kernel), library.thread_count())
-    return _register_function(entry, library.load(kernel), platform="cpu")
+    return _register_function(entry, function, platform="cpu")
 
 
 def _choose_waiting() -> None:
@@ -200,6 +199,11 @@ def unless_differentiated(kernel: Callable, reference: Callable) -> Callable:
 
 def where_it_runs(kernel: Callable, reference: Callable) -> Callable:
     """``kernel`` on an NVIDIA GPU, ``reference`` on other devices and where the kernel can't be compiled."""
+    return partial(jax.lax.platform_dependent, cuda=where_compiled(kernel, reference), default=reference)
+
+
+def where_compiled(kernel: Callable, reference: Callable) -> Callable:
+    """``kernel``, or ``reference`` and a warning where the kernel can't be compiled."""
 
     def compiled(*arguments):
         try:
@@ -208,7 +212,7 @@ def where_it_runs(kernel: Callable, reference: Callable) -> Callable:
             warnings.warn(f"XLA computes what TVM has a kernel for: {error}", stacklevel=2)
             return reference(*arguments)
 
-    return partial(jax.lax.platform_dependent, cuda=compiled, default=reference)
+    return compiled
 
 
 def with_xla_gradient(forward: Callable, reference: Callable) -> Callable:
