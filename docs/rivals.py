@@ -17,6 +17,7 @@ from shiftaddvit_jax.validation import check_choice
 
 FORMATS = {
     "shift": ("--mlp", "shift", "--projections", "shift"),
+    "shift_mlp": ("--mlp", "shift", "--projections", "dense"),
     "moe": ("--mlp", "moe", "--projections", "shift"),
 }
 COMMON = ("--activations", "int8", "--precision", "int8", "--implementation", "tvm")

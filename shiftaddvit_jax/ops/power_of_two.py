@@ -214,7 +214,7 @@ def two_powers_of_two(
     """``weight`` rounded to sums and differences of two powers of two, times a power of two of each output.
 
     The largest weight of an output sets its scale (see `two_power_exponent`). Gaussian weights have a signal
-    to noise of 28.4 dB after this, 13.7 dB after `power_of_two`. Rounding twice is rounding once; the
+    to noise of 28.4 dB after this, 13.8 dB after `power_of_two`. Rounding twice is rounding once; the
     gradient is straight-through; NaN stays NaN.
 
     Raises:
