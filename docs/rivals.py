@@ -2,11 +2,13 @@
 
     python docs/rivals.py deit_small --peers openvino,openvino-int8 --output docs/benchmarks/rivals_amx.json
 
-Each run is one `shiftaddvit bench`. Runs are added to those in the file; the table has medians over them.
+Each run is one `shiftaddvit bench`. Runs are added to those in the file; the table has medians over them. For a
+lesser CPU on this one, set SHIFTADDVIT_TARGET for our kernels and ONEDNN_MAX_CPU_ISA for OpenVINO.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -20,6 +22,7 @@ FORMATS = {
     "shift_mlp": ("--mlp", "shift", "--projections", "dense"),
     "moe": ("--mlp", "moe", "--projections", "shift"),
 }
+LIMITS = ("SHIFTADDVIT_TARGET", "ONEDNN_MAX_CPU_ISA")
 COMMON = ("--activations", "int8", "--precision", "int8", "--implementation", "tvm")
 
 
@@ -38,6 +41,7 @@ def measure(model, form, asked):
         "batch": asked.batch,
         "image_size": asked.image_size,
         "command": " ".join(["shiftaddvit", *command]),
+        "environment": {name: os.environ[name] for name in LIMITS if name in os.environ},
         "machine": found["machine"],
         "versions": found["versions"],
         "ms": ours["median_ms"],

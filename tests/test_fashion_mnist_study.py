@@ -4,12 +4,15 @@ import json
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shiftaddvit_jax import main
+from shiftaddvit_jax.checkpoints import load_model, open_source
 from shiftaddvit_jax.cli import build_parser
 from shiftaddvit_jax.files import write_json
 from studies.fashion_mnist import run as runs
+from studies.fashion_mnist.begin import begin
 from studies.fashion_mnist.report import RESULTS, summarize, with_tables
 from studies.fashion_mnist.rows import BY_NAME, LATENCIES, ROWS
 from studies.fashion_mnist.run import record_file, run_rows
@@ -67,6 +70,18 @@ def test_what_is_done_does_not_run_again(ran, tmp_path):
 def test_what_fails_stops_only_what_begins_with_it(ran, tmp_path):
     assert run_rows(tmp_path, DATA, [BY_NAME["shift"]], [0, 1], 1) == ["hamming_linear-1", "shift-1"]
     assert ran == ["dense-0", "dense-1", "hamming_linear-0", "hamming_linear-1", "shift-0"]
+
+
+def test_what_the_package_has_is_where_rows_begin(ran, tmp_path):
+    begin(tmp_path, ROOT / "docs")
+    assert run_rows(tmp_path, DATA, [BY_NAME["distilled"], BY_NAME["shift_3_bits"]], [0], 1) == []
+    assert ran == ["distilled-0", "shift_3_bits-0"]
+    images = np.random.default_rng(0).normal(size=(2, 28, 28, 3)).astype(np.float32)
+    shipped = open_source("fashion_mnist_nano_additive")
+    model, variables, about = load_model(tmp_path / "hamming_linear-0" / "model")
+    expected = shipped.model.apply(shipped.variables, images)
+    np.testing.assert_allclose(model.apply(variables, images), expected, rtol=0, atol=2e-4)
+    assert tuple(about["class_names"]) == shipped.class_names
 
 
 def test_more_jobs_than_cores_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """ShiftAddViT's claims on Fashion-MNIST, three seeds each, with one command that can be stopped and repeated.
 
+    python -m studies.fashion_mnist begin               # with the results and the models that are there
     python -m studies.fashion_mnist run --jobs 2        # hours; prints what it does
     python -m studies.fashion_mnist time                # nothing else may run
     python -m studies.fashion_mnist report              # tables and pictures of what is there
@@ -29,6 +30,8 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    begin = commands.add_parser("begin", help="put what docs/ and the package have into the workdir")
+    begin.add_argument("--docs", type=Path, default=Path("docs"), help="default: %(default)s")
     run = commands.add_parser("run", help="train, convert and evaluate what is not done yet")
     run.add_argument("--held-out", action="store_true", help="evaluate on 5,000 training images instead")
     run.add_argument("--rows", default="", help=f"some of {', '.join(BY_NAME)}; default: all")
@@ -43,7 +46,7 @@ def main() -> int:
         command.add_argument(
             "--data", type=Path, default=DATA, help="the four IDX files (default: %(default)s)"
         )
-    for command in (run, time, report, ship):
+    for command in (begin, run, time, report, ship):
         command.add_argument(
             "--workdir", type=Path, default=Path("runs/fashion_mnist"), help="default: %(default)s"
         )
@@ -62,7 +65,11 @@ def main() -> int:
         if failed:
             print(f"failed: {', '.join(failed)}", file=sys.stderr)
         return bool(failed)
-    if asked.command == "time":
+    if asked.command == "begin":
+        from studies.fashion_mnist.begin import begin as begin_with
+
+        begin_with(asked.workdir, asked.docs)
+    elif asked.command == "time":
         from studies.fashion_mnist.times import write_times
 
         write_times(asked.workdir)
