@@ -2,8 +2,8 @@
 
     python docs/rivals.py deit_small --peers openvino,openvino-int8 --output docs/benchmarks/rivals_amx.json
 
-Each run is one `shiftaddvit bench`. Runs are added to those in the file; the table has medians over them. For a
-lesser CPU on this one, set SHIFTADDVIT_TARGET for our kernels and ONEDNN_MAX_CPU_ISA for OpenVINO.
+Each run is one `shiftaddvit bench`. Runs are added to those in the file; the table has medians over them. As
+on a lesser CPU: set SHIFTADDVIT_TARGET for our kernels and ONEDNN_MAX_CPU_ISA for OpenVINO.
 """
 
 import argparse
