@@ -53,8 +53,11 @@ def state_shardings(mesh: Mesh, state: PyTree) -> PyTree:
 
 
 def place_state(mesh: Mesh, state: PyTree) -> PyTree:
-    """``state``, the same in every process, on the devices."""
-    return jax.device_put(state, state_shardings(mesh, state))
+    """``state``, the same in every process, on the devices.
+
+    Every array has memory of its own, which a step may take: both experts of a new mixture begin with one.
+    """
+    return jax.device_put(state, state_shardings(mesh, state), may_alias=False)
 
 
 def place_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import shiftaddvit_jax as sav
-from shiftaddvit_jax.train.devices import check_batch_size, create_mesh, start_processes
+from shiftaddvit_jax.train.devices import check_batch_size, create_mesh, place_state, start_processes
 
 STEPS = 20
 SETTINGS = {
@@ -123,6 +123,14 @@ def test_one_device_goes_on_from_four(four, one, cache, tmp_path):
     workdir = stopped_halfway(four, tmp_path / "run")
     finish(start(workdir, cache))
     assert_same(workdir, one)
+
+
+def test_arrays_that_are_one_become_two_which_a_step_may_take():
+    weight = jax.numpy.ones(64)
+    state = place_state(create_mesh(), {"dense": weight, "shift": weight})
+    taken = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)(state)
+    np.testing.assert_array_equal(taken["shift"], 2)
+    np.testing.assert_array_equal(weight, 1)
 
 
 def test_a_mesh_that_devices_cannot_make_is_refused():
