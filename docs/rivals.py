@@ -27,7 +27,7 @@ COMMON = ("--activations", "int8", "--precision", "int8", "--implementation", "t
 
 
 def measure(model, form, asked):
-    """One run: the machine, the versions, our milliseconds, and each rival's ratio to them."""
+    """One run: the machine, the versions, our milliseconds, the best rivals, and all ratios to ours."""
     command = ["bench", model, *FORMATS[form], *COMMON, "--batch", str(asked.batch)]
     if asked.image_size:
         command += ["--image-size", str(asked.image_size)]
@@ -45,30 +45,34 @@ def measure(model, form, asked):
         "machine": found["machine"],
         "versions": found["versions"],
         "ms": ours["median_ms"],
+        "best_rivals": found["best_rivals"],
         "ratios": {row["name"]: row["ratio"] for row in rivals if "ratio" in row},
     }
 
 
-def summary(runs):
-    """Rows of medians: model, image size, batch, format, runs, ms, and the best rival with each attention."""
+def table(runs):
+    """Medians over the runs of each model, size, batch and format, as Markdown."""
     cells = {}
     for run in runs:
         key = run["model"], run["image_size"] or 224, run["batch"], run["format"]
         cells.setdefault(key, []).append(run)
-    rows = []
+    lines = [
+        "| model | pixels | batch | format | runs | ms | best rival, `sra` | best rival, `msa` |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for key, found in sorted(cells.items()):
-        names = {name for run in found for name in run["ratios"]}
-        ratios = {
-            name: statistics.median(run["ratios"][name] for run in found if name in run["ratios"])
-            for name in names
-        }
-        best = []
-        for attention in ("sra", "msa"):
-            of = [name for name in ratios if f" {attention}" in name]
-            name = min(of, key=ratios.__getitem__, default=None)
-            best.append("-" if name is None else f"{ratios[name]:.2f} ({name.replace(f' {attention}', '')})")
-        rows.append((*key, len(found), statistics.median(run["ms"] for run in found), *best))
-    return rows
+        best = [_best([run["best_rivals"].get(kind) for run in found], kind) for kind in ("sra", "msa")]
+        milliseconds = f"{statistics.median(run['ms'] for run in found):.2f}"
+        lines.append(f"| {' | '.join(map(str, (*key, len(found), milliseconds, *best)))} |")
+    return "\n".join(lines)
+
+
+def _best(rivals, attention):
+    """The median ratio of each run's best rival, and who they were; "-" where there were none."""
+    if None in rivals:
+        return "-"
+    names = sorted({rival["name"].replace(f" {attention}", "") for rival in rivals})
+    return f"{statistics.median(rival['ratio'] for rival in rivals):.2f} ({'; '.join(names)})"
 
 
 def main():
@@ -93,10 +97,7 @@ def main():
             for form in asked.formats.split(","):
                 runs.append(measure(model, form, asked))
                 write_json(asked.output, {"runs": runs})
-    print("| model | pixels | batch | format | runs | ms | best rival, `sra` | best rival, `msa` |")
-    print("|---|---|---|---|---|---|---|---|")
-    for *cell, milliseconds, sra, msa in summary(runs):
-        print(f"| {' | '.join(map(str, cell))} | {milliseconds:.2f} | {sra} | {msa} |")
+    print(table(runs))
 
 
 if __name__ == "__main__":

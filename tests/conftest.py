@@ -77,6 +77,12 @@ def xla_implementation(request):
     return request.param
 
 
+@pytest.fixture
+def classifiers_on_xla(monkeypatch):
+    """Compiling kernels of whole models takes long; tests of bundles run them."""
+    monkeypatch.setattr("shiftaddvit_jax.classifier.runs_on_kernels", lambda model: False)
+
+
 @functools.cache
 def kernel_caches(target, threads):
     """Functions that compile and register kernels, as a process on such a machine has them."""

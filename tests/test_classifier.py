@@ -16,7 +16,6 @@ from transformers.models.pvt.image_processing_pil_pvt import PvtImageProcessorPi
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import shiftaddvit_jax as sav
-from shiftaddvit_jax import classifier as module
 from shiftaddvit_jax.checkpoints import open_source
 from shiftaddvit_jax.models import Preprocessing
 
@@ -26,10 +25,7 @@ IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.2
 TINY = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
 
 
-@pytest.fixture(autouse=True)
-def on_xla(monkeypatch):
-    """Compiling kernels of whole models takes long; tests of bundles run them."""
-    monkeypatch.setattr(module, "runs_on_kernels", lambda model: False)
+pytestmark = pytest.mark.usefixtures("classifiers_on_xla")
 
 
 def of_transformers(config, model, processor, **settings):

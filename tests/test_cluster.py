@@ -26,9 +26,7 @@ def predicted(output, *arguments):
     return output.read_bytes()
 
 
-@pytest.fixture(autouse=True)
-def on_xla(monkeypatch):
-    monkeypatch.setattr(classifier, "runs_on_kernels", lambda model: False)
+pytestmark = pytest.mark.usefixtures("classifiers_on_xla")
 
 
 @pytest.fixture(scope="module")

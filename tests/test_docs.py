@@ -35,6 +35,7 @@ import importlib
 import importlib.util
 import inspect
 import itertools
+import json
 import re
 import shlex
 import tomllib
@@ -431,3 +432,11 @@ def test_a_browser_finds_what_is_wrong_with_pages(tmp_path, monkeypatch):
 def test_every_script_finds_what_it_imports(script, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs")
     importlib.import_module(script)
+
+
+def test_the_table_of_rivals_is_that_of_the_runs(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    rivals = importlib.import_module("rivals")
+    runs = json.loads((ROOT / "docs" / "benchmarks" / "rivals_amx.json").read_text())["runs"]
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert f"<!-- table: rivals -->\n{rivals.table(runs)}\n<!-- end -->" in page

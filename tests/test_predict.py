@@ -10,15 +10,12 @@ import pytest
 from PIL import Image
 
 import shiftaddvit_jax as sav
-from shiftaddvit_jax import classifier as module
 from shiftaddvit_jax.cli import main
 
 NAMES = ["crane [bird]", "[/red] fox", "a,b"]
 
 
-@pytest.fixture(autouse=True)
-def on_xla(monkeypatch):
-    monkeypatch.setattr(module, "runs_on_kernels", lambda model: False)
+pytestmark = pytest.mark.usefixtures("classifiers_on_xla")
 
 
 @pytest.fixture(scope="module")

@@ -87,11 +87,6 @@ class PatchEmbed(nn.Module):
         self.proj = make_patch_conv(self.features, self.patch_size, self.primitives)
         self.norm = make_layer_norm(self.layer_norm_eps, self.primitives, default=PATCH_EPSILON)
 
-    @property
-    def stride(self) -> int:
-        """Distance between neighbouring patches in pixels."""
-        return self.patch_size
-
     @in_one_kernel(patch_embedding)
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool = False

@@ -29,6 +29,8 @@ class PatchEmbed(nn.Module):
       primitives: how products are computed.
     """
 
+    norm: ClassVar[None] = None  # there is no LayerNorm behind it
+
     features: int
     patch_size: int
     primitives: Primitives
@@ -37,15 +39,6 @@ class PatchEmbed(nn.Module):
         """The convolution, whose parameters are the embedding's own."""
         self.proj = make_patch_conv(self.features, self.patch_size, self.primitives)
         nn.share_scope(self, self.proj)
-
-    @property
-    def stride(self) -> int:
-        """Distance between neighbouring patches in pixels."""
-        return self.patch_size
-
-    @property
-    def norm(self) -> None:
-        """There is no LayerNorm behind it."""
 
     @in_one_kernel(patch_embedding)
     def __call__(

@@ -224,19 +224,21 @@ def patch_embedding(
 ) -> PlannedKernel:
     """The kernel of a patch embedding, with the LayerNorm of ``x`` if that was left to the reader."""
     _, height, width, channels = x.shape
+    layer, norm = embed.proj, embed.norm
+    patch, stride = layer.kernel_size[0], layer.strides[0]
     projection = LinearDescription(
-        "dense", embed.patch_size**2 * channels, embed.features, precision=embed.primitives.precision
+        "dense", patch**2 * channels, layer.features, precision=embed.primitives.precision
     )
     input_epsilon = x.epsilon if isinstance(x, Unnormalized) else None
-    epsilon = embed.norm.epsilon if embed.norm else None
+    epsilon = norm.epsilon if norm else None
     description = PatchEmbedDescription(
-        projection, height, width, channels, embed.patch_size, embed.stride, epsilon, input_epsilon
+        projection, height, width, channels, patch, stride, epsilon, input_epsilon
     )
 
     def run(x, params):
-        layer = params.get("proj", params)  # without a norm, the parameters are the layer's own
-        arrays = linear_arrays(projection, layer, embed.primitives.weight_bits, "projection_")
-        arrays |= norm_arrays(params["norm"]) if embed.norm else {}
+        # Without a norm, the parameters are the layer's own.
+        of_layer, of_norm = (params["proj"], norm_arrays(params["norm"])) if norm else (params, {})
+        arrays = linear_arrays(projection, of_layer, embed.primitives.weight_bits, "projection_") | of_norm
         if isinstance(x, Unnormalized):
             arrays |= {"input_norm_scale": x.scale, "input_norm_bias": x.bias}
             x = x.x

@@ -1,9 +1,8 @@
 """Begins a workdir with what is there already: the records in docs/, and seed 0's models of the package."""
 
-import dataclasses
 from pathlib import Path
 
-from shiftaddvit_jax.checkpoints import open_source, save_model
+from shiftaddvit_jax.checkpoints import describe_source, open_source, save_model
 from shiftaddvit_jax.files import read_object, write_json
 from shiftaddvit_jax.pack import unpack
 from studies.fashion_mnist.report import RESULTS
@@ -22,12 +21,9 @@ def begin(workdir: Path, docs: Path) -> None:
         folder = BY_NAME[row].folder(workdir, 0) / "model"
         if not folder.exists():
             source = open_source(name)
-            about = {
-                "class_names": list(source.class_names),
-                "preprocessing": dataclasses.asdict(source.preprocessing),
-            }
+            variables = unpack(source.model, source.variables)
             folder.parent.mkdir(parents=True, exist_ok=True)
-            save_model(folder, source.model, unpack(source.model, source.variables), about)
+            save_model(folder, source.model, variables, describe_source(source))
     for record in read_object(docs / RESULTS)["records"]:
         file = record_file(workdir, BY_NAME[record["row"]], record["seed"])
         if not file.exists():

@@ -19,16 +19,13 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import shiftaddvit_jax as sav
-from shiftaddvit_jax import classifier as module
 from shiftaddvit_jax.checkpoints import Source, open_source, save_pretrained
 from shiftaddvit_jax.models import Preprocessing
 
 NAMES = ("cat", "dog", "bird")
 
 
-@pytest.fixture(autouse=True)
-def on_xla(monkeypatch):
-    monkeypatch.setattr(module, "runs_on_kernels", lambda model: False)
+pytestmark = pytest.mark.usefixtures("classifiers_on_xla")
 
 
 def made(name, preprocessing, **settings):

@@ -94,12 +94,10 @@ def test_a_signal_ends_the_server_once_it_has_answered(process, sent):
     assert (process.returncode, said, errors) == (0, "ended\n", "")
 
 
-def test_the_command_serves_a_checkpoint(tmp_path, capsys, monkeypatch):
+def test_the_command_serves_a_checkpoint(tmp_path, capsys, monkeypatch, classifiers_on_xla):
     model = sav.create_model("pvt_v2_nano", num_classes=10, attention="linear")
     folder = tmp_path / "nano" / "model"
     sav.save_model(folder, model, sav.init_variables(model, jax.random.key(0)), {"class_names": NAMES})
-    # XLA compiles sooner.
-    monkeypatch.setattr("shiftaddvit_jax.classifier.runs_on_kernels", lambda model: False)
     answers = []
 
     def run(app, listener, seconds, said):
