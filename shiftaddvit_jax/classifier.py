@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
-from itertools import islice
+from functools import cached_property, partial
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -24,6 +24,7 @@ from shiftaddvit_jax.validation import check_head
 
 OneImage = UInt8[np.ndarray, "height width 3"] | str | Path | bytes | BinaryIO | Image.Image
 MAX_BATCH = 32
+LARGE = 64 * 1024  # bytes of a variable from which on programs take it as an argument
 
 
 class Answer(NamedTuple):
@@ -137,7 +138,7 @@ class Classifier:
             part = inputs[first : first + self.max_batch]
             padding = min(1 << (len(part) - 1).bit_length(), self.max_batch) - len(part)
             padded = np.pad(part, [(0, padding), (0, 0), (0, 0), (0, 0)])
-            found.append(np.asarray(self._apply(self._inference_variables, padded))[: len(part)])
+            found.append(np.asarray(self._program(padded))[: len(part)])
         return np.concatenate(found)
 
     def rank(self, probabilities: Float[np.ndarray, "batch classes"], top_k: int = 5) -> list[list[Answer]]:
@@ -186,8 +187,22 @@ class Classifier:
         return inference_variables(self.model, self.variables, for_kernels=runs_on_kernels(self.model))
 
     @cached_property
-    def _apply(self) -> Any:
-        return jax.jit(self.source.program or self.model.apply)
+    def _program(self) -> partial:
+        """The jitted model, from inputs to logits, with small variables as its constants.
+
+        A call takes microseconds for each argument, and models have hundreds of small variables. Of large
+        constants each size of a batch would have a copy.
+        """
+        apply = self.source.program or self.model.apply
+        leaves, tree = jax.tree.flatten(self._inference_variables)
+        is_large = [leaf.nbytes >= LARGE for leaf in leaves]
+
+        def run(large, inputs):
+            given = iter(large)
+            variables = [next(given) if large else leaf for leaf, large in zip(leaves, is_large, strict=True)]
+            return apply(tree.unflatten(variables), inputs)
+
+        return partial(jax.jit(run), list(compress(leaves, is_large)))
 
 
 def from_pretrained(

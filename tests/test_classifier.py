@@ -17,6 +17,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 import shiftaddvit_jax as sav
 from shiftaddvit_jax.checkpoints import open_source
+from shiftaddvit_jax.classifier import LARGE
 from shiftaddvit_jax.models import Preprocessing
 
 NAMES = {0: "daisy", 1: "dandelion", 2: "rose [red]", 3: "sunflower", 4: "tulip", 5: "weed"}
@@ -150,13 +151,20 @@ def test_several_images_get_the_answers_of_each(classifier, photographs):
 def test_batches_are_padded_to_powers_of_two(classifier):
     inputs = np.random.default_rng(0).normal(size=(7, 32, 32, 3)).astype(np.float32)
     classifier.warm_up()
-    compiled = classifier._apply._cache_size()
+    compiled = classifier._program.func._cache_size()
     rows = np.concatenate([classifier.logits(inputs[index : index + 1]) for index in range(7)])
     np.testing.assert_allclose(classifier.logits(inputs), rows, atol=1e-5)
     for count in range(1, 8):
         assert classifier.logits(inputs[:count]).shape == (count, 3)
-    assert classifier._apply._cache_size() == compiled == 3
+    assert classifier._program.func._cache_size() == compiled == 3
     assert classifier.logits(inputs[:0]).shape == (0, 3)
+
+
+def test_a_program_takes_large_variables_and_the_rest_are_its_constants(classifier):
+    (taken,) = classifier._program.args
+    sizes = [leaf.nbytes for leaf in jax.tree.leaves(classifier.variables)]
+    assert min(leaf.nbytes for leaf in taken) >= LARGE > min(sizes)
+    assert len(taken) == sum(size >= LARGE for size in sizes)
 
 
 def test_another_model_has_the_same_pixels_and_classes(classifier):
