@@ -62,7 +62,7 @@ def inputs(preprocessing=PIXELS, count=COUNT):
 
 
 def logits(model, preprocessing=PIXELS):
-    return np.asarray(model.model.apply(model.variables, inputs(preprocessing)), np.float64)
+    return np.asarray(jax.jit(model.model.apply)(model.variables, inputs(preprocessing)), np.float64)
 
 
 VARIABLES = random_variables(MODEL)

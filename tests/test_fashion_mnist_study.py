@@ -4,6 +4,7 @@ import json
 import statistics
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ from shiftaddvit_jax import main
 from shiftaddvit_jax.checkpoints import load_model, open_source
 from shiftaddvit_jax.cli import build_parser
 from shiftaddvit_jax.files import write_json
+from shiftaddvit_jax.models.inspect import on_xla
 from studies.fashion_mnist import run as runs
 from studies.fashion_mnist.begin import begin
 from studies.fashion_mnist.report import RESULTS, summarize, with_tables
@@ -79,8 +81,9 @@ def test_what_the_package_has_is_where_rows_begin(ran, tmp_path):
     images = np.random.default_rng(0).normal(size=(2, 28, 28, 3)).astype(np.float32)
     shipped = open_source("fashion_mnist_nano_additive")
     model, variables, about = load_model(tmp_path / "hamming_linear-0" / "model")
-    expected = shipped.model.apply(shipped.variables, images)
-    np.testing.assert_allclose(model.apply(variables, images), expected, rtol=0, atol=2e-4)
+    expected = jax.jit(on_xla(shipped.model).apply)(shipped.variables, images)
+    found = jax.jit(on_xla(model).apply)(variables, images)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4)
     assert tuple(about["class_names"]) == shipped.class_names
 
 

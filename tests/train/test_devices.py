@@ -14,7 +14,7 @@ import pytest
 import shiftaddvit_jax as sav
 from shiftaddvit_jax.train.devices import check_batch_size, create_mesh, place_state, start_processes
 
-STEPS = 20
+STEPS = 8
 SETTINGS = {
     "data.batch_size": 8,
     "model.mlp": "moe,dense,dense,dense",
@@ -25,7 +25,7 @@ SETTINGS = {
     "train.steps": STEPS,
     "train.ema_decay": 0.9,
     "train.log_every": 1,
-    "train.checkpoint_every": 10,
+    "train.checkpoint_every": STEPS // 2,
     "train.keep_best": 0,
 }
 
@@ -106,7 +106,7 @@ def test_four_devices_with_parameters_split_in_two_train_as_one(four, one):
 def stopped_halfway(workdir, folder):
     """A copy of a run as it was when its first checkpoint was written."""
     copy = shutil.copytree(workdir, folder)
-    for name in ("model", "average", "checkpoints/20"):
+    for name in ("model", "average", f"checkpoints/{STEPS}"):
         shutil.rmtree(copy / name)
     return copy
 

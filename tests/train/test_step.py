@@ -101,7 +101,7 @@ def test_a_teacher_has_its_weight_of_the_loss():
     teacher = {"teacher": MODEL, "teacher_variables": variables(9)}
     recipe = Recipe(mixing=PLAIN, distillation="soft", distillation_weight=0.25, temperature=2.0)
     _, metrics = take(recipe, **teacher)
-    mine, its = (MODEL.apply(v, BATCH["image"]) / 2.0 for v in (variables(), variables(9)))
+    mine, its = (jax.jit(MODEL.apply)(v, BATCH["image"]) / 2.0 for v in (variables(), variables(9)))
     divergence = np.mean(
         np.sum(jax.nn.softmax(its) * (jax.nn.log_softmax(its) - jax.nn.log_softmax(mine)), 1)
     )
