@@ -100,7 +100,7 @@ def test_float_shift_layers_are_numpys_product(
         x,
         packed(weight, bits, bias),
     )
-    assert_near(y, x.astype(np.float64) @ weight + bias)
+    assert_near(y, x.astype(np.float64) @ weight + bias, np.abs(x) @ np.abs(weight))
 
 
 @SIZES
@@ -112,7 +112,7 @@ def test_dense_layers_are_numpys_product(run_kernel, tiled_target, inputs, outpu
     x = rng.normal(size=(rows, inputs)).astype(np.float32)
     kernel, bias, parameters = dense_parameters(rng, inputs, outputs)
     y = run(run_kernel, tiled_target, LinearDescription("dense", inputs, outputs), x, parameters)
-    assert_near(y, x.astype(np.float64) @ kernel + bias)
+    assert_near(y, x.astype(np.float64) @ kernel + bias, np.abs(x) @ np.abs(kernel))
 
 
 @SIZES
@@ -147,7 +147,9 @@ def test_mixtures_compute_each_row_with_its_expert(
     x = rng.normal(size=(rows, inputs)).astype(np.float32)
     linear, parameters, reference = mixture(rng, inputs, outputs, activations, (0.3, -0.2), precision)
     clear = is_clear(x)
-    assert_near(run(run_kernel, target, linear, x, parameters)[clear], reference(x)[clear])
+    products = np.abs(x).sum(axis=1, keepdims=True)  # hardly a weight is above 1
+    y = run(run_kernel, target, linear, x, parameters)
+    assert_near(y[clear], reference(x)[clear], products[clear])
 
 
 @pytest.mark.parametrize("activations", ["float", "int8"])
