@@ -123,12 +123,12 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     if step:
         logger.info("resuming at step %d of %d", step, run.config.train.steps)
     with closing(checkpoints):
-        state, history, best, totals = _train(run, state, step, checkpoints, workdir)
-    return _finish(run, state, history, best, totals, workdir)
+        state, history, best = _train(run, state, step, checkpoints, workdir)
+    return _finish(run, state, history, best, workdir)
 
 
 def _train(run, state, step, checkpoints, workdir):
-    """The state after the last step, what was logged, and what the steps of this call took."""
+    """The state after the last step, what was logged, and the best models."""
     settings, config = run.config.train, run.config
     key = jax.random.key(config.seed)
     schedule = run.schedule
@@ -191,7 +191,7 @@ def _train(run, state, step, checkpoints, workdir):
                 )
             pending = []
             pace.restart()
-    return state, history, best, pace.totals()
+    return state, history, best
 
 
 def _evaluated(run, state, best, step):
@@ -210,7 +210,7 @@ def _scores(run, found):
     return {name: found[name] for name in run.scores}
 
 
-def _finish(run, state, history, best, totals, workdir):
+def _finish(run, state, history, best, workdir):
     """Evaluate and save what was trained."""
     steps = run.config.train.steps
     metrics, average = _evaluated(run, state, best, steps)
@@ -219,7 +219,7 @@ def _finish(run, state, history, best, totals, workdir):
     if average is not None:
         save_whole_model(workdir / AVERAGE, run.model, state.averaged, {**about, first: average[first]})
         metrics["average"] = average
-    _write_summary(run, metrics, parameters, best, totals, workdir)
+    _write_summary(run, metrics, parameters, best, history, workdir)
     save_whole_model(workdir / MODEL, run.model, state.variables, {**about, first: metrics[first]})
     return {**metrics, "parameters": parameters, "history": history}
 
@@ -250,7 +250,6 @@ class _Pace:
 
     def __init__(self, batch_size, unit):
         self.batch_size, self.unit = batch_size, unit
-        self.steps, self.seconds, self.waited = 0, 0.0, 0.0  # of all intervals before
         self.restart()
 
     def restart(self):
@@ -264,22 +263,24 @@ class _Pace:
 
     def since(self, steps):
         seconds = time.perf_counter() - self._began
-        self.steps, self.seconds = self.steps + steps, self.seconds + seconds
-        self.waited += self._waited
         return {
             f"{self.unit}_per_second": steps * self.batch_size / seconds,
             "input_wait": self._waited / seconds,
         }
 
-    def totals(self):
-        if not self.steps:
-            return {}
-        seen = self.steps * self.batch_size
-        return {
-            "seconds": self.seconds,
-            f"{self.unit}_per_second": seen / self.seconds,
-            "input_wait": self.waited / self.seconds,
-        }
+
+def _totals(history, batch_size, unit):
+    """What all steps took by what was logged, those of earlier processes of the run too."""
+    if not history:
+        return {}
+    steps = np.diff([entry["step"] for entry in history], prepend=0)
+    seconds = steps * batch_size / np.array([entry[f"{unit}_per_second"] for entry in history])
+    waited = seconds @ [entry["input_wait"] for entry in history]
+    return {
+        "seconds": float(seconds.sum()),
+        f"{unit}_per_second": float(steps.sum() * batch_size / seconds.sum()),
+        "input_wait": float(waited / seconds.sum()),
+    }
 
 
 def _mean_metrics(pending, step):
@@ -295,7 +296,7 @@ def _mean_metrics(pending, step):
     return {name: float(np.mean([metrics[name] for metrics in pending])) for name in pending[0]}
 
 
-def _write_summary(run, metrics, parameters, best, totals, workdir):
+def _write_summary(run, metrics, parameters, best, history, workdir):
     """Write ``summary.json``: what `shiftaddvit compare` shows."""
     steps, config = run.config.train.steps, run.config
     seen = steps * config.data.batch_size
@@ -305,7 +306,7 @@ def _write_summary(run, metrics, parameters, best, totals, workdir):
         "steps": steps,
         run.unit: seen,
         "epochs": seen / len(run.dataset.train),
-        **totals,
+        **_totals(history, config.data.batch_size, run.unit),
         "parameters": parameters,
         "final": _scores(run, metrics),
         **({"ema": _scores(run, average)} if average else {}),

@@ -117,6 +117,8 @@ def test_a_longer_run_goes_on_and_a_shorter_one_says_how(run, tmp_path, caplog):
     assert "resuming at step 4 of 6" in caplog.text
     assert [entry["step"] for entry in metrics["history"]] == [2, 4, 6]
     assert json.loads((copy / "config.json").read_text())["train"]["steps"] == 6
+    seconds = sum(2 * 8 / entry["images_per_second"] for entry in metrics["history"])  # of both calls
+    assert read_summary(copy)["seconds"] == pytest.approx(seconds)
 
 
 def test_sigterm_saves_the_step_and_the_same_call_goes_on(run, tmp_path, monkeypatch, capsys):
