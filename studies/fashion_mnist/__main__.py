@@ -42,7 +42,7 @@ def main() -> int:
     report.add_argument("--docs", type=Path, default=Path("docs"), help="default: %(default)s")
     ship = commands.add_parser("ship", help="write three models of seed 0 into the package")
     ship.add_argument("--docs", type=Path, default=Path("docs"), help="default: %(default)s")
-    for command in (run, ship):
+    for command in (run, report, ship):
         command.add_argument(
             "--data", type=Path, default=DATA, help="the four IDX files (default: %(default)s)"
         )
@@ -76,7 +76,7 @@ def main() -> int:
     elif asked.command == "report":
         from studies.fashion_mnist.report import write_report
 
-        write_report(asked.workdir, asked.docs)
+        write_report(asked.workdir, asked.data, asked.docs)
     else:
         from studies.fashion_mnist.ship import ship as ship_models
 

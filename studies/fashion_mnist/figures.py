@@ -46,7 +46,8 @@ def plot_tradeoffs(rows: Rows, path: Path) -> Figure:
                 row[key], mean, deviation or 0, fmt="o", color=GROUP_COLORS[row["group"]], capsize=2
             )
             if name in NAMED:
-                panel.annotate(row["label"], (row[key], mean), (6, 5), textcoords="offset points", fontsize=8)
+                place = (6, -12 if name == "dense" else 5)  # beside `hamming_linear`
+                panel.annotate(row["label"], (row[key], mean), place, textcoords="offset points", fontsize=8)
         if front := pareto_front([(row[key], row["top1"][0]) for row in shown.values()]):
             panel.step(*zip(*front, strict=True), where="post", color="0.6", linewidth=1, zorder=0)
         panel.set_xlabel(label)
@@ -90,11 +91,10 @@ def plot_mixtures(rows: Rows, path: Path) -> Figure:
     return save_figure(figure, path)
 
 
-def draw_routing(workdir: Path, path: Path) -> Figure:
+def draw_routing(workdir: Path, data: Path, path: Path) -> Figure:
     """Which tokens of four test images the mixture's routers send to which expert."""
     subject = load_subject(BY_NAME["moe"].folder(workdir, 0))
-    assert subject.data is not None  # a run knows its data
-    examples = load_dataset(*subject.data).test
+    examples = load_dataset("idx", str(data)).test
     labels = list(examples.labels)
     chosen = [whole(examples.open(labels.index(label))) for label in SHOWN_CLASSES]
     pixels = [crop(image, subject.preprocessing) for image in chosen]

@@ -25,7 +25,7 @@ GROUPS = {
 Record = Mapping[str, Any]
 
 
-def write_report(workdir: Path, docs: Path) -> None:
+def write_report(workdir: Path, data: Path, docs: Path) -> None:
     """Write what the records of ``workdir`` say into ``docs``: the JSON, the page's tables, the pictures."""
     folders = [(row, path) for row in ROWS for path in sorted(workdir.glob(f"{row.name}-[0-9]*"))]
     records = [read_object(path / "record.json") for row, path in folders if (path / "record.json").exists()]
@@ -39,7 +39,7 @@ def write_report(workdir: Path, docs: Path) -> None:
     figures.plot_tradeoffs(rows, docs / "images" / "fashion_mnist_tradeoffs.png")
     figures.plot_mixtures(rows, docs / "images" / "fashion_mnist_mixtures.png")
     if record_file(workdir, BY_NAME["moe"], 0).exists():
-        figures.draw_routing(workdir, docs / "images" / "fashion_mnist_routing.png")
+        figures.draw_routing(workdir, data, docs / "images" / "fashion_mnist_routing.png")
 
 
 def summarize(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
