@@ -199,7 +199,7 @@ class Classifier:
 
         def run(large, inputs):
             given = iter(large)
-            variables = [next(given) if large else leaf for leaf, large in zip(leaves, is_large, strict=True)]
+            variables = [next(given) if taken else leaf for leaf, taken in zip(leaves, is_large, strict=True)]
             return apply(tree.unflatten(variables), inputs)
 
         return partial(jax.jit(run), list(compress(leaves, is_large)))

@@ -47,16 +47,8 @@ jaxtyping.install_import_hook([f"shiftaddvit_jax.{name}" for name in CHECKED], "
 from kernels_tvm.cpu import library, targets
 from shiftaddvit_jax.ops.implementation import custom_call
 
-# Each example may compile, so none has a deadline, and a busy machine may be slow to draw one; derandomized,
-# so that a run repeats the one before it.
-hypothesis.settings.register_profile(
-    "suite",
-    deadline=None,
-    suppress_health_check=[hypothesis.HealthCheck.too_slow],
-    derandomize=True,
-    max_examples=40,
-    database=None,
-)
+# Each example may compile, so none has a deadline; derandomized, so that a run repeats the one before it.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40, database=None)
 hypothesis.settings.load_profile("suite")
 
 IMPLEMENTATIONS = (None, "xla", "tvm")

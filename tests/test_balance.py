@@ -18,6 +18,20 @@ from shiftaddvit_jax.models import model_preprocessing
 from shiftaddvit_jax.nn.moe import routing_layers
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_routers_share_tokens_out_to_the_nearest(share):
+    model = create_model("pvt_v2_nano", mlp="moe", activations="int8", implementation="xla")
+    variables, images = random_variables(model), random_images((3, 32, 32, 3))
+    biases = router_biases(model, variables, images, share)
+    balanced = with_router_biases(variables, biases)
+    _, stats = jax.jit(partial(model.apply, mutable=["routing"]))(balanced, images)
+    layers = routing_layers(stats["routing"])
+    assert {f"{name}/router" for name in layers} == biases.keys()
+    for layer in layers.values():
+        tokens = float(layer["tokens"].sum())
+        assert layer["tokens"][1] == round(share * tokens)
+
+
 def test_a_layer_without_a_share_is_named():
     model = create_model("pvt_v2_nano", mlp="moe", implementation="xla")
     variables, images = random_variables(model), random_images((1, 32, 32, 3))

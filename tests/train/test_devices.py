@@ -14,7 +14,7 @@ import pytest
 import shiftaddvit_jax as sav
 from shiftaddvit_jax.train.devices import check_batch_size, create_mesh, place_state, start_processes
 
-STEPS = 8
+STEPS = 20
 SETTINGS = {
     "data.batch_size": 8,
     "model.mlp": "moe,dense,dense,dense",
