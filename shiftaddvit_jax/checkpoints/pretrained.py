@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from shiftaddvit_jax.checkpoints.architectures import check_architecture, foreign_feature
 from shiftaddvit_jax.checkpoints.configs import check_config
+from shiftaddvit_jax.checkpoints.find import find_weights
 from shiftaddvit_jax.checkpoints.layouts import (
     LAYOUTS,
     TRANSFORMERS,
@@ -27,7 +28,6 @@ from shiftaddvit_jax.checkpoints.layouts import (
     import_parameter,
 )
 from shiftaddvit_jax.checkpoints.weights import (
-    find_weights,
     first_line,
     of_other_kind,
     printable,

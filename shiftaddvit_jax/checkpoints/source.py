@@ -16,11 +16,12 @@ from shiftaddvit_jax.checkpoints.configs import (
     describe_transformers,
     imagenet_classes,
 )
+from shiftaddvit_jax.checkpoints.find import find_weights
 from shiftaddvit_jax.checkpoints.preprocessing import from_timm, from_transformers
 from shiftaddvit_jax.checkpoints.pretrained import import_weights, read_config, read_weights
 from shiftaddvit_jax.checkpoints.published import SHIPPED, shipped_models
 from shiftaddvit_jax.checkpoints.store import DESCRIPTION, load_model
-from shiftaddvit_jax.checkpoints.weights import find_weights, weight_files
+from shiftaddvit_jax.checkpoints.weights import weight_files
 from shiftaddvit_jax.models import Preprocessing, create_model, model_preprocessing
 from shiftaddvit_jax.models.registry import model_task
 

@@ -17,7 +17,8 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
-from shiftaddvit_jax.checkpoints.weights import find_weights, read_tensors, weight_files
+from shiftaddvit_jax.checkpoints.find import find_weights
+from shiftaddvit_jax.checkpoints.weights import read_tensors, weight_files
 
 TENSORS = {
     f"blocks.{index}.weight": np.random.default_rng(index).normal(size=(3, 4)).astype(np.float32)
