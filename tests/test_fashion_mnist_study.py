@@ -51,7 +51,7 @@ def ran(monkeypatch):
         done.append(f"{row.name}-{seed}")
         if row.name == "hamming_linear" and seed == 1:
             raise RuntimeError("no")
-        row.folder(workdir, seed).mkdir(parents=True)
+        (row.folder(workdir, seed) / "model").mkdir(parents=True, exist_ok=True)
         write_json(record_file(workdir, row, seed), {})
 
     monkeypatch.setattr(runs, "_run_task", run_task)
@@ -69,6 +69,16 @@ def test_what_is_done_does_not_run_again(ran, tmp_path):
     assert ran == ["dense-0", "hamming_linear-0", "shift-0"]
 
 
+def test_a_row_runs_again_where_its_model_is_gone_and_another_begins_with_it(ran, tmp_path):
+    run_rows(tmp_path, DATA, [BY_NAME["hamming_linear"]], [0], 1)
+    (BY_NAME["dense"].folder(tmp_path, 0) / "model").rmdir()
+    (BY_NAME["hamming_linear"].folder(tmp_path, 0) / "model").rmdir()
+    run_rows(tmp_path, DATA, [BY_NAME["hamming_linear"]], [0], 1)
+    assert ran == ["dense-0", "hamming_linear-0"]
+    run_rows(tmp_path, DATA, [BY_NAME["shift"]], [0], 1)
+    assert ran == 2 * ["dense-0", "hamming_linear-0"] + ["shift-0"]
+
+
 def test_what_fails_stops_only_what_begins_with_it(ran, tmp_path):
     assert run_rows(tmp_path, DATA, [BY_NAME["shift"]], [0, 1], 1) == ["hamming_linear-1", "shift-1"]
     assert ran == ["dense-0", "dense-1", "hamming_linear-0", "hamming_linear-1", "shift-0"]
@@ -76,7 +86,10 @@ def test_what_fails_stops_only_what_begins_with_it(ran, tmp_path):
 
 def test_what_the_package_has_is_where_rows_begin(ran, tmp_path):
     begin(tmp_path, ROOT / "docs")
-    assert run_rows(tmp_path, DATA, [BY_NAME["distilled"], BY_NAME["shift_3_bits"]], [0], 1) == []
+    rows = [BY_NAME["distilled"], BY_NAME["shift_3_bits"]]
+    for row in rows:
+        record_file(tmp_path, row, 0).unlink(missing_ok=True)
+    assert run_rows(tmp_path, DATA, rows, [0], 1) == []
     assert ran == ["distilled-0", "shift_3_bits-0"]
     images = np.random.default_rng(0).normal(size=(2, 28, 28, 3)).astype(np.float32)
     shipped = open_source("fashion_mnist_nano_additive")
@@ -110,6 +123,7 @@ FOUND = {
             for seed, top1 in enumerate((0.91, 0.93))
         ),
     ],
+    "held_out": [record("dense", 0, 0.95)],
 }
 
 

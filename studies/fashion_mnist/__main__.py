@@ -6,7 +6,8 @@
     python -m studies.fashion_mnist report              # tables and pictures of what is there
     python -m studies.fashion_mnist ship                # models for the package
 
-Hyperparameters were chosen on 5,000 images held out of training: ``run --held-out`` does the same.
+Hyperparameters were chosen on 5,000 images held out of training: ``run --held-out`` does the same, in a
+folder of its own in the workdir.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from shiftaddvit_jax.validation import check_choice
 from studies.fashion_mnist.data import hold_out
-from studies.fashion_mnist.rows import BY_NAME, ROWS
+from studies.fashion_mnist.rows import BY_NAME, HELD_OUT, ROWS, WORKDIR
 from studies.fashion_mnist.run import run_rows
 
 DATA = "/usr/share/datasets/fashion-mnist"
@@ -47,9 +48,7 @@ def main() -> int:
             "--data", type=Path, default=DATA, help="the four IDX files (default: %(default)s)"
         )
     for command in (begin, run, time, report, ship):
-        command.add_argument(
-            "--workdir", type=Path, default=Path("runs/fashion_mnist"), help="default: %(default)s"
-        )
+        command.add_argument("--workdir", type=Path, default=WORKDIR, help="default: %(default)s")
     asked = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("studies").setLevel(logging.INFO)
@@ -57,11 +56,12 @@ def main() -> int:
         names = list(filter(None, asked.rows.split(","))) or list(BY_NAME)
         for name in names:
             check_choice("row", name, tuple(BY_NAME))
-        data = asked.data
+        data, workdir = asked.data, asked.workdir
         if asked.held_out:
-            data = hold_out(data, asked.workdir / "data")
+            workdir = workdir / HELD_OUT
+            data = hold_out(data, workdir / "data")
         rows = [row for row in ROWS if row.name in names]
-        failed = run_rows(asked.workdir, data, rows, range(asked.seeds), asked.jobs)
+        failed = run_rows(workdir, data, rows, range(asked.seeds), asked.jobs)
         if failed:
             print(f"failed: {', '.join(failed)}", file=sys.stderr)
         return bool(failed)

@@ -6,7 +6,7 @@ from shiftaddvit_jax.checkpoints import describe_source, open_source, save_model
 from shiftaddvit_jax.files import read_object, write_json
 from shiftaddvit_jax.pack import unpack
 from studies.fashion_mnist.report import RESULTS
-from studies.fashion_mnist.rows import BY_NAME
+from studies.fashion_mnist.rows import BY_NAME, HELD_OUT
 from studies.fashion_mnist.run import record_file
 from studies.fashion_mnist.ship import MODELS
 
@@ -24,8 +24,10 @@ def begin(workdir: Path, docs: Path) -> None:
             variables = unpack(source.model, source.variables)
             folder.parent.mkdir(parents=True, exist_ok=True)
             save_model(folder, source.model, variables, describe_source(source))
-    for record in read_object(docs / RESULTS)["records"]:
-        file = record_file(workdir, BY_NAME[record["row"]], record["seed"])
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, record)
+    results = read_object(docs / RESULTS)
+    for folder, records in ((workdir, results["records"]), (workdir / HELD_OUT, results["held_out"])):
+        for record in records:
+            file = record_file(folder, BY_NAME[record["row"]], record["seed"])
+            if not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_json(file, record)

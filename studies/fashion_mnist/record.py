@@ -16,7 +16,7 @@ from shiftaddvit_jax.files import read_latencies, read_object, write_json
 from shiftaddvit_jax.models import Preprocessing
 from shiftaddvit_jax.nn.moe import aimed_shift_share
 from shiftaddvit_jax.train import evaluate
-from studies.fashion_mnist.rows import BY_NAME, LATENCIES, shown
+from studies.fashion_mnist.rows import BY_NAME, HELD_OUT, LATENCIES, WORKDIR, shown
 from studies.fashion_mnist.run import record_file
 
 
@@ -30,6 +30,10 @@ def make_record(name: str, seed: int, workdir: Path, data: Path) -> dict:
         model, variables, dataset.test, preprocessing=Preprocessing.from_dict(about["preprocessing"])
     )
     shares = scores["shift_share"]
+    shown_in, shown_data = WORKDIR, data
+    if data.parent == workdir:  # images held out
+        shown_in = WORKDIR / HELD_OUT
+        shown_data = shown_in / data.name
     costs = cost_report(model, variables, shift_share=shares or 0.0)
     summary = read_object(folder / "summary.json") if row.command == "train" else {}
     return {
@@ -37,7 +41,7 @@ def make_record(name: str, seed: int, workdir: Path, data: Path) -> dict:
         "label": row.label,
         "group": row.group,
         "seed": seed,
-        "command": shown(row.line(Path("runs/fashion_mnist"), data, seed)),
+        "command": shown(row.line(shown_in, shown_data, seed)),
         "images": int(scores["confusion"].sum()),
         "top1": scores["top1"],
         "loss": scores["loss"],

@@ -9,7 +9,7 @@ from typing import Any
 
 from shiftaddvit_jax.files import read_object, write_json
 from studies.fashion_mnist import figures
-from studies.fashion_mnist.rows import BY_NAME, ROWS
+from studies.fashion_mnist.rows import BY_NAME, HELD_OUT, ROWS
 from studies.fashion_mnist.run import record_file
 from studies.fashion_mnist.times import TIMES
 
@@ -27,10 +27,8 @@ Record = Mapping[str, Any]
 
 def write_report(workdir: Path, data: Path, docs: Path) -> None:
     """Write what the records of ``workdir`` say into ``docs``: the JSON, the page's tables, the pictures."""
-    folders = [(row, path) for row in ROWS for path in sorted(workdir.glob(f"{row.name}-[0-9]*"))]
-    records = [read_object(path / "record.json") for row, path in folders if (path / "record.json").exists()]
     times = read_object(workdir / TIMES) if (workdir / TIMES).exists() else {}
-    found = {"times": times, "records": records}
+    found = {"times": times, "records": _records(workdir), "held_out": _records(workdir / HELD_OUT)}
     (docs / RESULTS).parent.mkdir(exist_ok=True)
     write_json(docs / RESULTS, found)
     page = docs / PAGE
@@ -40,6 +38,12 @@ def write_report(workdir: Path, data: Path, docs: Path) -> None:
     figures.plot_mixtures(rows, docs / "images" / "fashion_mnist_mixtures.png")
     if record_file(workdir, BY_NAME["moe"], 0).exists():
         figures.draw_routing(workdir, data, docs / "images" / "fashion_mnist_routing.png")
+
+
+def _records(workdir):
+    """What is known of the rows that have run in ``workdir``, in their order."""
+    files = [file for row in ROWS for file in sorted(workdir.glob(f"{row.name}-[0-9]*/record.json"))]
+    return [read_object(file) for file in files]
 
 
 def summarize(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -76,6 +80,8 @@ def with_tables(page: str, found: Mapping[str, Any]) -> str:
     tables = {group: _table(rows, first) for group, first in _chosen(rows).items()}
     tables["commands"] = "\n".join(f"- {row['label']}:\n  `{row['command']}`" for row in rows.values())
     tables["cost"] = _cost(found["records"])
+    held_out = summarize({"times": {}, "records": found["held_out"]})
+    tables["held_out"] = _table(held_out, list(held_out))
 
     def replaced(match):
         return f"{match[1]}\n{tables.get(match[2], 'Nothing has run yet.')}\n{match[3]}"

@@ -38,7 +38,7 @@ def run_rows(workdir: Path, data: Path, rows: Sequence[Row], seeds: Sequence[int
     if not 1 <= jobs <= len(cores):
         raise ValueError(f"--jobs must be 1 to {len(cores)}, the cores there are, got {jobs}")
     workdir.mkdir(parents=True, exist_ok=True)
-    tasks = [task for task in _with_starts(rows, seeds) if not record_file(workdir, *task).exists()]
+    tasks = _undone(workdir, rows, seeds)
     if (
         any(LATENCIES in str((row.settings, row.options)) for row, _ in tasks)
         and not (workdir / LATENCIES).exists()
@@ -61,12 +61,11 @@ def run_rows(workdir: Path, data: Path, rows: Sequence[Row], seeds: Sequence[int
         while tasks or running:
             for task in list(tasks):
                 row, seed = task
-                if row.start and (BY_NAME[row.start], seed) in failed:
+                start = BY_NAME.get(row.start), seed
+                if start in failed:
                     failed.append(task)
                     tasks.remove(task)
-                elif len(running) < jobs and (
-                    not row.start or record_file(workdir, BY_NAME[row.start], seed).exists()
-                ):
+                elif len(running) < jobs and start not in (*tasks, *running.values()):
                     tasks.remove(task)
                     running[pool.submit(run, *task)] = task
             done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -76,6 +75,17 @@ def run_rows(workdir: Path, data: Path, rows: Sequence[Row], seeds: Sequence[int
                     logger.error("%s", error)
                     failed.append(task)
     return [f"{row.name}-{seed}" for row, seed in failed]
+
+
+def _undone(workdir, rows, seeds) -> list[Task]:
+    """Tasks without a record, or without the model that another of them begins with, in `ROWS`' order."""
+    tasks: list[Task] = []
+    for row, seed in reversed(_with_starts(rows, seeds)):
+        begins = any((row.name, seed) == (other.start, other_seed) for other, other_seed in tasks)
+        lacks_model = begins and not (row.folder(workdir, seed) / "model").exists()
+        if lacks_model or not record_file(workdir, row, seed).exists():
+            tasks.insert(0, (row, seed))
+    return tasks
 
 
 def _with_starts(rows, seeds) -> list[Task]:
