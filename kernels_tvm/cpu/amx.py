@@ -63,13 +63,16 @@ def float_product(x, count, panels, panel, columns: int, finish: Callable) -> No
                     for j in range(vectors):
                         _instruction("tdpbf16ps", 2 * i + j, 4 + i, 6 + j)
 
-    _blocks(count, columns, sums, compute, finish)
+    def start_sums(register, vector):
+        _instruction("tilezero", register)
+
+    _blocks(count, columns, sums, start_sums, compute, finish)
 
 
 def int8_product(x, count, panels, start, offset: Callable, columns: int, finish: Callable) -> None:
     """`products.int8_product` with the panel that begins at ``start``.
 
-    ``offset(vector)`` is added to the sums of a vector of the panel's columns.
+    The sums of a vector of the panel's columns begin with its ``offsets`` from ``offset(vector)`` on.
     """
     vectors = columns // LANES
     sums = scratch(2 * ROWS * columns, "int32")
@@ -86,13 +89,18 @@ def int8_product(x, count, panels, start, offset: Callable, columns: int, finish
                 for j in range(vectors):
                     _instruction("tdpbusd", 2 * i + j, 4 + i, 6 + j)
 
-    _blocks(count, columns, sums, compute, lambda row, j, value: finish(row, j, value + offset(j)))
+    def start_sums(register, vector):
+        # Without a stride, every row of the register is the same.
+        _load(register, panels.offsets, offset(vector), 0)
+
+    _blocks(count, columns, sums, start_sums, compute, finish)
 
 
-def _blocks(count, columns, sums, compute: Callable, finish: Callable) -> None:
+def _blocks(count, columns, sums, start_sums: Callable, compute: Callable, finish: Callable) -> None:
     """Emit the products of two registers of rows at a time, or of the last one, with up to 32 columns.
 
-    ``compute(first rows)`` takes the first row of each register of rows. It adds the products to the
+    ``start_sums(register, vector)`` writes into a register what the sums of a vector of the columns begin
+    with. ``compute(first rows)`` takes the first row of each register of rows. It adds the products to the
     registers 0 to 3, two for each register of rows.
     """
     vectors, rows = columns // LANES, _rows(count)
@@ -104,7 +112,7 @@ def _blocks(count, columns, sums, compute: Callable, finish: Callable) -> None:
             with condition(is_one):
                 registers = [(i, j) for i in range(len(present)) for j in range(vectors)]
                 for i, j in registers:
-                    _instruction("tilezero", 2 * i + j)
+                    start_sums(2 * i + j, j)
                 compute(present)
                 for i, j in registers:
                     address = T.address_of(sums[i * rows * columns + j * LANES])

@@ -280,7 +280,7 @@ def int8_product(
     """`float_product` for rows of int8 numbers and an int8 panel, with int32 sums."""
 
     def offset(vector):
-        return panels.offsets[lanes(panels.slot(panel) * panels.columns + vector * LANES)]
+        return panels.slot(panel) * panels.columns + vector * LANES
 
     start = T.bind(panels.start(panel))
     if target.dot == "amx":
@@ -291,7 +291,7 @@ def int8_product(
     def compute(first, rows, all_present):
         sums = local(rows * columns, "int32")
         for j in range(vectors):
-            value = T.bind(offset(j))
+            value = T.bind(panels.offsets[lanes(offset(j))])
             for i in range(rows):
                 T.buffer_store(sums, value, [lanes((i * vectors + j) * LANES)])
         with T.serial(0, panels.inputs // inputs) as group:
