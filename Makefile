@@ -15,7 +15,7 @@ help:
 	@echo "make docs    build docs/ into docs/_build/html"
 	@echo "make gpu-check   what only an NVIDIA GPU can show, with this machine's own JAX (8 minutes)"
 	@echo "make release-check   build the wheel and the sdist, look into them, install and run each (minutes)"
-	@echo "make kernels-wheel   compile the kernels of shipped models and the paper's, and build their wheel (half an hour)"
+	@echo "make kernels-wheel   compile the kernels of shipped models and the paper's, and build their wheel (a quarter of an hour)"
 
 setup: $(VENV)/.installed
 

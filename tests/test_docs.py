@@ -434,9 +434,10 @@ def test_every_script_finds_what_it_imports(script, monkeypatch):
     importlib.import_module(script)
 
 
-def test_the_table_of_rivals_is_that_of_the_runs(monkeypatch):
+@pytest.mark.parametrize("cpu", ["amx", "avx512_vnni"])
+def test_the_table_of_rivals_is_that_of_the_runs(cpu, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs")
     rivals = importlib.import_module("rivals")
-    runs = json.loads((ROOT / "docs" / "benchmarks" / "rivals_amx.json").read_text())["runs"]
+    runs = json.loads((ROOT / "docs" / "benchmarks" / f"rivals_{cpu}.json").read_text())["runs"]
     page = (ROOT / "docs" / "benchmarks.md").read_text()
-    assert f"<!-- table: rivals -->\n{rivals.table(runs)}\n<!-- end -->" in page
+    assert f"<!-- table: rivals {cpu} -->\n{rivals.table(runs)}\n<!-- end -->" in page
