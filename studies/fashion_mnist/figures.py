@@ -26,7 +26,7 @@ GROUP_LABELS = {
     "convert": "fitted without training",
     "int8": "int8 activations",
 }
-NAMED = ("dense", "hamming_linear", "shift", "moe", "moe_1_3", "shift_everywhere", "convert_shift")
+NAMED = ("dense", "hamming_linear", "shift", "shift_3_bits", "shift_everywhere", "moe")
 RATIOS = ("moe_none", "moe_1_3", "moe_1_1", "moe", "moe_measured")
 SHOWN_CLASSES = (0, 5, 8, 9)  # a shirt, a sandal, a bag, an ankle boot
 Rows = Mapping[str, Mapping[str, Any]]

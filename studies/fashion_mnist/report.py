@@ -79,7 +79,7 @@ def with_tables(page: str, found: Mapping[str, Any]) -> str:
     rows = summarize(found)
     tables = {group: _table(rows, first) for group, first in _chosen(rows).items()}
     tables["commands"] = "\n".join(f"- {row['label']}:\n  `{row['command']}`" for row in rows.values())
-    tables["cost"] = _cost(found["records"])
+    tables["cost"] = _cost([*found["records"], *found["held_out"]])
     held_out = summarize({"times": {}, "records": found["held_out"]})
     tables["held_out"] = _table(held_out, list(held_out))
 
