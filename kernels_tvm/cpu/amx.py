@@ -69,10 +69,10 @@ def float_product(x, count, panels, panel, columns: int, finish: Callable) -> No
     _blocks(count, columns, sums, start_sums, compute, finish)
 
 
-def int8_product(x, count, panels, start, offset: Callable, columns: int, finish: Callable) -> None:
+def int8_product(x, count, panels, start, offset, columns: int, finish: Callable) -> None:
     """`products.int8_product` with the panel that begins at ``start``.
 
-    The sums of a vector of the panel's columns begin with its ``offsets`` from ``offset(vector)`` on.
+    The sums of the panel's columns begin with ``panels.offsets`` from ``offset`` on.
     """
     vectors = columns // LANES
     sums = scratch(2 * ROWS * columns, "int32")
@@ -91,7 +91,7 @@ def int8_product(x, count, panels, start, offset: Callable, columns: int, finish
 
     def start_sums(register, vector):
         # Without a stride, every row of the register is the same.
-        _load(register, panels.offsets, offset(vector), 0)
+        _load(register, panels.offsets, offset + vector * LANES, 0)
 
     _blocks(count, columns, sums, start_sums, compute, finish)
 

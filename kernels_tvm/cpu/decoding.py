@@ -251,15 +251,16 @@ def quantize_row(target: Target, x, base, width: int, whole, offset, scale, slot
         T.buffer_store(whole, number, [lanes(offset + vector * LANES)])
 
 
-# What the third of four vectors has in excess, so that the upper bits of 1.5 * 2^23 in the first two,
-# 0x4B400000 and that shifted by 8, vanish from the sum.
+# What the third of `_as_bytes`' four vectors has in excess, so that the upper bits of 1.5 * 2^23 in the first
+# two, 0x4B400000 and that shifted by 8, vanish from the sum.
 _BYTES_SURPLUS = (-(0x4B400000 + (0x4B400000 << 8)) >> 16) % 2**16
 
 
 def _as_bytes(vectors):
     """The bytes in the lowest bits of four vectors, one vector after the other.
 
-    Each is shifted to a place of its own in the lanes of their sum, and a permutation puts all in order.
+    Each is shifted to a place of its own in the lanes of their sum, and a permutation puts all in order. The
+    bits above the lowest eight must be those of 1.5 * 2^23, in the third with `_BYTES_SURPLUS`.
     Where casting a vector takes two instructions of the unit that looks up tables, this is quicker.
     """
     first, second, third, fourth = vectors

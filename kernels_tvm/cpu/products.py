@@ -278,11 +278,7 @@ def int8_product(
     target: Target, x: Int8Rows, count, panels: Int8Panels, panel, columns: int, finish: Callable
 ) -> None:
     """`float_product` for rows of int8 numbers and an int8 panel, with int32 sums."""
-
-    def offset(vector):
-        return panels.slot(panel) * panels.columns + vector * LANES
-
-    start = T.bind(panels.start(panel))
+    offset, start = T.bind(panels.slot(panel) * panels.columns), T.bind(panels.start(panel))
     if target.dot == "amx":
         amx.int8_product(x, count, panels, start, offset, columns, finish)
         return
@@ -291,7 +287,7 @@ def int8_product(
     def compute(first, rows, all_present):
         sums = local(rows * columns, "int32")
         for j in range(vectors):
-            value = T.bind(panels.offsets[lanes(offset(j))])
+            value = T.bind(panels.offsets[lanes(offset + j * LANES)])
             for i in range(rows):
                 T.buffer_store(sums, value, [lanes((i * vectors + j) * LANES)])
         with T.serial(0, panels.inputs // inputs) as group:
