@@ -345,16 +345,19 @@ def _launch_shifts(linear, buffers, results):
 def _launch_quantization(target, linear, x, buffers, results):
     """Write rows as whole numbers from -127 to 127, and their scales.
 
-    scale = max |x| / 127, or 1 for a row of zeros; the numbers are x * (127 / max |x|), rounded to even.
+    scale = max |x| / 127, or 1 for a row of zeros; the numbers are x * (127 / max |x|), rounded to even. The
+    scale of a row that is not finite is not finite either.
     """
     whole = words_of(buffers["whole"], (results.limit, linear.width // 4))
     with launch(THREADS, T.ceildiv(results.limit, QUANTIZED_ROWS)) as (down, _, thread):
         rows = results.rows()
         row, lane = T.bind(thread // QUANTIZING), T.bind(thread % QUANTIZING)
         position = T.bind(down * QUANTIZED_ROWS + row)
-        peaks = shared((QUANTIZED_ROWS, QUANTIZING))
-        peak, four = registers(1), registers(4)
-        T.buffer_store(peak, T.float32(0), [0])
+        # The bits of magnitudes, read as whole numbers, have the same order, NaN above all; the maximum of
+        # floats loses NaN.
+        peaks = shared((QUANTIZED_ROWS, QUANTIZING), "int32")
+        largest, four = registers(1, "int32"), registers(4)
+        T.buffer_store(largest, T.int32(0), [0])
 
         def for_each_word(body):
             source = T.bind(rows[position])
@@ -365,16 +368,18 @@ def _launch_quantization(target, linear, x, buffers, results):
 
         def look(word):
             for i in range(4):
-                T.buffer_store(peak, T.max(peak[0], T.fabs(four[i])), [0])
+                magnitude = T.bitwise_and(T.reinterpret("int32", four[i]), 0x7FFFFFFF)
+                T.buffer_store(largest, T.max(largest[0], magnitude), [0])
 
         with when(position < rows.count):
             for_each_word(look)
-        T.buffer_store(peaks, peak[0], [row, lane])
+        T.buffer_store(peaks, largest[0], [row, lane])
         barrier()
         with T.unroll(0, QUANTIZING) as other:
-            T.buffer_store(peak, T.max(peak[0], peaks[row, other]), [0])
-        some = T.bind(peak[0] > T.float32(0))
-        inverse = T.bind(T.Select(some, T.float32(127) / T.max(peak[0], T.float32(1e-30)), T.float32(0)))
+            T.buffer_store(largest, T.max(largest[0], peaks[row, other]), [0])
+        peak = T.bind(T.reinterpret("float32", largest[0]))
+        some = T.bind(peak > T.float32(0))
+        inverse = T.bind(T.Select(some, T.float32(127) / T.max(peak, T.float32(1e-30)), T.float32(0)))
 
         def write(word):
             packed = T.int32(0)
@@ -386,7 +391,7 @@ def _launch_quantization(target, linear, x, buffers, results):
         with when(position < rows.count):
             for_each_word(write)
             with when(lane == 0):
-                scale = T.Select(some, peak[0] * T.float32(1 / 127), T.float32(1))
+                scale = T.Select(peak == T.float32(0), T.float32(1), peak * T.float32(1 / 127))
                 T.buffer_store(buffers["row_scale"], scale, [position])
 
 

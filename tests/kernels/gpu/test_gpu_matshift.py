@@ -73,6 +73,17 @@ def test_int8_layers_of_any_tokens_are_numpys_integers_times_their_scales(
 
 
 @INT8
+def test_an_int8_row_with_a_number_that_is_not_finite_stays_so(run_blocks, shifts, int8_mma):
+    rng = np.random.default_rng(0)
+    x, weight = whole_tokens(rng, 4, 67), powers(rng, 67, 19, octaves=7)
+    x[1, 5], x[2, 7] = np.nan, -np.inf
+    linear = LinearDescription("shift", 67, 19, 4, "int8", shifts)
+    y = run(run_blocks, linear, x, packed(weight, 4), int8_mma=int8_mma)
+    assert not np.isfinite(y[1:3]).any()
+    np.testing.assert_array_equal(y[[0, 3]], x[[0, 3]] @ weight)
+
+
+@INT8
 def test_a_bias_is_added_once(run_blocks, shifts, int8_mma):
     rng = np.random.default_rng(0)
     x, weight, bias = whole_tokens(rng, 5, 20), powers(rng, 20, 19, octaves=7), rng.normal(size=19)
