@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
+from shiftaddvit_jax.bench.rounds import describe_timing
 from shiftaddvit_jax.checkpoints import load_model
 from shiftaddvit_jax.command import print_table, program, table_console
 from shiftaddvit_jax.costs import count_operations, weight_bytes
@@ -66,7 +67,8 @@ def run_demo(workdir: str | Path, *, seed: int = 0, steps_scale: float = 1.0) ->
       The report: ``stages``, a list with each stage's ``name``, ``top1`` (a share), ``parameters``,
       ``packed_bytes``, ``shift_share`` (the share of tokens on shift experts, over all MoE layers; null
       without any), ``macs``, ``shifts`` and ``adds`` (for one image), ``kernels_ms`` (of one image, packed,
-      on the kernels; null where they do not run) and ``xla_ms`` (on XLA alone); and ``seconds``.
+      on the kernels; null where they do not run) and ``xla_ms`` (on XLA alone); ``seconds``, of the whole
+      demo; and ``machine`` and ``versions``, see `describe_timing`.
     """
     workdir = Path(workdir).absolute()
     start = time.perf_counter()
@@ -104,7 +106,8 @@ def run_demo(workdir: str | Path, *, seed: int = 0, steps_scale: float = 1.0) ->
     for index in range(10):
         example = dataset.test[index]
         Image.fromarray(example["image"]).save(samples / f"{index}-digit-{example['label']}.png")
-    report = {"seed": seed, "stages": stages, "seconds": time.perf_counter() - start}
+    seconds = time.perf_counter() - start
+    report = {**describe_timing(), "seed": seed, "stages": stages, "seconds": seconds}
     write_json(workdir / "report.json", report)
     return report
 
