@@ -205,6 +205,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "rivals amx": lambda: rivals.table(measured("rivals_amx")["runs"]),
     "rivals avx512_vnni": lambda: rivals.table(measured("rivals_avx512_vnni")["runs"]),
+    "rivals avx2": lambda: rivals.table(measured("rivals_avx2")["runs"]),
     "bounds amx": lambda: bounds("deit_small_kernels_amx", "pvt_tiny_kernels_amx"),
     "int8 avx2": int8_avx2,
     "bounds avx2": lambda: bounds("deit_tiny_kernels_avx2", "pvt_v2_b0_kernels_avx2"),
