@@ -29,14 +29,21 @@ def dynamic_int8(
 ) -> tuple[Float[Array, "*batch channels"], Float[Array, "..."]]:
     """Whole numbers in [-127, 127] and a scale, max |x| / 127 along ``axes``: ``x`` is about their product.
 
-    The numbers are x * (127 / max |x|), rounded to even as on every CPU. Zeros have the scale 1.
+    The numbers are x * (127 / max |x|), rounded to even as on every CPU. Zeros have the scale 1; where ``x``
+    is not finite, neither is the scale.
     With the channels as ``axes``, each token has a scale, of shape [..., 1].
     """
-    largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True)
+    largest = _largest_magnitude(x, axes)
     some = largest > 0
     inverse = jnp.where(some, 127 / jnp.where(some, largest, 1), 0).astype(x.dtype)
-    scale = jnp.where(some, largest * (1 / 127), 1).astype(x.dtype)
+    scale = jnp.where(largest == 0, 1, largest * (1 / 127)).astype(x.dtype)
     return jnp.clip(jnp.round(x * inverse), -127, 127), scale
+
+
+def _largest_magnitude(x, axes):
+    """The largest |x|, by the bits of magnitudes: XLA's maximum of floats loses most NaN on CPUs."""
+    bits = jax.lax.bitcast_convert_type(jnp.abs(x), jnp.dtype(f"int{8 * x.dtype.itemsize}"))
+    return jax.lax.bitcast_convert_type(jnp.max(bits, axis=axes, keepdims=True), x.dtype)
 
 
 def quantize_activations(

@@ -197,6 +197,16 @@ def test_dynamic_int8_of_zeros_is_zeros_with_the_scale_one():
     np.testing.assert_array_equal(scale, 1)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_dynamic_int8_of_a_row_that_is_not_finite_is_not_finite_either(value):
+    x = np.random.default_rng(0).normal(size=(2, 67, 67)).astype(np.float32)
+    x[1, range(67), range(67)] = value  # wherever in a row it is
+    whole, scale = jax.jit(dynamic_int8)(x)
+    assert np.isfinite(scale[0]).all()
+    assert not np.isfinite(scale[1]).any()
+    assert not np.isfinite(whole * scale)[1].any()
+
+
 @pytest.mark.parametrize("magnitude", [1e-40, 1e-30, 3e38])
 def test_int8_survives_extreme_magnitudes(magnitude):
     x = np.float32([[magnitude, -magnitude, 0]])

@@ -53,6 +53,26 @@ def test_convolutions_in_bfloat16_are_those_of_the_nearest_numbers():
     np.testing.assert_allclose(y, np.einsum("bhwcij,ijco->bhwo", windows, rounded(weight)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_int8_products_of_a_row_that_is_not_finite_are_not_finite(value):
+    rng = np.random.default_rng(0)
+    x, weight = between_two(rng, 3, 67), between_two(rng, 67, 3)
+    x[1, 5] = value
+    y = jax.jit(dot, static_argnums=2)(x, weight, "int8")
+    np.testing.assert_array_equal(np.isfinite(y).all(axis=1), [True, False, True])
+    assert not np.isfinite(y[1]).any()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_int8_convolutions_of_an_image_that_is_not_finite_are_not_finite(value):
+    rng = np.random.default_rng(0)
+    x, weight = between_two(rng, 2, 9, 7, 5), between_two(rng, 3, 3, 5, 4)
+    x[1, 4, 4, 0] = value
+    finite = np.isfinite(jax.jit(conv, static_argnums=2)(x, weight, "int8"))
+    assert finite[0].all()
+    assert not finite[1].all()
+
+
 def test_gradients_are_those_of_the_product_of_the_nearest_numbers():
     rng = np.random.default_rng(0)
     x, weight = between_two(rng, 5, 67), between_two(rng, 67, 3)
