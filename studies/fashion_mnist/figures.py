@@ -75,7 +75,11 @@ def plot_mixtures(rows: Rows, path: Path) -> Figure:
         accuracy.errorbar(
             row["share"], row["top1"][0], row["top1"][1] or 0, fmt="o", color=COLORS[0], capsize=2
         )
-        accuracy.annotate(label, (row["share"], row["top1"][0]), (6, 5), textcoords="offset points")
+        place = (-8 if row["aim"] is not None else 8, 0)  # along its bar: bars stand close together
+        accuracy.annotate(
+            label, (row["share"], row["top1"][0]), place, textcoords="offset points",
+            rotation=90, ha="center", va="center",
+        )  # fmt: skip
     for name, share, label in (("hamming_linear", 0, "multiplications"), ("shift", 100, "shifts alone")):
         if name in rows:
             mean, deviation = rows[name]["top1"]
