@@ -5,10 +5,12 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import rivals
+
+from studies.pages import fill_tables, markdown
 
 DOCS = Path(__file__).parent
 PAGES = DOCS / "benchmarks.md", DOCS.parent / "README.md"
@@ -30,12 +32,6 @@ STAGES = {
 def measured(name: str) -> dict:
     """What a command wrote to ``docs/benchmarks/``."""
     return json.loads((DOCS / "benchmarks" / f"{name}.json").read_text())
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table with these columns."""
-    lines = [f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in (head, *rows)]
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
 def percent(share: float, digits: int = 0) -> str:
@@ -218,8 +214,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def with_tables(page: str) -> str:
     """``page`` with its tables, which stand between marks, written anew."""
-    found = re.compile(r"(<!-- table: ([\w ]+) -->)\n.*?(<!-- end -->)", re.DOTALL)
-    return found.sub(lambda match: f"{match[1]}\n{TABLES[match[2]]()}\n{match[3]}", page)
+    return fill_tables(page, {name: table() for name, table in TABLES.items()})
 
 
 def main():

@@ -4,15 +4,14 @@ Figures in them are computed here, and printed. `tests/test_docs.py` holds the p
 `tests/nn/test_moe.py` routers that are trained on the balancing loss alone.
 """
 
-import json
 import math
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from benchmark_tables import measured
 from figures import BLUE, GREEN, GREY, INK, ORANGE, write
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -31,7 +30,7 @@ ATTENTIONS = ("msa", "sra", "linear", "hamming_quadratic", "hamming_linear")
 WEIGHT_SHAPE = 768, 768
 TRAINED_RATIOS, SEEDS = (1.0, 1.5, 2.0, 3.0, 4.0), 3
 # What `shiftaddvit measure-latency pvt_v2_b0 --attention hamming_linear --mlp moe --activations int8` wrote.
-MEASURED = Path(__file__).parent / "benchmarks" / "latencies_pvt_v2_b0_amx.json"
+MEASURED = "latencies_pvt_v2_b0_amx"
 
 
 def attention_operations() -> dict[str, Operations]:
@@ -49,9 +48,8 @@ def attention_operations() -> dict[str, Operations]:
 
 def measured_ratios() -> list[float]:
     """How many times as long PVTv2-B0's dense experts take as its shift experts, layer by layer."""
-    return [
-        layer["latencies"][0] / layer["latencies"][1] for layer in json.loads(MEASURED.read_text())["layers"]
-    ]
+    latencies = [layer["latencies"] for layer in measured(MEASURED)["layers"]]
+    return [dense / shift for dense, shift in latencies]
 
 
 def draw_matrix(axes: Axes, left: float, middle: float, cells: np.ndarray, color: str, name: str) -> float:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from shiftaddvit_jax.files import read_object, write_json
 from shiftaddvit_jax.validation import check_choice
+from studies.pages import markdown
 
 FORMATS = {
     "shift": ("--mlp", "shift", "--projections", "shift"),
@@ -56,15 +57,13 @@ def table(runs):
     for run in runs:
         key = run["model"], run["image_size"] or 224, run["batch"], run["format"]
         cells.setdefault(key, []).append(run)
-    lines = [
-        "| model | pixels | batch | format | runs | ms | best rival, `sra` | best rival, `msa` |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = ("model", "pixels", "batch", "format", "runs", "ms", "best rival, `sra`", "best rival, `msa`")
+    rows = []
     for key, found in sorted(cells.items()):
         best = [_best([run["best_rivals"].get(kind) for run in found], kind) for kind in ("sra", "msa")]
         milliseconds = f"{statistics.median(run['ms'] for run in found):.2f}"
-        lines.append(f"| {' | '.join(map(str, (*key, len(found), milliseconds, *best)))} |")
-    return "\n".join(lines)
+        rows.append([str(cell) for cell in (*key, len(found), milliseconds, *best)])
+    return markdown(head, rows)
 
 
 def _best(rivals, attention):

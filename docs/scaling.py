@@ -9,13 +9,14 @@ import argparse
 from pathlib import Path
 
 import shiftaddvit_jax as sav
+from shiftaddvit_jax.bench.models import SECONDS_A_TURN
 from shiftaddvit_jax.bench.rounds import Contestant, available_threads, describe_timing, time_contestants
 from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.models import model_arguments
 
 FORMAT = {"mlp": "shift", "projections": "shift", "activations": "int8", "precision": "int8"}
 SIZES = {"one image": (1, 224), "8 images": (8, 224), "one image of 448 pixels": (1, 448)}  # batch, pixels
-SECONDS_A_TURN = 0.4
+KEPT = "name", "runs", "median_ms", "p10_ms", "p90_ms", "reference", "ratio"
 
 
 def contestants(name: str) -> list[Contestant]:
@@ -42,7 +43,7 @@ def main():
     rows = []
     for model in asked.models:
         for row in time_contestants(contestants(model), available_threads(), asked.rounds, SECONDS_A_TURN):
-            rows.append({key: value for key, value in row.items() if key != "task"})
+            rows.append({key: row[key] for key in KEPT})
             print(f"{row['name']}: {row['median_ms']:.2f} ms, {row['ratio']:.2f} times one image's")
     write_json(asked.output, {**describe_timing(), "rounds": asked.rounds, "rows": rows})
 

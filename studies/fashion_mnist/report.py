@@ -1,6 +1,5 @@
 """Tables and pictures of the study from the records of its runs."""
 
-import re
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from studies.fashion_mnist import figures
 from studies.fashion_mnist.rows import BY_NAME, HELD_OUT, ROWS
 from studies.fashion_mnist.run import record_file
 from studies.fashion_mnist.times import TIMES
+from studies.pages import fill_tables, markdown
 
 RESULTS = "results/fashion_mnist.json"
 PAGE = "results.md"
@@ -82,11 +82,7 @@ def with_tables(page: str, found: Mapping[str, Any]) -> str:
     tables["cost"] = _cost([*found["records"], *found["held_out"]])
     held_out = summarize({"times": {}, "records": found["held_out"]})
     tables["held_out"] = _table(held_out, list(held_out))
-
-    def replaced(match):
-        return f"{match[1]}\n{tables.get(match[2], 'Nothing has run yet.')}\n{match[3]}"
-
-    return re.sub(r"(<!-- table: (\w+) -->)\n.*?(<!-- end -->)", replaced, page, flags=re.DOTALL)
+    return fill_tables(page, tables)
 
 
 def _chosen(rows):
@@ -103,7 +99,7 @@ def _table(rows, names: Sequence[str]) -> str:
         "model", "seeds", "top-1 (%)", "to dense", "loss", "tokens on shift: wanted, got (%)", "packed (kB)",
         "energy (uJ)", "ms",
     )  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
+    lines = []
     for name in names:
         row = rows[name]
         share = "-"
@@ -121,8 +117,8 @@ def _table(rows, names: Sequence[str]) -> str:
             f"{row['energy_uj']:.1f}",
             "-" if row["ms"] is None else f"{row['ms']:.3f}",
         )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown(head, lines, column="--:")
 
 
 def _cost(records: Sequence[Record]) -> str:
