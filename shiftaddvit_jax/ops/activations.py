@@ -41,9 +41,9 @@ def dynamic_int8(
 
 
 def _largest_magnitude(x, axes):
-    """The largest |x|, by the bits of magnitudes: XLA's maximum of floats loses most NaN on CPUs."""
-    bits = jax.lax.bitcast_convert_type(jnp.abs(x), jnp.dtype(f"int{8 * x.dtype.itemsize}"))
-    return jax.lax.bitcast_convert_type(jnp.max(bits, axis=axes, keepdims=True), x.dtype)
+    """The largest |x|, infinity where any is NaN, which XLA's maximum of floats loses on CPUs."""
+    magnitudes = jnp.where(jnp.isnan(x), jnp.inf, jnp.abs(x))
+    return jnp.max(magnitudes, axis=axes, keepdims=True)
 
 
 def quantize_activations(

@@ -15,7 +15,7 @@ from shiftaddvit_jax.checkpoints.to_onnx.nodes import Node
 from shiftaddvit_jax.checkpoints.to_onnx.trace import trace
 from shiftaddvit_jax.checkpoints.to_onnx.translations import translate
 from shiftaddvit_jax.models.variables import example_batch, variable_shapes
-from shiftaddvit_jax.ops import two_powers_of_two
+from shiftaddvit_jax.ops import quantize_activations, two_powers_of_two
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -130,6 +130,21 @@ def test_logits_of_shifts_and_additions_are_those_of_jax(tmp_path, arguments):
     model, variables = export(tmp_path / "model.onnx", "pvt_v2_nano", **arguments)
     atol = 1e-3 if model.primitives.activations == "int8" else 1e-4
     check_logits(tmp_path / "model.onnx", model, variables, arguments.get("batch"), atol)
+
+
+@pytest.mark.parametrize("run", RUNTIMES)
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [0, 7, 18])
+def test_int8_rows_that_are_not_finite_stay_so(tmp_path, place, odd, run):
+    rows = np.random.default_rng(0).standard_normal((2, 19), np.float32)
+    rows[0, place] = odd
+    quantize = partial(quantize_activations, activations="int8")
+    images = Node("Input", (), rows.shape, {"dtype": rows.dtype})
+    output = translate(trace(quantize, jax.ShapeDtypeStruct(rows.shape, rows.dtype)), [images])
+    onnx.save(save._serialize(onnx, {"images": images}, "logits", output, "rows"), tmp_path / "rows.onnx")
+    found = run(tmp_path / "rows.onnx", rows)
+    assert not np.isfinite(found[0]).any()
+    np.testing.assert_allclose(found[1], rows[1], atol=np.abs(rows[1]).max() / 254)
 
 
 def initializers(path):

@@ -192,6 +192,7 @@ _BUILT_ELEMENTWISE = {
     "clamp": lambda expression, low, x, high: elementwise("Min", elementwise("Max", x, low), high),
     "convert_element_type": _convert,
     "integer_pow": _power,
+    "ne": lambda expression, *numbers: elementwise("Not", elementwise("Equal", *numbers)),
     "round": _round,
     "rsqrt": lambda expression, x: elementwise("Reciprocal", elementwise("Sqrt", x)),
     "select_n": _select,
