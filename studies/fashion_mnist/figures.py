@@ -26,7 +26,15 @@ GROUP_LABELS = {
     "convert": "fitted without training",
     "int8": "int8 activations",
 }
-NAMED = ("dense", "hamming_linear", "shift", "shift_3_bits", "shift_everywhere", "moe")
+# Where names stand from their points, in typographic points: above or below the crowd.
+NAMED = {
+    "dense": (10, -105),
+    "hamming_linear": (5, 60),
+    "shift": (0, 75),
+    "shift_3_bits": (65, 0),
+    "shift_everywhere": (0, -50),
+    "moe": (40, -90),
+}
 RATIOS = ("moe_none", "moe_1_3", "moe_1_1", "moe", "moe_measured")
 SHOWN_CLASSES = (0, 5, 8, 9)  # a shirt, a sandal, a bag, an ankle boot
 Rows = Mapping[str, Mapping[str, Any]]
@@ -42,17 +50,19 @@ def plot_tradeoffs(rows: Rows, path: Path) -> Figure:
         shown = {name: row for name, row in rows.items() if row[key] is not None}
         for name, row in shown.items():
             mean, deviation = row["top1"]
-            panel.errorbar(
-                row[key], mean, deviation or 0, fmt="o", color=GROUP_COLORS[row["group"]], capsize=2
-            )
+            color = GROUP_COLORS[row["group"]]
+            panel.errorbar(row[key], mean, deviation or 0, fmt="none", color=color, capsize=2, alpha=0.35)
+            panel.scatter(row[key], mean, color=color, zorder=2.5)
             if name in NAMED:
-                place = (6, -12 if name == "dense" else 5)  # beside `hamming_linear`
-                panel.annotate(row["label"], (row[key], mean), place, textcoords="offset points", fontsize=8)
+                panel.annotate(
+                    row["label"], (row[key], mean), NAMED[name], textcoords="offset points", ha="center",
+                    fontsize=8, zorder=3, arrowprops={"arrowstyle": "-", "linewidth": 0.5},
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+                )  # fmt: skip
         if front := pareto_front([(row[key], row["top1"][0]) for row in shown.values()]):
             panel.step(*zip(*front, strict=True), where="post", color="0.6", linewidth=1, zorder=0)
         panel.set_xlabel(label)
-        panel.set_xlim(0, 1.4 * max(row[key] for row in shown.values()))  # with room for names
-        panel.margins(y=0.1)
+        panel.margins(0.2, 0.15)  # with room for names
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("top-1 on the test images (%)")
     for group in dict.fromkeys(row["group"] for row in rows.values()):
