@@ -14,6 +14,7 @@ from shiftaddvit_jax.cli import build_parser
 from shiftaddvit_jax.files import write_json
 from shiftaddvit_jax.models.inspect import on_xla
 from studies.fashion_mnist import run as runs
+from studies.fashion_mnist.__main__ import main as study
 from studies.fashion_mnist.begin import begin
 from studies.fashion_mnist.report import RESULTS, summarize, with_tables
 from studies.fashion_mnist.rows import BY_NAME, LATENCIES, ROWS
@@ -103,6 +104,24 @@ def test_what_the_package_has_is_where_rows_begin(ran, tmp_path):
 def test_more_jobs_than_cores_are_refused(tmp_path):
     with pytest.raises(ValueError, match="--jobs must be 1 to"):
         run_rows(tmp_path, DATA, [BY_NAME["dense"]], [0], 10**6)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("run --rows nosuch", "unknown row 'nosuch'"),
+        ("run --seeds 0", "--seeds must be at least 1, got 0"),
+        ("run --data nosuch", "no folder nosuch"),
+        ("report", "no results in "),
+        ("time", "no model of seed 0 in "),
+    ],
+)
+def test_an_error_is_one_line(line, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert study([*line.split(), "--workdir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"python -m studies.fashion_mnist: error: {message}")
+    assert error.count("\n") == 1
 
 
 def record(row, seed, top1, **others):

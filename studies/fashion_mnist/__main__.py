@@ -13,22 +13,34 @@ folder of its own in the workdir.
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from shiftaddvit_jax.command import run_command
 from shiftaddvit_jax.validation import check_choice
 from studies.fashion_mnist.data import hold_out
 from studies.fashion_mnist.rows import BY_NAME, HELD_OUT, ROWS, WORKDIR
 from studies.fashion_mnist.run import run_rows
 
 DATA = "/usr/share/datasets/fashion-mnist"
+PROGRAM = "python -m studies.fashion_mnist"
 
 
-def main() -> int:
-    """What the command line asks for; 1 if some of it failed."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """What the command line asks for; 1 if some rows failed, 2 after an error."""
+    asked = _parse(argv)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("studies").setLevel(logging.INFO)
+    failed: list[str] = []
+    code = run_command(PROGRAM, lambda: failed.extend(_run(asked)))
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return code or bool(failed)
+
+
+def _parse(argv) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        "python -m studies.fashion_mnist",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     begin = commands.add_parser("begin", help="put what docs/ and the package have into the workdir")
@@ -49,22 +61,13 @@ def main() -> int:
         )
     for command in (begin, run, time, report, ship):
         command.add_argument("--workdir", type=Path, default=WORKDIR, help="default: %(default)s")
-    asked = parser.parse_args()
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("studies").setLevel(logging.INFO)
+    return parser.parse_args(argv)
+
+
+def _run(asked) -> list[str]:
+    """Do what was asked for; the names of the rows that failed."""
     if asked.command == "run":
-        names = list(filter(None, asked.rows.split(","))) or list(BY_NAME)
-        for name in names:
-            check_choice("row", name, tuple(BY_NAME))
-        data, workdir = asked.data, asked.workdir
-        if asked.held_out:
-            workdir = workdir / HELD_OUT
-            data = hold_out(data, workdir / "data")
-        rows = [row for row in ROWS if row.name in names]
-        failed = run_rows(workdir, data, rows, range(asked.seeds), asked.jobs)
-        if failed:
-            print(f"failed: {', '.join(failed)}", file=sys.stderr)
-        return bool(failed)
+        return _run_rows(asked)
     if asked.command == "begin":
         from studies.fashion_mnist.begin import begin as begin_with
 
@@ -81,7 +84,25 @@ def main() -> int:
         from studies.fashion_mnist.ship import ship as ship_models
 
         ship_models(asked.workdir, asked.data, asked.docs)
-    return 0
+    return []
+
+
+def _run_rows(asked):
+    names = list(filter(None, asked.rows.split(","))) or list(BY_NAME)
+    for name in names:
+        check_choice("row", name, tuple(BY_NAME))
+    if asked.seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {asked.seeds}")
+    data, workdir = asked.data, asked.workdir
+    if not data.is_dir():
+        raise ValueError(
+            f"no folder {data}; install Debian's package dataset-fashion-mnist, or name one by --data"
+        )
+    if asked.held_out:
+        workdir = workdir / HELD_OUT
+        data = hold_out(data, workdir / "data")
+    rows = [row for row in ROWS if row.name in names]
+    return run_rows(workdir, data, rows, range(asked.seeds), asked.jobs)
 
 
 if __name__ == "__main__":

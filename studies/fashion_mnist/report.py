@@ -26,9 +26,15 @@ Record = Mapping[str, Any]
 
 
 def write_report(workdir: Path, data: Path, docs: Path) -> None:
-    """Write what the records of ``workdir`` say into ``docs``: the JSON, the page's tables, the pictures."""
+    """Write what the records of ``workdir`` say into ``docs``: the JSON, the page's tables, the pictures.
+
+    Raises:
+      ValueError: no records in ``workdir``; what ``docs`` say stays.
+    """
     times = read_object(workdir / TIMES) if (workdir / TIMES).exists() else {}
     found = {"times": times, "records": _records(workdir), "held_out": _records(workdir / HELD_OUT)}
+    if not found["records"]:
+        raise ValueError(f"no results in {workdir}: `run` makes them, `begin` takes those that are there")
     (docs / RESULTS).parent.mkdir(exist_ok=True)
     write_json(docs / RESULTS, found)
     page = docs / PAGE
